@@ -1,0 +1,32 @@
+"""A real small model on real prompts: SmolLM2-135M-Instruct with LoRA, harmless against helpful, hh-rlhf's prompts.
+
+    bash launch/fetch_smollm2.sh
+    python -m meal_jax.main --config=configs/assistant_small.py --config.data.path=DIRECTORY_OF_HH_RLHF \
+        --workdir=runs/assistant_small
+
+Rewards are the heads shipped in meal_jax/rewards/heads (its card says what they are worth).
+"""
+
+from meal_jax import config as base
+
+
+def get_config():
+    c = base.default()
+    c.task = "assistant"
+    c.objectives = ("harmless", "helpful")
+    c.steps = 60
+    c.batch_size = 8
+    c.meal.candidates = 4
+    c.sampling.max_new = 32  # the heads were fitted on answers cut to as many tokens
+    c.policy.source = "weights/SmolLM2-135M-Instruct"
+    c.policy.lora_rank = 16
+    c.policy.chunk = 16  # logits over 49,152 tokens are what fills the memory
+    c.optim.lr = 1e-3
+    c.optim.warmup = 10
+    c.data.path = "data/hh_rlhf"  # holds harmless-base and helpful-base
+    c.data.prompt_length = 64  # longer prompts are left out; about a third of hh-rlhf's fit
+    c.eval.prompts = 64
+    c.eval.batch_size = 8
+    c.eval.every = 1_000_000  # before and after only: an evaluation costs as much as a dozen steps
+    c.checkpoint.every = 20
+    return c

@@ -1,0 +1,36 @@
+"""Reward heads for configs/assistant_small.py: harmless and helpful, on SmolLM2-135M-Instruct's hidden states.
+
+    python -m meal_jax.rewards.train --config=configs/reward_small.py --config.data.path=DIRECTORY_OF_HH_RLHF
+
+Needs the weights (bash launch/fetch_smollm2.sh) and hh-rlhf's directories harmless-base and helpful-base. About 2,100
+pairs (the `test` files alone); a quarter of an hour on 2 CPU cores, 3 GB of memory.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    c = ml_collections.ConfigDict()
+    c.source = "weights/SmolLM2-135M-Instruct"  # Hugging Face directory or hub id of the frozen base
+    c.base_name = "SmolLM2-135M-Instruct"  # what the heads file calls it
+    c.out = "runs/reward_small/heads.safetensors"  # heads; the card is written beside them
+    c.cache = ""  # .npz file to keep the hidden states in, and to read them from when nothing else changed; "" = none
+    c.features = "last+mean"  # what heads read: last, or last+mean over the answer
+    c.batch_size = 8  # pairs at a time
+    c.l2 = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)  # strengths of the penalty to choose from
+    c.folds = 5  # of the cross-validation that chooses
+    c.command = "python -m meal_jax.rewards.train --config=configs/reward_small.py"  # for the card
+
+    c.objectives = ml_collections.ConfigDict()  # name of each head: directory of its pairs
+    c.objectives.harmless = "harmless-base"
+    c.objectives.helpful = "helpful-base"
+
+    c.data = d = ml_collections.ConfigDict()
+    d.path = "data/hh_rlhf"  # where those directories are
+    d.name = "Anthropic hh-rlhf"  # for the card
+    d.licence = "MIT"  # for the card
+    d.system = ""  # system message; must be the policy's
+    d.prompt_length = 96  # tokens; pairs with a longer prompt are left out
+    d.max_new = 32  # tokens an answer is cut to: as many as the policy writes
+    d.pairs = 0  # at most so many of each objective, the first; 0 = all
+    return c

@@ -1,0 +1,18 @@
+"""Static targets: every response is judged under the preference it was asked for, and nothing reshapes that.
+
+Meal with λ = 0 and no weight-net: same rollouts, same number of policy updates. With one objective it is RAFT
+(arXiv 2304.06767) with soft acceptance.
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+
+def configure(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The static method's version of a configuration."""
+    c = ml_collections.ConfigDict(config)
+    c.meal.net = False
+    c.meal.adapt = False
+    c.meal.lam = 0.0
+    return c

@@ -1,0 +1,107 @@
+"""From a configuration to what a run holds fixed: the benchmark, the modules, the optimizers and the parameters.
+
+Letters: K objectives, S prompt tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+import meal_jax.tasks
+from meal_jax.meal.step import Frozen, MealConfig, Setup
+from meal_jax.meal.weight_net import WeightNet
+from meal_jax.models import lora
+from meal_jax.models.policy import Policy
+from meal_jax.rollout.sampling import Sampling
+from meal_jax.tasks.task import Task
+
+PyTree = Any
+
+
+def build_task(config: ml_collections.ConfigDict) -> Task:
+    """Loads the benchmark `config.task`, a module of `meal_jax.tasks` with a function `build`.
+
+    Raises:
+      ValueError: there is no such benchmark, or it and the configuration disagree on the objectives or the batch.
+    """
+    known = sorted(m.name for m in pkgutil.iter_modules(meal_jax.tasks.__path__) if m.name != "task")
+    if config.task not in known:
+        raise ValueError(f"config.task={config.task!r} is not one of {', '.join(known)}.")
+    task = importlib.import_module(f"meal_jax.tasks.{config.task}").build(config)
+    k = len(config.objectives)
+    if not len(task.objectives) == task.conditioning.objectives == len(task.reference) == k:
+        raise ValueError(
+            f"config.objectives names {k} rewards {tuple(config.objectives)}, but the benchmark {task.name!r} gives "
+            f"{len(task.objectives)} {task.objectives}, conditions on {task.conditioning.objectives} and measures the "
+            f"hypervolume from a point of {len(task.reference)}."
+        )
+    for split, prompts, wanted in (("training", task.train, config.batch_size), ("test", task.test, 1)):
+        if len(prompts.id) < wanted:
+            raise ValueError(f"{task.name}: {len(prompts.id)} {split} prompts are fewer than the {wanted} needed.")
+    return task
+
+
+def build_setup(config: ml_collections.ConfigDict, task: Task) -> Setup:
+    """The modules, optimizers and rules that the step closes over."""
+    policy = Policy(task.transformer, task.conditioning)
+    plain = dataclasses.replace(task.conditioning, kind="none")
+    reads_base = task.reward_reads_base or config.meal.beta > 0
+    fields = {f.name for f in dataclasses.fields(MealConfig)}
+    return Setup(
+        policy=policy,
+        base=Policy(dataclasses.replace(task.transformer, lora=None), plain) if reads_base else None,
+        net=WeightNet(config.meal.net_hidden, config.meal.net_epsilon),
+        policy_tx=policy_optimizer(config),
+        net_tx=optax.adam(config.optim.net_lr),
+        meal=MealConfig(**{name: value for name, value in config.meal.items() if name in fields}),
+        sampling=Sampling(config.sampling.temperature, config.sampling.top_k, config.sampling.top_p),
+        max_new=config.sampling.max_new,
+        end=task.end,
+        pad=task.pad,
+        forbidden=None if task.forbidden is None else jnp.asarray(task.forbidden),
+        objectives=tuple(task.objectives),
+        reward=task.reward,
+        reward_reads_base=task.reward_reads_base,
+        chunk=config.policy.chunk,
+    )
+
+
+def policy_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """AdamW behind a clip of the global norm; warm-up, then cosine decay over the run's two updates a step."""
+    o = config.optim
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, o.lr, o.warmup, max(2 * config.steps, o.warmup + 1), end_value=o.lr * o.final
+    )
+    adam = optax.adamw(schedule, o.b1, o.b2, o.eps, o.eps_root, weight_decay=o.weight_decay)
+    return optax.chain(optax.clip_by_global_norm(o.clip), adam)
+
+
+def init_policy(setup: Setup, task: Task, key: jax.Array) -> tuple[PyTree, Frozen]:
+    """The policy's trainable leaves θ, and everything frozen.
+
+    With adapters, θ is the adapters and the conditioning; without, all of the policy's weights. Pure and traceable: jit
+    it with output shardings and each leaf is made where it will live (loaded weights pass through).
+    """
+
+    def fresh(key):
+        k = task.conditioning.objectives
+        tokens, w = jnp.zeros((1, 2), jnp.int32), jnp.full((1, 1, k), 1.0 / k)
+        return setup.policy.init(key, tokens, jnp.ones((1, 2), bool), w, tokens[None])["params"]
+
+    params = fresh(key)
+    if task.weights is not None:
+        adapters, _ = lora.split(params, lora.is_adapter)
+        params = lora.merge(adapters, {"transformer": task.weights})
+    theta, frozen = lora.split(params, lora.is_adapter) if task.transformer.lora is not None else (params, {})
+    base = None
+    if setup.base is not None:
+        base, _ = lora.split(params, lambda path: not lora.is_adapter(path))
+    return theta, Frozen(frozen, base, task.reward_params)

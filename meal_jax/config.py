@@ -1,0 +1,150 @@
+"""Every field of a run's configuration, its default, and the checks that need no data and no device.
+
+A benchmark's file under `configs/` starts from `default()` and changes what it must; the command line changes single
+fields (`--config.meal.tau=0.5`). Unknown fields are refused by ml_collections with the nearest known name.
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from meal_jax.meal.bilevel import HYPERGRADIENT, META
+from meal_jax.meal.preference import ACCEPT, TARGETS
+
+
+def default() -> ml_collections.ConfigDict:
+    """The defaults, every field commented."""
+    c = ml_collections.ConfigDict()
+    c.task = "toy"  # benchmark: a module of meal_jax/tasks
+    c.method = "meal"  # method to train: a key of meal_jax.methods.METHODS
+    c.beside = ("static",)  # methods trained after it, at as many policy updates, for the same figure
+    c.seed = 0  # of everything random: initial weights, order of prompts, targets, samples
+    c.steps = 600  # steps; each makes batch_size × candidates responses and two policy updates
+    c.batch_size = 16  # B, prompts a step; even (half for the policy, half for the meta-objective)
+    c.objectives = ("first", "second")  # names of the K rewards, in the order of a preference's weights
+
+    # Policy π_θ
+    c.policy = p = ml_collections.ConfigDict()
+    p.source = ""  # Hugging Face directory or hub id; "" draws weights at random in the sizes below
+    p.width, p.layers, p.heads, p.kv_heads, p.hidden = 64, 2, 4, 2, 128  # sizes, where source is ""
+    p.lora_rank = 0  # rank of the adapters; 0 trains all weights
+    p.lora_alpha = 32.0  # adapters are scaled by lora_alpha / lora_rank
+    p.lora_dropout = 0.0  # on the adapters' input, in training passes only
+    p.lora_targets = r"attention/(q|k|v|o)$"  # regular expression on layer paths: attention/q … mlp/down
+    p.dtype = "float32"  # compute type: float32 or bfloat16 (softmax, norms, logits and losses stay float32)
+    p.param_dtype = "float32"  # storage of base weights
+    p.remat = "none"  # kept for the backward pass: none = everything, dots = matrix products, full = layer inputs
+    p.chunk = 0  # response positions projected to the vocabulary at a time; 0 = all at once
+
+    # How the policy reads a preference
+    c.conditioning = d = ml_collections.ConfigDict()
+    d.kind = "prefix"  # prefix = embeddings computed from w; text = numerals; none = it does not
+    d.slots = 2  # embeddings of the prefix
+    d.hidden = 64  # hidden width of the prefix network
+
+    # The method (symbols as in docs/method.md)
+    c.meal = m = ml_collections.ConfigDict()
+    m.candidates = 8  # N, responses a prompt
+    m.targets = "stratified"  # how a prompt's N targets w are drawn: stratified, dirichlet, shared
+    m.tau = 0.1  # τ, temperature of acceptance, in standard deviations of the reward; → 0 best-of-N, → ∞ plain SFT
+    m.lam = 0.1  # λ, pull of the responses on the preferences; λ/τ sets how far one moves; 0 = none
+    m.accept = "soft"  # weight of a response: soft = P(n|p), sample = a draw of it, top1 = best of its pool or nothing
+    m.adapt = True  # preferences follow the responses (step 5)
+    m.net = True  # the weight-net proposes (steps 2, 7–9); False: ŵ = w
+    m.meta = "utility"  # meta-objective: utility (importance-weighted REINFORCE) or likelihood
+    m.hypergradient = "exact"  # exact; first_order = φ acts through acceptance only; none = direct term only
+    m.reuse_virtual = False  # take θ' as the first policy update, saving a gradient, instead of redoing it under new φ
+    m.rho = 0.1  # ρ, weight of KL(ŵ ‖ w)
+    m.beta = 0.0  # β, weight of KL(π_θ ‖ π_ref), π_ref being the policy at the start, unconditioned
+    m.ratio_clip = 0.2  # importance ratios of the meta-objective are clipped to 1 ± this
+    m.horizon = 10_000.0  # rewards that the running mean and variance look back on
+    m.net_hidden = 64  # hidden width of the weight-net
+    m.net_epsilon = 1e-4  # ε in log(w + ε): lets a proposal leave a weight of 0
+
+    # Sampling in training rollouts
+    c.sampling = s = ml_collections.ConfigDict()
+    s.max_new = 12  # T, most tokens of a response
+    s.temperature = 1.0
+    s.top_k = 0  # 0 = all; must be 0 under meta="utility", whose ratio needs the unfiltered policy
+    s.top_p = 1.0  # 1 = all; likewise
+
+    # Optimizers (AdamW)
+    c.optim = o = ml_collections.ConfigDict()
+    o.lr = 1e-3  # peak learning rate of the policy
+    o.warmup = 20  # policy updates to reach it
+    o.final = 0.05  # fraction of it left at the end of the cosine decay
+    o.weight_decay = 0.0
+    o.clip = 1.0  # global norm the gradient is clipped to
+    o.b1, o.b2, o.eps = 0.9, 0.999, 1e-8
+    o.eps_root = 1e-12  # > 0: inside Adam's root, else the exact hypergradient is infinite where a gradient is zero
+    o.net_lr = 1e-3  # learning rate of the weight-net (Adam, constant)
+
+    # Evaluation: every preference of a grid answers every test prompt
+    c.eval = e = ml_collections.ConfigDict()
+    e.prompts = 64  # test prompts
+    e.batch_size = 64  # prompts at a time
+    e.every = 100  # steps between evaluations; there is always one before the first step and one after the last
+    e.divisions = 10  # the grid has weights 0, 1/divisions … 1
+    e.temperature, e.top_k, e.top_p = 1.0, 0, 1.0  # sampling; temperature 0 is greedy
+    e.samples = 3  # test prompts whose answers are written out at each preference
+    e.bootstrap = 1000  # resamples of the prompts for 95 % intervals
+
+    # Where it runs and what it keeps
+    c.mesh = h = ml_collections.ConfigDict()
+    h.data, h.fsdp, h.tensor = -1, 1, 1  # devices per axis; -1 = what is left
+    c.checkpoint = k = ml_collections.ConfigDict()
+    k.every = 100  # steps between checkpoints
+    k.keep = 2  # newest checkpoints kept
+    c.tensorboard = True  # also write TensorBoard events
+
+    # Fields of single benchmarks
+    c.data = ml_collections.ConfigDict()
+    c.data.path = ""  # prompts, where the benchmark reads them from disk: a directory
+    c.data.prompt_length = 0  # S, tokens a prompt may have (longer prompts are an error or skipped, see the benchmark)
+    c.reward = ml_collections.ConfigDict()
+    c.reward.heads = ""  # reward heads: a file, or "" for the ones shipped with the package
+    return c
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Refuses what cannot run, before anything is loaded or compiled.
+
+    Raises:
+      ValueError: names the field, its value and what would do.
+    """
+
+    def need(ok: bool, message: str):
+        if not ok:
+            raise ValueError(message)
+
+    m, s = config.meal, config.sampling
+    for name, value, known in (
+        ("meal.accept", m.accept, ACCEPT),
+        ("meal.targets", m.targets, TARGETS),
+        ("meal.meta", m.meta, META),
+        ("meal.hypergradient", m.hypergradient, HYPERGRADIENT),
+        ("conditioning.kind", config.conditioning.kind, ("prefix", "text", "none")),
+        ("policy.dtype", config.policy.dtype, ("float32", "bfloat16")),
+    ):
+        need(value in known, f"config.{name}={value!r} is not one of {', '.join(known)}.")
+    need(
+        config.batch_size > 0 and config.batch_size % 2 == 0,
+        f"config.batch_size={config.batch_size} must be even: half of the prompts update the policy, the other half "
+        "judge the update.",
+    )
+    need(m.candidates >= 1, f"config.meal.candidates={m.candidates} must be at least 1.")
+    need(m.tau > 0, f"config.meal.tau={m.tau} must be above 0; for best-of-N use config.meal.accept=top1.")
+    need(m.lam >= 0, f"config.meal.lam={m.lam} must not be negative; 0 keeps preferences where they are.")
+    need(s.max_new >= 1, f"config.sampling.max_new={s.max_new} must be at least 1.")
+    need(s.temperature > 0, "config.sampling.temperature must be above 0 in training: greedy candidates are all alike.")
+    need(
+        not (m.net and m.meta == "utility" and (s.top_k or s.top_p < 1)),
+        "config.meal.meta=utility weighs responses by the ratio of two policies and needs them unfiltered: set "
+        "config.sampling.top_k=0 and top_p=1, or use meta=likelihood.",
+    )
+    need(
+        not m.net or m.hypergradient == "none" or config.optim.eps_root > 0,
+        "config.optim.eps_root must be above 0 (1e-12 will do): Adam's derivative is infinite at a zero gradient.",
+    )
+    need(len(config.objectives) >= 1, "config.objectives is empty: name the rewards.")
+    need(config.eval.prompts >= 1, f"config.eval.prompts={config.eval.prompts}: evaluation needs test prompts.")

@@ -1,0 +1,166 @@
+"""Conversations to token ids by the tokenizer's own chat template, and the split that keeps evaluation honest.
+
+The format of a prompt is the template's, with its generation prompt, under an empty system message: many templates
+(SmolLM2's among them) else put in a system text of their own, some twenty tokens of every prompt. `system=None` passes
+no system message, for templates that take none. Reward training and policy must use one format: `describe` names it.
+
+A response is its text's tokens and then the end-of-turn token, the first token that the template puts after an
+assistant's text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from meal_jax.tasks.task import Prompts
+
+Turns = Sequence[tuple[str, str]]
+SPLITS = {"reward": 0.7, "policy": 0.15, "eval": 0.15}  # shares of first human turns; named in docs and heads files
+
+
+class Chat(NamedTuple):
+    """How conversations become tokens.
+
+    Attributes:
+      tokenizer: of Hugging Face's transformers, with a chat template.
+      end: id of the end-of-turn token.
+      pad: id that fills prompts on the left.
+      system: text of the system message, or None for no system message.
+    """
+
+    tokenizer: object
+    end: int
+    pad: int
+    system: str | None = ""
+
+
+def make(tokenizer, system: str | None = "") -> Chat:
+    """Finds the template's end-of-turn token.
+
+    Raises:
+      ValueError: no chat template, or one that refuses the system message, or that ends a turn with plain text.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError("The tokenizer has no chat template: take an instruction-tuned model.")
+    chat = Chat(tokenizer, -1, tokenizer.pad_token_id, system)
+    text = "meal"
+    try:
+        closed = _render(chat, (("user", "x"), ("assistant", text)), False)
+    except Exception as error:  # templates raise whatever jinja2 and their authors like
+        raise ValueError(
+            f"The tokenizer's chat template fails on a conversation with a system message {system!r}: {error}. "
+            "Templates without a system role need system=None."
+        ) from error
+    ids = tokenizer(closed.rpartition(text)[2], add_special_tokens=False)["input_ids"]
+    if not ids or ids[0] not in tokenizer.all_special_ids:
+        raise ValueError(
+            "The tokenizer's chat template does not close an assistant's turn with a special token, so a policy could "
+            "not end its answers. Take a model whose template does."
+        )
+    return chat._replace(end=ids[0])
+
+
+def describe(chat: Chat) -> str:
+    """A line that is equal for equal formats: a hash of the template, and the system message."""
+    return f"template {_digest(chat.tokenizer.chat_template)[:16]}, system {chat.system!r}, end {chat.end}"
+
+
+def prompt_ids(chat: Chat, turns: Turns) -> list[int]:
+    """Token ids of a conversation and the generation prompt. Beginning tokens are the template's affair."""
+    return chat.tokenizer(_render(chat, turns, True), add_special_tokens=False)["input_ids"]
+
+
+def response_ids(chat: Chat, text: str, limit: int = 0) -> list[int]:
+    """Token ids of an answer, ended by the end-of-turn token; cut to `limit` tokens (0: whole), then it has no end."""
+    ids = [*chat.tokenizer(text, add_special_tokens=False)["input_ids"], chat.end]
+    return ids[:limit] if limit else ids
+
+
+def next_turn_ids(chat: Chat) -> list[int]:
+    """Token ids that close an assistant's turn and begin another."""
+    text = "meal"
+    closed = _render(chat, (("user", "x"), ("assistant", text)), True)
+    return chat.tokenizer(closed.rpartition(text)[2], add_special_tokens=False)["input_ids"]
+
+
+def pad_left(rows: Sequence[Sequence[int]], length: int, pad: int, ids: Sequence[int] | None = None) -> Prompts:
+    """Rows of token ids to Prompts [R, length], padded on the left; named by `ids`, or 0 … R - 1.
+
+    Raises:
+      ValueError: a row is empty or longer than `length`.
+    """
+    tokens = np.full((len(rows), length), pad, np.int32)
+    mask = np.zeros((len(rows), length), bool)
+    for i, row in enumerate(rows):
+        if not 0 < len(row) <= length:
+            raise ValueError(f"Prompt {i} has {len(row)} tokens, there is room for 1 to {length}.")
+        tokens[i, length - len(row) :] = row
+        mask[i, length - len(row) :] = True
+    return Prompts(tokens, mask, np.arange(len(rows), dtype=np.int32) if ids is None else np.asarray(ids, np.int32))
+
+
+def encode_prompts(chat: Chat, conversations: Sequence[Turns], length: int) -> tuple[Prompts, int]:
+    """A data set's conversations to Prompts; those longer than `length` are left out.
+
+    A prompt's id is a hash of its text, so it keeps its samples when other rows come or go; a repeat is kept once.
+
+    Returns:
+      Prompts, and how many conversations were too long.
+    """
+    rows, too_long = {}, 0
+    for turns in conversations:
+        ids = prompt_ids(chat, turns)
+        if len(ids) > length:
+            too_long += 1
+        else:
+            rows.setdefault(_name(turns), ids)
+    return pad_left(list(rows.values()), length, chat.pad, list(rows)), too_long
+
+
+def encode_explicit(chat: Chat, texts: Sequence[str], length: int) -> Prompts:
+    """Prompts that a person gave, one human turn each.
+
+    Raises:
+      ValueError: one is longer than `length`; the message says by how much.
+    """
+    rows = [prompt_ids(chat, (("user", text),)) for text in texts]
+    for text, row in zip(texts, rows, strict=True):
+        if len(row) > length:
+            raise ValueError(
+                f"The prompt {text[:40]!r}… has {len(row)} tokens with its chat template, there is room for {length}: "
+                f"shorten it, or raise config.data.prompt_length to {len(row)}."
+            )
+    return pad_left(rows, length, chat.pad, [_name((("user", text),)) for text in texts])
+
+
+def split_of(turns: Turns) -> str:
+    """The split that a conversation belongs to, a key of SPLITS; neither seed nor file order matters.
+
+    It hangs on the first human turn alone, so conversations that open alike (hh-rlhf has many that go on differently)
+    are never in two splits.
+    """
+    first = " ".join(turns[0][1].casefold().split())
+    at = int(_digest(first)[:8], 16) / 2**32
+    for name, share in SPLITS.items():
+        at -= share
+        if at < 0:
+            return name
+    return name  # the shares' sum in floating point may fall short of 1
+
+
+def _render(chat: Chat, turns: Turns, generation_prompt: bool) -> str:
+    messages = [] if chat.system is None else [{"role": "system", "content": chat.system}]
+    messages += [{"role": role, "content": text} for role, text in turns]
+    return chat.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
+
+
+def _name(turns: Turns) -> int:
+    return int(_digest("\0".join(f"{role}\0{text}" for role, text in turns))[:8], 16) & 0x7FFFFFFF
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,35 @@
+"""The command line: `python -m meal_jax.main --config=configs/toy.py --workdir=runs/toy`.
+
+It parses flags and calls `train.run`, nothing more, so that everything can be imported and called from elsewhere.
+"""
+
+import os
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/; fields by --config.name=value.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Where the run writes; run again with the same to go on.")
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}. Fields are set by --config.name=value.")
+    logging.set_verbosity(logging.WARNING)
+    import jax  # after the flags: a typing error should not wait for a device
+
+    from meal_jax import train
+
+    if os.environ.get("MEAL_CACHE", "1") != "0":  # compiled programs are kept between runs
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/meal_jax/xla"))
+    try:
+        train.run(CONFIG.value, WORKDIR.value)
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        if logging.get_verbosity() > logging.INFO:
+            raise SystemExit(f"error: {error}") from None
+        raise
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

@@ -1,0 +1,168 @@
+"""Preferences as points of a simplex: targets, who is accepted under a preference, and how a response reshapes one.
+
+Letters: B prompts, N candidates, K objectives. Δ is the simplex over the K objectives. Symbols: w target preference (the
+user's), ŵ proposed preference (the weight-net's), p adapted preference, r normalised rewards, τ temperature of
+acceptance, λ pull of the responses. The formulas are this project's formalisation of Meal (arXiv 2604.24178), whose
+public text gives the idea and the names λ and τ, but no equations.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+TINY = 1e-30  # a preference of exactly 0 stays 0 (to float precision) instead of making a logarithm infinite
+TARGETS = ("stratified", "dirichlet", "shared")
+ACCEPT = ("soft", "sample", "top1")
+
+
+def draw_targets(key: jax.Array, prompt_id: jax.Array, candidates: int, objectives: int, how: str) -> jax.Array:
+    """Target preferences w [B, N, K], a function of (key, prompt id) alone.
+
+    Args:
+      key: typed key of the step.
+      prompt_id: [B] int.
+      candidates: N.
+      objectives: K.
+      how: "stratified" spreads a prompt's N targets over the simplex (K = 2: one in each N-th of the interval, jittered;
+        K > 2: independent uniform draws, since a grid of few points covers little); "dirichlet" draws independently and
+        uniformly for any K; "shared" gives all candidates of a prompt one uniform draw, as in ordinary best-of-N.
+
+    Returns:
+      [B, N, K] float32; rows sum to 1.
+
+    Raises:
+      ValueError: `how` is none of these.
+    """
+    if how not in TARGETS:
+        raise ValueError(f"meal.targets={how!r} is not one of {', '.join(TARGETS)}.")
+
+    def one(prompt_key):
+        if how == "stratified" and objectives == 2:
+            first = (jnp.arange(candidates) + jax.random.uniform(prompt_key, (candidates,))) / candidates
+            return jnp.stack([first, 1.0 - first], axis=-1)
+        rows = 1 if how == "shared" else candidates
+        w = jax.random.dirichlet(prompt_key, jnp.ones(objectives), (rows,))
+        return jnp.broadcast_to(w, (candidates, objectives))
+
+    return jax.vmap(one)(jax.vmap(jax.random.fold_in, (None, 0))(key, prompt_id))
+
+
+def log_accept(p: jax.Array, r: jax.Array, tau: float) -> jax.Array:
+    """log P(n | p_n): each candidate's chance of being the one accepted from its prompt's pool, under its own preference.
+
+    P(n | p) = softmax_j(p · r_j / τ)_n. τ → 0 accepts the best of N under p, τ → ∞ accepts all alike.
+
+    Args:
+      p: preferences [B, N, K].
+      r: rewards [B, N, K].
+      tau: τ > 0, in units of the (normalised) reward.
+
+    Returns:
+      [B, N].
+    """
+    scores = jnp.einsum("bnk,bjk->bnj", p, r) / tau
+    return jnp.diagonal(jax.nn.log_softmax(scores, axis=-1), axis1=1, axis2=2)
+
+
+def accept(key: jax.Array, p: jax.Array, r: jax.Array, tau: float, how: str) -> jax.Array:
+    """Acceptance weights a [B, N] of candidates under preferences p.
+
+    soft: a = P(n | p_n). sample: a draw of it, 0 or 1. top1: 1 where the candidate is its pool's best under p_n. The last
+    two pass the derivative of P straight through, so that the weight-net can learn under them too.
+
+    Args:
+      key: typed key [B] per prompt, for "sample".
+      p: [B, N, K].
+      r: [B, N, K].
+      tau: τ.
+      how: "soft", "sample" or "top1".
+
+    Returns:
+      [B, N], in [0, 1].
+
+    Raises:
+      ValueError: `how` is none of these.
+    """
+    if how not in ACCEPT:
+        raise ValueError(f"meal.accept={how!r} is not one of {', '.join(ACCEPT)}.")
+    chance = jnp.exp(log_accept(p, r, tau))
+    if how == "soft":
+        return chance
+    if how == "sample":
+        hard = jax.vmap(jax.random.bernoulli)(key, chance)
+    else:
+        scores = jnp.einsum("bnk,bjk->bnj", p, r)
+        hard = jnp.argmax(scores, axis=-1) == jnp.arange(r.shape[1])
+    return chance + jax.lax.stop_gradient(hard.astype(chance.dtype) - chance)
+
+
+def adapt(w_hat: jax.Array, r: jax.Array, lam: float, tau: float, iterations: int = 12) -> jax.Array:
+    """The preference that each response embodies, found near the one it was asked for (responses → preferences).
+
+        p_n = argmax_{p ∈ Δ}  λ log P(n | p) − KL(p ‖ ŵ_n)
+
+    The problem is concave. With u = log p up to a constant, its solution solves
+        G(u) = u − log ŵ_n − (λ/τ)(r_n − Σ_j P(j | p) r_j) = 0,   p = softmax(u),
+    by Newton steps, each shortened until the objective does not fall (plain damped iteration needs about 1 + λ/τ² times
+    a variance of rewards in steps, which is slow where τ is small). λ = 0 gives p = ŵ.
+
+    The derivative with respect to ŵ is the exact one of the implicit function, whatever the number of iterations: the
+    iterations are cut from it, and one last Newton step with a constant Jacobian carries it.
+
+    Args:
+      w_hat: ŵ [B, N, K].
+      r: normalised rewards [B, N, K]; no derivative is taken in them.
+      lam: λ >= 0.
+      tau: τ > 0.
+      iterations: Newton steps, fixed so that the shape of the computation is.
+
+    Returns:
+      p [B, N, K].
+    """
+    if lam == 0:
+        return w_hat
+    r = jax.lax.stop_gradient(r)
+    log_w = jnp.log(w_hat + TINY)
+    eye = jnp.eye(r.shape[-1], dtype=r.dtype)
+    shrink = 0.5 ** jnp.arange(12, dtype=r.dtype)  # [A] step lengths to try, longest first
+
+    def pool(p):  # P(j | p_n) [B, N, J] and the mean reward under it [B, N, K]
+        chance = jax.nn.softmax(jnp.einsum("bnk,bjk->bnj", p, r) / tau, axis=-1)
+        return chance, jnp.einsum("bnj,bjk->bnk", chance, r)
+
+    def residual(u, log_w):  # G [B, N, K]
+        return u - log_w - (lam / tau) * (r - pool(jax.nn.softmax(u))[1])
+
+    def jacobian(u):  # ∂G/∂u [B, N, K, K] = I + (λ/τ²) Cov_P(r) (diag p − p pᵀ)
+        p = jax.nn.softmax(u)
+        chance, mean = pool(p)
+        covariance = jnp.einsum("bnj,bjk,bjl->bnkl", chance, r, r) - mean[..., :, None] * mean[..., None, :]
+        spread = p[..., :, None] * (eye - p[..., None, :])
+        return eye + (lam / tau**2) * covariance @ spread
+
+    def newton(jac, g):
+        return jnp.linalg.solve(jac, g[..., None])[..., 0]
+
+    def objective(u, log_w):  # [B, N]
+        log_p = jax.nn.log_softmax(u)
+        p = jnp.exp(log_p)
+        return lam * log_accept(p, r, tau) - jnp.sum(p * (log_p - log_w), axis=-1)
+
+    def body(_, u):
+        move = newton(jacobian(u), residual(u, frozen))
+        tried = u + shrink[:, None, None, None] * -move  # [A, B, N, K]
+        value, before = jax.vmap(objective, (0, None))(tried, frozen), objective(u, frozen)
+        slack = 1e-6 * (1.0 + jnp.abs(before))  # float32 cannot tell smaller falls from rounding
+        best = jnp.argmax(value >= before - slack, axis=0)  # the longest step that does not fall
+        return jnp.take_along_axis(tried, best[None, ..., None], axis=0)[0]
+
+    frozen = jax.lax.stop_gradient(log_w)
+    u = jax.lax.stop_gradient(jax.lax.fori_loop(0, iterations, body, frozen))
+    u = u - newton(jax.lax.stop_gradient(jacobian(u)), residual(u, log_w))
+    return jax.nn.softmax(u)
+
+
+def kl(p: jax.Array, q: jax.Array) -> jax.Array:
+    """KL(p ‖ q) [...] of points [..., K] of the simplex."""
+    return jnp.sum(p * (jnp.log(p + TINY) - jnp.log(q + TINY)), axis=-1)

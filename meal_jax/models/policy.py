@@ -1,0 +1,257 @@
+"""The policy π_θ(y | x, w): a decoder conditioned on a preference, as a few pure functions of its parameters.
+
+Letters: B prompts, N candidates, K objectives, S prompt tokens, P conditioning slots, T response tokens, V vocabulary,
+D width, L layers.
+
+A sequence is [left padding][prompt, S][conditioning, P][response, T]. The conditioning stands after the prompt so that
+one prefill serves all N candidates of a prompt, whatever preference each of them answers. It is one of
+  prefix  P embeddings computed from w by a small network, trained with the policy (differentiable in w);
+  text    P tokens that spell w in numerals, from a table made once with the tokenizer (w is rounded, no gradient in w);
+  none    P = 0, the policy does not see w (the reference model, and methods with a model for each preference).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from meal_jax.models.transformer import MASKED, KeyValues, Prompt, Transformer, TransformerConfig
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditioning:
+    """How the policy reads a preference.
+
+    Attributes:
+      kind: "prefix", "text" or "none".
+      objectives: K.
+      slots: P for "prefix".
+      hidden: width of the prefix network's hidden layer.
+      table: for "text", token ids as nested tuples [K][levels][width]: table[k][i] spells w_k = i / (levels - 1). All
+        rows have one width, so P = K · width + len(tail).
+      tail: for "text", token ids that follow the numerals (what the chat template puts before an answer).
+    """
+
+    kind: str = "prefix"
+    objectives: int = 2
+    slots: int = 2
+    hidden: int = 64
+    table: tuple = ()
+    tail: tuple = ()
+
+    def __post_init__(self):
+        if self.kind not in ("prefix", "text", "none"):
+            raise ValueError(f"conditioning.kind={self.kind!r} is not one of prefix, text, none.")
+        if self.kind == "text" and len(self.table) != self.objectives:
+            raise ValueError(f"conditioning.table spells {len(self.table)} objectives, there are {self.objectives}.")
+
+    @property
+    def length(self) -> int:
+        """P."""
+        if self.kind == "prefix":
+            return self.slots
+        return 0 if self.kind == "none" else self.objectives * len(self.table[0][0]) + len(self.tail)
+
+
+class Prefilled(NamedTuple):
+    """A batch of prompts after one forward pass.
+
+    Attributes:
+      kv: KeyValues [L, B, S, G, C].
+      mask: [B, S] bool.
+      length: [B] int32, real tokens of each prompt.
+      last: [B, D], last hidden state of the last token.
+      pooled: [B, D], mean of the last hidden states of the real tokens, in float32.
+    """
+
+    kv: KeyValues
+    mask: jax.Array
+    length: jax.Array
+    last: jax.Array
+    pooled: jax.Array
+
+
+class Policy(nn.Module):
+    """Linen module; use it as `policy.apply({"params": params}, ..., method="prefill")`."""
+
+    config: TransformerConfig
+    conditioning: Conditioning
+
+    def setup(self):
+        self.transformer = Transformer(self.config)
+        if self.conditioning.kind == "prefix":
+            self.conditioner = Conditioner(self.config, self.conditioning)
+
+    def __call__(self, tokens: jax.Array, mask: jax.Array, w: jax.Array, response: jax.Array) -> jax.Array:
+        """Touches every parameter: what `init` traces. Shapes as in `prefill` and `respond`."""
+        return self.unembed(self.respond(self.prefill(tokens, mask), w, response))
+
+    def prefill(self, tokens: jax.Array, mask: jax.Array, deterministic: bool = True) -> Prefilled:
+        """Runs left-padded prompts [B, S] once; positions count from each prompt's first real token."""
+        positions = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)[:, None]  # [B, 1, S]
+        causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
+        hidden, kv = self.transformer(
+            self.transformer.embed(tokens)[:, None],
+            positions,
+            causal & mask[:, None, None, :],
+            keep_kv=True,
+            deterministic=deterministic,
+        )
+        hidden = hidden[:, 0]  # [B, S, D]
+        weight = mask[..., None].astype(jnp.float32)
+        pooled = jnp.sum(hidden.astype(jnp.float32) * weight, axis=1) / jnp.maximum(jnp.sum(weight, axis=1), 1.0)
+        kv = jax.tree.map(lambda a: a[:, :, 0], kv)
+        return Prefilled(kv, mask, jnp.sum(mask, axis=-1, dtype=jnp.int32), hidden[:, -1], pooled)
+
+    def condition(self, w: jax.Array) -> jax.Array:
+        """Preferences [B, N, K] to conditioning embeddings [B, N, P, D]."""
+        c = self.conditioning
+        if c.kind == "prefix":
+            return self.conditioner(w)
+        if c.kind == "none":
+            return jnp.zeros((*w.shape[:-1], 0, self.config.width), self.config.dtype)
+        table = jnp.asarray(c.table)  # [K, levels, width]
+        level = jnp.round(w * (table.shape[1] - 1)).astype(jnp.int32)
+        numerals = table[jnp.arange(c.objectives), level]  # [B, N, K, width]
+        tail = jnp.broadcast_to(jnp.asarray(c.tail, numerals.dtype), (*w.shape[:-1], len(c.tail)))
+        return self.transformer.embed(jnp.concatenate([numerals.reshape(*w.shape[:-1], -1), tail], axis=-1))
+
+    def respond(self, prompt: Prefilled, w: jax.Array, tokens: jax.Array, deterministic: bool = True) -> jax.Array:
+        """Teacher-forced pass over responses.
+
+        Args:
+          prompt: B prefilled prompts.
+          w: [B, N, K] preferences to condition on.
+          tokens: [B, N, T] response tokens; padding after the end is harmless (attention is causal).
+          deterministic: see Transformer.
+
+        Returns:
+          [B, N, T, D]: position t predicts tokens[..., t].
+        """
+        slots = self.condition(w)
+        x = jnp.concatenate([slots, self.transformer.embed(tokens[..., :-1])], axis=2)
+        steps = x.shape[2]
+        hidden = jnp.zeros((*tokens.shape[:2], 0, self.config.width), x.dtype)
+        if steps:
+            hidden, _ = self.transformer(
+                x,
+                (prompt.length[:, None] + jnp.arange(steps))[:, None],
+                jnp.tril(jnp.ones((steps, steps), bool))[None, None],
+                prompt=Prompt(prompt.kv, prompt.mask),
+                deterministic=deterministic,
+            )
+        if slots.shape[2]:
+            return hidden[:, :, slots.shape[2] - 1 :]
+        first = jnp.broadcast_to(prompt.last[:, None, None], (*tokens.shape[:2], 1, self.config.width))
+        return jnp.concatenate([first.astype(x.dtype), hidden], axis=2)
+
+    def start(self, prompt: Prefilled, w: jax.Array, cache: KeyValues) -> tuple[jax.Array, KeyValues]:
+        """Reads the conditioning into an empty cache [L, B, N, S, G, C]; returns [B, N, D], which predicts the first token."""
+        slots = self.condition(w)
+        if not slots.shape[2]:
+            return jnp.broadcast_to(prompt.last[:, None], (*w.shape[:2], self.config.width)), cache
+        return self._extend(prompt, slots, cache, 0)
+
+    def step(self, prompt: Prefilled, token: jax.Array, cache: KeyValues, at: jax.Array) -> tuple[jax.Array, KeyValues]:
+        """Feeds one token [B, N] at cache index `at`; returns [B, N, D], which predicts the next."""
+        return self._extend(prompt, self.transformer.embed(token)[:, :, None], cache, at)
+
+    def _extend(self, prompt, x, cache, at):
+        steps = x.shape[2]
+        query, key = at + jnp.arange(steps), jnp.arange(cache.k.shape[3])
+        hidden, cache = self.transformer(
+            x,
+            (prompt.length[:, None] + query)[:, None],
+            (key <= query[:, None])[None, None],
+            prompt=Prompt(prompt.kv, prompt.mask),
+            cache=cache,
+            write_at=at,
+        )
+        return hidden[:, :, -1], cache
+
+    def unembed(self, hidden: jax.Array) -> jax.Array:
+        """[..., D] to float32 logits [..., V]."""
+        return self.transformer.unembed(hidden)
+
+
+class Conditioner(nn.Module):
+    """The prefix network: w [..., K] to P embeddings [..., P, D], at the scale of token embeddings."""
+
+    config: TransformerConfig
+    conditioning: Conditioning
+
+    @nn.compact
+    def __call__(self, w: jax.Array) -> jax.Array:
+        c = self.conditioning
+        x = nn.Dense(c.hidden, name="hidden")(2.0 * c.objectives * w - 2.0)  # centred: the uniform preference maps to 0
+        x = nn.Dense(c.slots * self.config.width, name="slots")(nn.gelu(x))
+        x = x * self.config.width**-0.5
+        return x.reshape(*w.shape[:-1], c.slots, self.config.width).astype(self.config.dtype)
+
+
+def empty_cache(config: TransformerConfig, batch: int, candidates: int, length: int) -> KeyValues:
+    """Zeroed keys and values [L, B, N, length, G, C]."""
+    shape = (config.layers, batch, candidates, length, config.kv_heads, config.head_dim)
+    return KeyValues(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+
+
+class TokenStats(NamedTuple):
+    """Per response token, [B, N, T] in float32: log π(y_t | …), and KL(π(· | …) ‖ π_ref(· | …)) or None."""
+
+    logp: jax.Array
+    kl: jax.Array | None
+
+
+def token_stats(
+    unembed, hidden, tokens, *, forbidden=None, temperature=1.0, reference=None, chunk: int = 0
+) -> TokenStats:
+    """Log-probabilities of response tokens without ever holding [B, N, T, V] whole.
+
+    The sequence is cut into chunks of `chunk` positions; each is projected, reduced and, in the backward pass,
+    projected again (`jax.checkpoint`), so memory is that of one chunk of logits.
+
+    Args:
+      unembed: function from [..., D] to float32 logits [..., V].
+      hidden: [B, N, T, D], position t predicts tokens[..., t].
+      tokens: [B, N, T] int.
+      forbidden: [V] bool, tokens that the sampler never draws; they have probability 0 here too.
+      temperature: of the sampler.
+      reference: None, or (unembed, hidden [B, N, T, D]) of π_ref; the KL is exact over the vocabulary at each position.
+      chunk: positions at a time; 0 takes all T at once.
+
+    Returns:
+      TokenStats.
+    """
+
+    def distribution(unembed_, h):
+        logits = unembed_(h) / temperature
+        return jax.nn.log_softmax(logits if forbidden is None else jnp.where(forbidden, MASKED, logits))
+
+    def one(xs):
+        h, y, h_ref = xs
+        log_pi = distribution(unembed, h)
+        logp = jnp.take_along_axis(log_pi, y[..., None], axis=-1)[..., 0]
+        if reference is None:
+            return TokenStats(logp, None)
+        log_ref = distribution(reference[0], h_ref)
+        return TokenStats(logp, jnp.sum(jnp.exp(log_pi) * (log_pi - log_ref), axis=-1))
+
+    xs = (hidden, tokens, None if reference is None else reference[1])
+    length = tokens.shape[-1]
+    if not chunk or chunk >= length:
+        return one(xs)
+    pieces = -(-length // chunk)
+
+    def cut(a):  # [B, N, T, ...] to [pieces, B, N, chunk, ...], padded at the end
+        a = jnp.pad(a, [(0, 0), (0, 0), (0, pieces * chunk - length)] + [(0, 0)] * (a.ndim - 3))
+        return jnp.moveaxis(a.reshape(*a.shape[:2], pieces, chunk, *a.shape[3:]), 2, 0)
+
+    out = jax.lax.map(jax.checkpoint(one), jax.tree.map(cut, xs))
+    glue = lambda a: jnp.moveaxis(a, 0, 2).reshape(*tokens.shape[:2], -1)[..., :length]  # noqa: E731
+    return jax.tree.map(glue, out)

@@ -1,0 +1,273 @@
+"""Figures of fronts and of curves, with Matplotlib's own Figure objects: no pyplot, no global state, no display.
+
+Colours are Okabe and Ito's, told apart by colour-blind readers; markers differ as well, so a grey print works too.
+
+Letters: M points (one for each preference), K objectives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.transforms import Bbox
+
+from meal_jax.pareto.front import non_dominated
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")  # two more than colours, so that pairs repeat late
+GREY, INK = "#8C8C8C", "#333333"
+DPI = 200
+MAIN_WEIGHTS = (0.0, 0.5, 1.0)  # the first to get a label
+
+
+@dataclasses.dataclass(frozen=True)
+class Front:
+    """One method's points.
+
+    Attributes:
+      label: for the legend.
+      preferences: [M, K] that were asked for.
+      points: [M, K] mean rewards that were obtained.
+      low, high: [M, K] 95 % interval of each point, or None.
+      style: "" or "before": the model before training, drawn hollow, dotted and grey, and its points unlabelled.
+    """
+
+    label: str
+    preferences: np.ndarray
+    points: np.ndarray
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+    style: str = ""
+
+
+def draw_fronts(
+    path: str | os.PathLike,
+    fronts: Sequence[Front],
+    objectives: Sequence[str],
+    truth: np.ndarray | None = None,
+    title: str | None = None,
+    reference: Sequence[float] | None = None,
+) -> None:
+    """Writes a figure of Pareto fronts; the suffix of `path` gives the format.
+
+    Two objectives: one panel, each front's points joined in the order of their preferences, with the weight of the
+    first objective beside some of them. Three: a panel for each pair of objectives, where a line joins the points that
+    no other dominates in that pair.
+
+    Args:
+      path: .png, .pdf or .svg.
+      fronts: in the order of the legend.
+      objectives: K names; 2 or 3.
+      truth: [M, K] points of the true front, if it is known.
+      title: of the figure.
+      reference: [K], the hypervolume's reference point; drawn as a cross where it is near the points.
+    """
+    count = len(objectives)
+    if count not in (2, 3):
+        raise ValueError(f"Fronts are drawn for 2 or 3 objectives, not {count}: {', '.join(objectives)}.")
+    for front in fronts:
+        for name in ("preferences", "points"):
+            shape = np.shape(getattr(front, name))
+            if shape != (len(front.points), count):
+                raise ValueError(f"{name} of front {front.label!r} have shape {shape}, not [points, {count}].")
+    pairs = list(itertools.combinations(range(count), 2))
+    figure = Figure(figsize=(5.6, 4.9) if count == 2 else (11.5, 4.5), layout="constrained")
+    for axes, (i, j) in zip(np.ravel(figure.subplots(1, len(pairs))), pairs, strict=True):
+        _draw_panel(axes, fronts, i, j, truth, reference)
+        _frame(axes, _axis_name(objectives[i]), _axis_name(objectives[j]))
+    if count == 2:
+        notes = [f"numbers: weight of {objectives[0]}"]
+    else:
+        notes = ["lines: points not dominated in the pair", f"numbers: weights of {', '.join(objectives)}"]
+    notes += ["bars: 95 % intervals"] if any(front.low is not None for front in fronts) else []
+    _finish(figure, title, "  ·  ".join(notes))
+    for axes, (i, j) in zip(figure.axes, pairs, strict=True):
+        _label_points(axes, fronts, i, j)
+    figure.savefig(path, dpi=DPI)
+
+
+def draw_curves(
+    path: str | os.PathLike,
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    xlabel: str,
+    ylabel: str,
+    title: str | None = None,
+) -> None:
+    """Writes a figure of curves, label → (x, y); the suffix of `path` gives the format."""
+    figure = Figure(figsize=(5.6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for n, (label, (x, y)) in enumerate(curves.items()):
+        axes.plot(x, y, label=label, markevery=(n / len(curves) / 8, 1 / 8), linewidth=1.5, **_look(n))
+    _frame(axes, xlabel, ylabel)
+    axes.margins(x=0.02, y=0.08)
+    _finish(figure, title, None)
+    figure.savefig(path, dpi=DPI)
+
+
+def _draw_panel(axes: Axes, fronts: Sequence[Front], i: int, j: int, truth, reference) -> None:
+    """The points of all fronts, objective i against objective j."""
+    flat = len(fronts) > 0 and np.shape(fronts[0].points)[1] == 2
+    if truth is not None:
+        truth = np.asarray(truth)[:, [i, j]]
+        truth = truth[non_dominated(truth)]
+        axes.plot(*truth[np.argsort(truth[:, 0])].T, color=GREY, linewidth=1.2, zorder=1, label="true front")
+    trained = 0
+    for front in fronts:
+        points = np.asarray(front.points)[:, [i, j]]
+        if front.style == "before":
+            look = {"color": GREY, "marker": "o", "markerfacecolor": "white", "markersize": 5, "linestyle": ":"}
+        else:
+            look, trained = _look(trained), trained + 1
+        order = np.argsort(np.asarray(front.preferences)[:, 0], kind="stable")
+        if not flat:
+            order = np.flatnonzero(non_dominated(points))
+            order = order[np.argsort(points[order, 0])]
+        line = look | {"marker": "None", "linewidth": 1.1, "alpha": 0.7}
+        axes.plot(*points[order].T, zorder=2, **line)
+        if front.low is not None and front.high is not None:
+            low, high = (np.asarray(bound)[:, [i, j]] for bound in (front.low, front.high))
+            spread = np.maximum([points - low, high - points], 0)  # [2, M, 2]
+            bars = {
+                "ecolor": look["color"],
+                "elinewidth": 0.7,
+                "alpha": 0.2 if front.style == "before" else 0.4,
+                "fmt": "none",
+                "zorder": 1.5,
+            }
+            axes.errorbar(*points.T, xerr=spread[:, :, 0], yerr=spread[:, :, 1], **bars)
+        axes.plot(*points.T, zorder=3, **look | {"linestyle": "None"})
+        axes.plot([], [], label=front.label, **look | {"linewidth": 1.1})  # the legend shows line and marker together
+    if reference is not None:
+        x, y = reference[i], reference[j]
+        (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+        if left - 0.3 * (right - left) < x < right and bottom - 0.3 * (top - bottom) < y < top:
+            axes.plot(x, y, "+", color=INK, markersize=9, label="hypervolume reference", zorder=3)
+
+
+def _label_points(axes: Axes, fronts: Sequence[Front], i: int, j: int) -> None:
+    """Writes preferences beside points, wherever that covers nothing; the layout must be final.
+
+    Two objectives: the weight of the first, at MAIN_WEIGHTS before others. Three: the corners of the simplex.
+    """
+    labelled = [front for front in fronts if front.style != "before"]
+    jobs = []
+    for n, front in enumerate(labelled):
+        for w, point in zip(np.asarray(front.preferences), np.asarray(front.points)[:, [i, j]], strict=True):
+            main = np.isclose(w[0], MAIN_WEIGHTS).any() if len(w) == 2 else np.max(w) > 1 - 1e-6
+            if main or (len(w) == 2 and len(labelled) <= 3):
+                label = f"{w[0]:.2f}".removesuffix("0") if len(w) == 2 else ", ".join(f"{weight:.0f}" for weight in w)
+                jobs.append((not main, n, label, point))
+    frame = axes.get_window_extent().padded(-4)
+    taken, bars = _ink(axes)
+    for minor, n, label, point in sorted(jobs, key=lambda job: job[0]):
+        text = axes.annotate(
+            label, point, xytext=(0, 0), textcoords="offset points", ha="center", va="center", fontsize=7.5,
+            color=_darker(_look(n)["color"]), zorder=4, path_effects=[withStroke(linewidth=2, foreground="white")],
+        )  # fmt: skip
+        # An important label may cross an error bar if it must.
+        tries = [(taken, bars)] if minor else [(taken, bars), (taken,)]
+        offset = next(filter(None, (_free_offset(text, obstacles, frame, minor) for obstacles in tries)), None)
+        if offset is None:
+            text.remove()
+            continue
+        text.set_position(offset)
+        taken = np.concatenate([taken, _fill(text.get_window_extent())])
+
+
+def _free_offset(text, obstacles: Sequence[np.ndarray], frame: Bbox, minor: bool) -> tuple[float, float] | None:
+    """Where, in points from its anchor, a centred text covers no obstacle and stays in the frame; None if nowhere."""
+    pixels = text.axes.figure.dpi / 72  # in a point
+    box = text.get_window_extent()
+    for distance, angle in itertools.product((1, 1.3, 1.6), (45, 225, 90, 0, 270, 180, 135, 315)):
+        x = distance * np.cos(np.radians(angle)) * (box.width / pixels / 2 + 5)
+        y = distance * np.sin(np.radians(angle)) * (box.height / pixels / 2 + 5)
+        placed = box.translated(x * pixels, y * pixels).padded((3 if minor else 1) * pixels)
+        within = frame.x0 < placed.x0 and placed.x1 < frame.x1 and frame.y0 < placed.y0 and placed.y1 < frame.y1
+        if within and not any(np.all((o > placed.min) & (o < placed.max), axis=1).any() for o in obstacles):
+            return x, y
+    return None
+
+
+def _ink(axes: Axes) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels [n, 2] within markers and along lines, and along error bars, dense enough to test labels against."""
+    pixels, bars = [np.zeros((0, 2))], [np.zeros((0, 2))]
+    for line in axes.lines:
+        at = axes.transData.transform(np.column_stack(line.get_data()).astype(float).reshape(-1, 2))
+        if line.get_marker() not in ("None", None):
+            size = line.get_markersize() * axes.figure.dpi / 72
+            pixels += [_fill(Bbox.from_bounds(x - size / 2, y - size / 2, size, size)) for x, y in at]
+        if line.get_linestyle() != "None":
+            pixels += [_between(a, b) for a, b in itertools.pairwise(at)]
+    for collection in axes.collections:
+        bars += [_between(*axes.transData.transform(segment)) for segment in collection.get_segments()]
+    return np.concatenate(pixels), np.concatenate(bars)
+
+
+def _between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return a + np.linspace(0, 1, max(2, int(np.hypot(*(b - a)) / 2)))[:, None] * (b - a)
+
+
+def _fill(box: Bbox) -> np.ndarray:
+    x, y = (np.linspace(low, high, 6) for low, high in zip(box.min, box.max, strict=True))
+    return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+
+
+def _look(n: int) -> dict:
+    """Colour and marker of the n-th line."""
+    return {
+        "color": COLOURS[n % len(COLOURS)],
+        "marker": MARKERS[n % len(MARKERS)],
+        "linestyle": ("-", "--", "-.")[n // len(COLOURS) % 3],
+        "markersize": 7.5 if MARKERS[n % len(MARKERS)] in "PX" else 6,  # these two look smaller
+        "markeredgecolor": "white",
+        "markeredgewidth": 0.6,
+    }
+
+
+def _darker(colour: str) -> tuple[float, ...]:
+    """The colour at 70 %, for text: the palette's light ones are hard to read on white."""
+    return tuple(0.7 * int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5))
+
+
+def _axis_name(objective: str) -> str:
+    return objective if "reward" in objective else f"{objective} reward"
+
+
+def _frame(axes: Axes, xlabel: str, ylabel: str) -> None:
+    axes.set_xlabel(xlabel, fontsize=10, color=INK)
+    axes.set_ylabel(ylabel, fontsize=10, color=INK)
+    axes.tick_params(labelsize=8.5, colors=INK)
+    axes.grid(color="#E4E4E4", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.margins(0.08)
+
+
+def _finish(figure: Figure, title: str | None, note: str | None) -> None:
+    """Title above, one legend for all panels below, where it covers no data; then fixes the layout."""
+    FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
+    if title:
+        figure.suptitle(title, fontsize=11, color=INK)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    for columns in range(min(len(handles), 4 if len(figure.axes) == 1 else 8), 0, -1):
+        balanced = -(-len(handles) // -(-len(handles) // columns))  # no row much shorter than the others
+        legend = figure.legend(
+            handles, labels, loc="outside lower center", ncols=balanced, frameon=False, fontsize=9, title=note or None
+        )
+        legend.get_title().set(fontsize=8, color=GREY)
+        figure.draw_without_rendering()
+        if columns == 1 or legend.get_window_extent().width < 0.98 * figure.bbox.width:
+            break
+        legend.remove()
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")

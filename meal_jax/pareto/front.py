@@ -1,0 +1,113 @@
+"""Measures of a front, and grids of preferences. Every objective is maximised. NumPy, on the host.
+
+Letters: M points (one for each preference), K objectives, E evaluation prompts.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import moocore
+import numpy as np
+
+
+def hypervolume(points: np.ndarray, reference: np.ndarray) -> float:
+    """Volume of what the points dominate above the reference point.
+
+    Args:
+      points: [M, K]; M = 0 has volume 0. A point that does not exceed the reference in every objective adds nothing.
+      reference: [K]. A hypervolume means something only beside others with the same reference.
+
+    Returns:
+      The volume, in the product of the objectives' units.
+    """
+    points, reference = _matrix(points, "points"), np.asarray(reference, np.float64)
+    if reference.shape != points.shape[1:]:
+        raise ValueError(f"The reference has shape {reference.shape}; points {points.shape} need {points.shape[1:]}.")
+    points = points[np.all(points > reference, axis=1)]
+    return float(moocore.hypervolume(points, ref=reference, maximise=True)) if len(points) else 0.0
+
+
+def non_dominated(points: np.ndarray) -> np.ndarray:
+    """Mask [M] of the points [M, K] that no other point matches in all objectives and beats in one; twins both stay."""
+    return moocore.is_nondominated(_matrix(points, "points"), maximise=True, keep_weakly=True)
+
+
+def mean_inner_product(points: np.ndarray, preferences: np.ndarray) -> float:
+    """Mean over points [M, K] of preference · point: the utility that the users who asked for [M, K] receive."""
+    points, preferences = _matrix(points, "points"), _matrix(preferences, "preferences")
+    if points.shape != preferences.shape:
+        raise ValueError(f"points {points.shape} and preferences {preferences.shape} must pair up one to one.")
+    return float(np.mean(np.sum(points * preferences, axis=1)))
+
+
+def bootstrap(
+    scores: np.ndarray, fn: Callable[[np.ndarray], float | np.ndarray], samples: int = 1000, seed: int = 0
+) -> tuple[float | np.ndarray, float | np.ndarray, float | np.ndarray]:
+    """95 % percentile interval, over the draw of prompts, of a function of the mean points.
+
+    A prompt is drawn with all its M answers, so what the answers of one prompt have in common stays paired.
+
+    Args:
+      scores: [E, M, K], reward of each prompt under each preference.
+      fn: from the mean points [M, K] to a number or an array; the identity gives each point its interval.
+      samples: bootstrap replicates.
+      seed: of the replicates.
+
+    Returns:
+      (estimate, low, high), each like what fn returns: from all prompts, and the 2.5 % and 97.5 % quantiles.
+    """
+    scores = np.asarray(scores, np.float64)
+    if scores.ndim != 3 or not scores.size or not np.all(np.isfinite(scores)):
+        raise ValueError(f"scores must be finite and of shape [prompts, points, objectives], got {scores.shape}.")
+    prompts = len(scores)
+    draws = np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), size=samples) / prompts
+    replicates = np.stack([fn(np.tensordot(weights, scores, axes=1)) for weights in draws])
+    low, high = np.quantile(replicates, [0.025, 0.975], axis=0)
+    return fn(scores.mean(axis=0)), low, high
+
+
+def grid(objectives: int, divisions: int = 10) -> np.ndarray:
+    """The simplex lattice: all preferences whose entries are multiples of 1 / divisions.
+
+    Returns:
+      [M, K], M = C(divisions + K - 1, K - 1), the first objective's weight rising slowest: for K = 2 the usual eleven,
+      (0, 1), (0.1, 0.9) ... (1, 0).
+    """
+    if objectives < 1 or divisions < 1:
+        raise ValueError(f"A grid needs at least 1 objective and 1 division, got {objectives} and {divisions}.")
+    counts = [c for c in itertools.product(range(divisions + 1), repeat=objectives) if sum(c) == divisions]
+    return np.array(counts, np.float64) / divisions
+
+
+def paper_grid_3() -> np.ndarray:
+    """The 13 preferences [13, 3] over three objectives of the published comparisons (RiC's, arXiv 2402.10207).
+
+    They lack some of their own permutations, so an average over them favours some objectives; `grid(3, d)` does not.
+    """
+    third = 1 / 3  # published as .33, which does not sum to one
+    return np.array(
+        [
+            (0.0, 0.0, 1.0),
+            (0.0, 1.0, 0.0),
+            (0.1, 0.1, 0.8),
+            (0.1, 0.8, 0.1),
+            (0.2, 0.2, 0.6),
+            (0.2, 0.4, 0.4),
+            (0.2, 0.6, 0.2),
+            (third, third, third),
+            (0.4, 0.4, 0.2),
+            (0.4, 0.2, 0.4),
+            (0.6, 0.2, 0.2),
+            (0.8, 0.1, 0.1),
+            (1.0, 0.0, 0.0),
+        ]
+    )
+
+
+def _matrix(values: np.ndarray, name: str) -> np.ndarray:
+    values = np.asarray(values, np.float64)
+    if values.ndim != 2 or not values.shape[1] or not np.all(np.isfinite(values)):
+        raise ValueError(f"{name} must be finite and of shape [points, objectives]; got {values.shape}:\n{values}")
+    return values

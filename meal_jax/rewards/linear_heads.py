@@ -1,0 +1,204 @@
+"""Reward heads: one linear read-out per objective of a frozen decoder's last hidden states.
+
+Letters: B prompts, N candidates, K objectives, T response tokens, D width, F features of a response (D or 2 D).
+
+A head says how much people prefer a response on its objective (Bradley–Terry: the log-odds of one response over
+another is the difference of their raw scores). Scores are shifted and scaled so that each head has mean 0 and standard
+deviation 1 over the held-out responses it was tested on; `temperature` turns differences back into log-odds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as serialise
+
+from meal_jax.meal.step import Batch
+from meal_jax.rollout.decode import Responses
+
+PyTree = Any
+FEATURES = ("last", "last+mean")
+SHIPPED = Path(__file__).with_name("heads") / "assistant_small.safetensors"
+SAMPLE = 512  # entries of each parameter kept to recognise the base by
+BASE = "base/"  # prefix of those tensors in the file
+
+
+class Heads(NamedTuple):
+    """Heads as stored.
+
+    Attributes:
+      w: [K, F] float32.
+      b: [K] float32.
+      temperature: [K] float32, log-odds per unit of normalised score.
+      objectives: K names.
+      features: what a head reads: "last" (the state after the last token) or "last+mean" (and the mean over the
+        states after each response token).
+      base: sampled parameters of the decoder the heads read, see `fingerprint`.
+      base_name: what the decoder is called, for messages.
+      format: of prompts and responses, see `meal_jax.data.chat.describe`.
+      facts: how the heads were made: JSON-able.
+    """
+
+    w: np.ndarray
+    b: np.ndarray
+    temperature: np.ndarray
+    objectives: tuple[str, ...]
+    features: str
+    base: dict[str, np.ndarray]
+    base_name: str
+    format: str
+    facts: dict[str, Any]
+
+    @property
+    def params(self) -> dict[str, jax.Array]:
+        """What `reward` takes."""
+        return {"w": jnp.asarray(self.w), "b": jnp.asarray(self.b)}
+
+    def pick(self, objectives: tuple[str, ...]) -> Heads:
+        """The heads of these objectives, in this order.
+
+        Raises:
+          ValueError: one has no head.
+        """
+        unknown = [name for name in objectives if name not in self.objectives]
+        if unknown:
+            raise ValueError(
+                f"There is no reward head for {', '.join(unknown)}; the file has {', '.join(self.objectives)}. Set "
+                "config.objectives to some of these, or config.reward.heads to another file."
+            )
+        at = [self.objectives.index(name) for name in objectives]
+        return self._replace(w=self.w[at], b=self.b[at], temperature=self.temperature[at], objectives=tuple(objectives))
+
+
+def features_of(hidden: jax.Array, mask: jax.Array, kind: str) -> jax.Array:
+    """What heads read of responses.
+
+    Args:
+      hidden: [B, N, T + 1, D]; hidden[..., t, :] is the state after t response tokens.
+      mask: [B, N, T] bool, True at the response's tokens (a prefix of each row).
+      kind: one of FEATURES.
+
+    Returns:
+      [B, N, F] float32.
+    """
+    count = jnp.sum(mask, axis=-1)
+    hidden = hidden.astype(jnp.float32)
+    last = jnp.take_along_axis(hidden, count[..., None, None], axis=2)[:, :, 0]
+    if kind == "last":
+        return last
+    # Selected and not multiplied: states after the end are of padding, and may be anything.
+    mean = jnp.sum(jnp.where(mask[..., None], hidden[:, :, 1:], 0.0), axis=2) / jnp.maximum(count, 1)[..., None]
+    return jnp.concatenate([last, mean], axis=-1)
+
+
+def reward(params: Mapping[str, jax.Array], batch: Batch, responses: Responses, hidden: jax.Array) -> jax.Array:
+    """Normalised scores [B, N, K]: `meal.step.Setup.reward` for `Heads.params`. F tells which features are read."""
+    kind = "last" if params["w"].shape[-1] == hidden.shape[-1] else "last+mean"
+    return features_of(hidden, responses.mask, kind) @ params["w"].T + params["b"]
+
+
+def fingerprint(params: PyTree) -> dict[str, np.ndarray]:
+    """At most SAMPLE entries of each parameter of a decoder (as from `hf.load_params`), evenly spread, in float32."""
+    out = {}
+    for path, leaf in traverse_util.flatten_dict(params, sep="/").items():
+        at = np.linspace(0, leaf.size - 1, min(SAMPLE, leaf.size)).astype(np.int64)
+        index = np.unravel_index(at, leaf.shape)
+        out[path] = np.asarray(leaf[index]).astype(np.float32)
+    return out
+
+
+def check_base(heads: Heads, params: PyTree, where: str) -> None:
+    """Refuses a decoder that the heads do not read.
+
+    Norms must agree to a bfloat16's digits, matrices in correlation: so the model passes in any storage type and after
+    4-bit quantization (which spares norms), and a fine-tune of it, another size or another model does not.
+
+    Args:
+      heads: as loaded.
+      params: the decoder's.
+      where: the decoder's directory or id, for the message.
+
+    Raises:
+      ValueError: another decoder.
+    """
+    ours, stored = fingerprint(params), heads.base
+    advice = (
+        f"The reward heads read the hidden states of {heads.base_name} and mean nothing on another model. Train heads "
+        "for yours (python -m meal_jax.rewards.train --config=configs/reward_small.py --config.source=…), or set "
+        "config.policy.source to that model."
+    )
+    for path in sorted(ours.keys() | stored.keys()):
+        if path not in ours or path not in stored or ours[path].shape != stored[path].shape:
+            raise ValueError(f"{where} is another model than the reward heads' ({path} differs in size). {advice}")
+        a, b = ours[path], stored[path]
+        if path.endswith("norm"):
+            same = np.allclose(a, b, rtol=1 / 128, atol=1e-6)
+        else:
+            same = a @ b >= 0.97 * np.sqrt((a @ a) * (b @ b))
+        if not same:
+            raise ValueError(f"{where} is another model than the reward heads' ({path} differs). {advice}")
+
+
+def check_format(heads: Heads, format: str) -> None:
+    """Raises ValueError where conversations are written otherwise than in the heads' training."""
+    if heads.format != format:
+        raise ValueError(
+            f"The reward heads were trained on conversations in the format [{heads.format}], here it is [{format}]. "
+            "Use the tokenizer files and system message of that format, or train heads on yours "
+            "(python -m meal_jax.rewards.train)."
+        )
+
+
+def save(heads: Heads, path: str | os.PathLike) -> None:
+    """Writes a .safetensors file; the old one is replaced whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: np.asarray(getattr(heads, name), np.float32) for name in ("w", "b", "temperature")}
+    tensors |= {BASE + name: value for name, value in heads.base.items()}
+    names = ("objectives", "features", "base_name", "format", "facts")
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(serialise(tensors, metadata={name: json.dumps(getattr(heads, name)) for name in names}))
+    os.replace(partial, path)
+
+
+def load(path: str | os.PathLike | None = None) -> Heads:
+    """Reads a heads file; the shipped one without a path.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: not a heads file, or a damaged one.
+    """
+    path = Path(path or SHIPPED).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There are no reward heads at {path}. Leave config.reward.heads empty for the shipped ones, or train "
+            "some: python -m meal_jax.rewards.train --config=configs/reward_small.py"
+        )
+    try:
+        with safe_open(path, framework="numpy") as file:
+            meta = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        heads = Heads(
+            **{name: tensors.pop(name) for name in ("w", "b", "temperature")},
+            base={name.removeprefix(BASE): value for name, value in tensors.items()},
+            **(meta | {"objectives": tuple(meta["objectives"])}),
+        )
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not a file of reward heads, or is damaged ({error}). Train heads with python -m "
+            "meal_jax.rewards.train, or leave config.reward.heads empty for the shipped ones."
+        ) from error
+    if heads.features not in FEATURES or heads.w.ndim != 2 or len(heads.w) != len(heads.objectives):
+        raise ValueError(
+            f"{path} does not fit together: heads {heads.w.shape} for {heads.objectives}. Train them anew."
+        )
+    return heads

@@ -1,0 +1,220 @@
+"""What a run tells the outside: metrics on disk, progress on the terminal; and what the outside tells it: to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+
+LINE_SECONDS = 10.0  # between progress lines where there is no terminal
+FLUSH_SECONDS = 30.0  # between flushes of the events
+
+
+class MetricWriter:
+    """Writes numbers to `<workdir>/metrics.jsonl` and TensorBoard events to `<workdir>/tensorboard`; process 0 only.
+
+    A resumed run repeats the steps after its checkpoint, so their rows are dropped first: the file never holds a step
+    twice. For that to leave no gap either, write the metrics of the steps before a checkpoint before saving it.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, tensorboard: bool = True, start_step: int = 0):
+        """Opens the files.
+
+        Args:
+          workdir: created if needed.
+          tensorboard: also write events.
+          start_step: first step that will be written; rows at or after it are of an interrupted run, and go.
+        """
+        self._lines, self._events, self._flushed = None, None, time.monotonic()
+        if jax.process_index() != 0:
+            return
+        workdir = pathlib.Path(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        path = workdir / "metrics.jsonl"
+        _drop_rows(path, start_step)
+        self._lines = path.open("a", buffering=1)  # line-buffered: SIGKILL costs at most a part of a line
+        if tensorboard:
+            # tensorboardX's SummaryWriter writes from a thread, and its flush leaves behind what is still in the queue.
+            (workdir / "tensorboard").mkdir(exist_ok=True)
+            suffix = f".{os.getpid()}.{start_step}"  # the default name is the second it was made in
+            self._events = EventsWriter(str(workdir / "tensorboard" / "events"), suffix)
+            # A viewer forgets what earlier files say of this step and later ones.
+            start = SessionLog(status=SessionLog.START)
+            self._events.write_event(Event(step=start_step, wall_time=time.time(), session_log=start))
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """One row. Values are what `float` accepts; JSON has no NaN or infinity, in the file they are null."""
+        row = {name: float(value) for name, value in values.items()}
+        if self._lines is not None:
+            finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
+            self._lines.write(json.dumps({"step": int(step)} | finite) + "\n")
+        if self._events is not None:
+            summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in row.items()])
+            self._events.write_event(Event(step=int(step), wall_time=time.time(), summary=summary))
+            if time.monotonic() - self._flushed > FLUSH_SECONDS:
+                self.flush()
+
+    def flush(self) -> None:
+        """Puts all of it on disk; call before saving a checkpoint."""
+        if self._lines is not None:
+            self._lines.flush()
+        if self._events is not None:
+            self._events.flush()
+        self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Flushes and closes."""
+        if self._lines is not None:
+            self._lines.close()
+        if self._events is not None:
+            self._events.close()
+        self._lines, self._events = None, None
+
+    def __enter__(self) -> MetricWriter:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def _drop_rows(path: pathlib.Path, start_step: int) -> None:
+    """Rewrites the file without the rows at or after a step, and without the half line that a kill may leave."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_bytes().splitlines():
+        try:
+            if json.loads(line)["step"] < start_step:
+                kept.append(line + b"\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    rewritten = path.with_suffix(".tmp")
+    rewritten.write_bytes(b"".join(kept))
+    rewritten.replace(path)  # a kill in between leaves the old file
+
+
+@contextlib.contextmanager
+def progress(total: int, start: int, description: str) -> Iterator[Meter]:
+    """Shows how far a loop is: a bar on a terminal, else a line every ten seconds and a last one. Process 0 only.
+
+    Args:
+      total: steps in all.
+      start: steps done before this loop (a resumed run).
+      description: what runs, in a word or two.
+
+    Yields:
+      A Meter, to be told of every step.
+    """
+    if jax.process_index() != 0:
+        yield Meter(total, start, description)
+        return
+    bar = None
+    if sys.stdout.isatty():
+        columns = ["{task.completed}/{task.total}", "{task.fields[timing]}", "{task.fields[shown]}"]
+        text = [TextColumn(column, markup=False) for column in ["{task.description}", *columns]]
+        bar = Progress(text[0], BarColumn(bar_width=24), *text[1:], console=Console())
+    with bar or contextlib.nullcontext():
+        shower = Meter(total, start, description, bar=bar, lines=bar is None)
+        try:
+            yield shower
+        finally:
+            shower.finish()
+
+
+class Meter:
+    """One progress display; made by `progress`."""
+
+    def __init__(self, total: int, start: int, description: str, bar: Progress | None = None, lines: bool = False):
+        self._total, self._description, self._bar, self._lines = total, description, bar, lines
+        self._step, self._shown = start, ""
+        self._begin = self._printed = time.monotonic()
+        # The rate is measured from here; it moves once, past the first step, which compiles and tells nothing.
+        self._mark, self._marked = (start, self._begin), False
+        self._pending = False
+        if bar is not None:
+            self._task = bar.add_task(description, total=total, completed=start, timing="", shown="")
+
+    def update(self, step: int, **shown: Any) -> None:
+        """Says that `step` steps are done; `shown` are a few numbers to show beside it."""
+        now = time.monotonic()
+        self._step, self._pending = step, True
+        self._shown = "  ".join(f"{k} {v}" if isinstance(v, int | str) else f"{k} {v:.4g}" for k, v in shown.items())
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, timing=self.timing(now), shown=self._shown)
+        elif self._lines and now - self._printed >= LINE_SECONDS:
+            self._print(now)
+        if not self._marked:
+            self._mark, self._marked = (step, now), True
+
+    def timing(self, now: float) -> str:
+        """Rate, time so far and time left, e.g. "12.3 steps/s  0:41 elapsed  2:10 left"."""
+        steps, seconds = self._step - self._mark[0], now - self._mark[1]
+        elapsed = _clock(now - self._begin)
+        if steps <= 0 or seconds <= 0:
+            return f"{elapsed} elapsed"
+        rate = steps / seconds
+        left = _clock((self._total - self._step) / rate)
+        return f"{rate:.3g} steps/s  {elapsed} elapsed  {left} left"
+
+    def finish(self) -> None:
+        """Shows the last step if it was not shown yet."""
+        if self._lines and self._pending:
+            self._print(time.monotonic())
+
+    def _print(self, now: float) -> None:
+        line = f"{self._description}  {self._step}/{self._total}  {self.timing(now)}  {self._shown}"
+        print(line.rstrip(), flush=True)
+        self._printed, self._pending = now, False
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class Preemption:
+    """Context in which SIGTERM and the first Ctrl-C only set `requested`: the loop saves and leaves at a step's end.
+
+    A second Ctrl-C interrupts at once. The handlers before are put back on exit. Off the main thread, where Python
+    allows no handlers, nothing is installed. With several processes, ask
+    `jax.experimental.multihost_utils.reached_preemption_sync_point(step)` as well: they must all stop at the same step.
+    """
+
+    def __init__(self):
+        self.requested = False
+        self._interrupted = False
+        self._before = {}
+
+    def __enter__(self) -> Preemption:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            # None stands for a handler that was not installed from Python, and that Python cannot put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._before = {}
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT and self._interrupted:
+            raise KeyboardInterrupt
+        self._interrupted = number == signal.SIGINT or self._interrupted
+        self.requested = True

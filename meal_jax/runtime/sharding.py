@@ -1,0 +1,138 @@
+"""Where each array lives: one mesh, and one short table from the path of a leaf to its PartitionSpec.
+
+Mesh axes: "data" splits the batch; "fsdp" splits the batch and, along the width D, the parameters; "tensor" splits
+heads, hidden units and the vocabulary. Axes of size 1 cost nothing, so one table serves a single device and a pod.
+
+Letters: V vocabulary, D width, F output width of a linear layer, R rank, L layers, K objectives.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+PyTree = Any
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+# The first pattern found in a leaf's path ("policy/transformer/layers/attention/q/kernel") gives its spec. Patterns are
+# not anchored at the left, so optimizer moments, whose paths end in their parameter's ("policy_opt/1/mu/…"),
+# are sharded as the parameter is. Scalars and typed keys need no rule: they are replicated.
+RULES: tuple[tuple[str, P], ...] = (
+    # Small: the weight-net and its moments, the preference conditioning, reward statistics [K], norms [D] or [L, D].
+    (r"(^|/)[^/]*net[^/]*/", P()),
+    (r"(^|/)conditioner/", P()),
+    (r"(^|/)rewards/", P()),
+    (r"_norm$", P()),
+    # Tables [V, D].
+    (r"(^|/)(embedding|output)$", P("tensor", "fsdp")),
+    # Layers that read the width, [L, D, F]: their outputs (heads, hidden units) are split over tensor.
+    (r"/(q|k|v|gate|up)/kernel$", P(None, "fsdp", "tensor")),
+    (r"/(q|k|v|gate|up)/bias$", P(None, "tensor")),
+    (r"/(q|k|v|gate|up)/lora_a$", P(None, "fsdp", None)),  # [L, D, R]
+    (r"/(q|k|v|gate|up)/lora_b$", P(None, None, "tensor")),  # [L, R, F]
+    # Layers that write the width, [L, F, D]: their inputs are split, and their outputs summed over tensor.
+    (r"/(o|down)/kernel$", P(None, "tensor", "fsdp")),
+    (r"/(o|down)/bias$", P(None, "fsdp")),
+    (r"/(o|down)/lora_a$", P(None, "tensor", None)),
+    (r"/(o|down)/lora_b$", P(None, None, "fsdp")),
+)
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The device mesh.
+
+    Args:
+      data, fsdp, tensor: sizes of the axes; at most one is -1, "the devices that are left".
+      devices: defaults to all devices of all processes.
+
+    Returns:
+      A mesh over all of `devices`, with Auto axes (Explicit ones, jax.make_mesh's default, break Linen's gathers).
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
+    shown = " × ".join(f"{axis}={size}" for axis, size in sizes.items())
+    wild = [axis for axis, size in sizes.items() if size == -1]
+    if len(wild) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise ValueError(f"Mesh {shown}: sizes are positive, and at most one is -1 (the devices that are left).")
+    product = math.prod(size for size in sizes.values() if size != -1)
+    if len(devices) % product or (not wild and len(devices) != product):
+        advice = "change the sizes" if wild else "change the sizes, or set one to -1 to take the devices that are left"
+        raise ValueError(f"Mesh {shown} does not fit {len(devices)} device(s): {advice}.")
+    if wild:
+        sizes[wild[0]] = len(devices) // product
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def shardings(tree: PyTree, mesh: Mesh, rules: Sequence[tuple[str, P]] = RULES) -> PyTree:
+    """A NamedSharding for every leaf.
+
+    Args:
+      tree: arrays or `jax.ShapeDtypeStruct`s.
+      mesh: from `make_mesh`.
+      rules: (pattern, spec) pairs; the first pattern that `re.search` finds in a leaf's path gives its spec.
+
+    Returns:
+      A pytree like `tree`.
+
+    Raises:
+      ValueError: lists every leaf that no rule matches, and every leaf that its rule cannot split evenly.
+    """
+    problems = []
+
+    def place(keys, leaf):
+        shape = tuple(getattr(leaf, "shape", ()))  # () for a typed key: what a key is made of is not a dimension
+        path = jax.tree_util.keystr(keys, simple=True, separator="/")
+        spec = P() if not shape else next((spec for pattern, spec in rules if re.search(pattern, path)), None)
+        problems.extend(_misfits(path, shape, spec, mesh))
+        return NamedSharding(mesh, P() if spec is None else spec)
+
+    placed = jax.tree_util.tree_map_with_path(place, tree)
+    if problems:
+        raise ValueError("Some leaves cannot be sharded:\n  " + "\n  ".join(problems))
+    return placed
+
+
+def _misfits(path: str, shape: tuple[int, ...], spec: P | None, mesh: Mesh) -> list[str]:
+    """What is wrong with laying out a leaf by a spec, one sentence for each fault."""
+    if spec is None:
+        return [f"{path} {list(shape)}: no rule matches; add one to RULES (P() replicates)."]
+    if len(spec) > len(shape):
+        return [f"{path} {list(shape)}: its rule {spec} names {len(spec)} dimensions; add a rule of its own before it."]
+    faults = []
+    for dimension, axes in enumerate(spec):
+        axes = () if axes is None else (axes,) if isinstance(axes, str) else axes
+        pieces = math.prod(mesh.shape[axis] for axis in axes)
+        if shape[dimension] % pieces:
+            faults.append(
+                f"{path} {list(shape)}: dimension {dimension}, of {shape[dimension]}, does not divide over mesh axis "
+                f"{' × '.join(axes)}, of {pieces}; choose another size for that axis."
+            )
+    return faults
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The leading dimension (prompts) split over data and fsdp."""
+    return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def check_batch(mesh: Mesh, batch_size: int, what: str) -> None:
+    """Raises ValueError unless the mesh divides a batch; `what` says in the message whose batch it is."""
+    pieces = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    if batch_size < 1 or batch_size % pieces:
+        sizes = " × ".join(f"{axis}={mesh.shape[axis]}" for axis in BATCH_AXES)
+        raise ValueError(f"{what}: {batch_size} does not divide over {sizes}; make it a multiple of {pieces}.")

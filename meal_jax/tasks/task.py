@@ -1,0 +1,63 @@
+"""What a benchmark gives to a run: prompts, a policy to start from, rewards, and, where it is known, the truth.
+
+Letters: R prompt rows, K objectives, S prompt tokens, V vocabulary, M preferences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from meal_jax.models.policy import Conditioning
+from meal_jax.models.transformer import TransformerConfig
+
+PyTree = Any
+
+
+class Prompts(NamedTuple):
+    """Tokenised prompts in memory: tokens [R, S] int32 left-padded, mask [R, S] bool, id [R] int32 (names the row)."""
+
+    tokens: np.ndarray
+    mask: np.ndarray
+    id: np.ndarray
+
+
+class Task(NamedTuple):
+    """A benchmark, ready to run.
+
+    Attributes:
+      objectives: K names.
+      transformer: the policy's architecture, adapters included.
+      conditioning: how the policy reads a preference.
+      weights: the transformer's parameters to start from, or None to draw them at random.
+      train: prompts to train on.
+      test: prompts to evaluate on; no row of `train` is among them.
+      pad, end: token ids.
+      forbidden: [V] bool, tokens that a response never holds; None if all may.
+      reward: see `meal.step.Setup.reward`.
+      reward_params: the reward's parameters, a pytree of arrays.
+      reward_reads_base: the reward reads the base model's hidden states.
+      reference: [K] reference point of the hypervolume, shared by every method.
+      truth: None, or the exact best average rewards [M, K] on `test` for preferences [M, K].
+      show: token ids of one response, or of one prompt, to text.
+      name: of the benchmark, for titles.
+    """
+
+    objectives: tuple[str, ...]
+    transformer: TransformerConfig
+    conditioning: Conditioning
+    weights: PyTree | None
+    train: Prompts
+    test: Prompts
+    pad: int
+    end: int
+    forbidden: np.ndarray | None
+    reward: Callable[..., Any]
+    reward_params: PyTree
+    reward_reads_base: bool
+    reference: np.ndarray
+    truth: Callable[[np.ndarray], np.ndarray] | None
+    show: Callable[[np.ndarray], str]
+    name: str

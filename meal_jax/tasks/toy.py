@@ -1,0 +1,157 @@
+"""The embedded benchmark: a small language whose Pareto front is known exactly.
+
+Letters: B prompts, N candidates, K objectives, T response tokens, V vocabulary, Y prompt types, M preferences.
+
+A prompt is [begin, marker, marker, fillers]; its two markers name one of 16 types. For each type and objective, SET
+content tokens serve that objective: each gives it 1 and every other objective SPILL, all other tokens give nothing. What a
+token is worth thus depends on the prompt, and a policy must read it. With f_k the sum of what a response's tokens give
+objective k, over the most that fit before the end token,
+    r_k = f_k ^ γ,   halved for every objective if the response has not ended in time.
+γ differs by type: 0.2, 0.3 and 0.4 give strictly concave trade-offs (a balanced response serves both objectives well), 1 a
+linear one (every mixture is as good as any other). A perfect response fills all but the last position with serving
+tokens, in the proportion that the preference asks of this γ, and then ends.
+
+The truth needs no search: a response matters only through how many of its tokens serve each objective, so enumerating
+those counts gives a type's best response for any preference, and the mean over the test prompts' types is the front.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from meal_jax.meal.step import Batch
+from meal_jax.models.policy import Conditioning
+from meal_jax.models.transformer import TransformerConfig
+from meal_jax.rollout.decode import Responses
+from meal_jax.tasks.task import Prompts, Task
+
+PAD, BEGIN, END = 0, 1, 2
+MARKERS = 4  # values of each of the two markers
+TYPES = MARKERS * MARKERS
+FIRST, SECOND, FILLER, CONTENT = 3, 3 + MARKERS, 3 + 2 * MARKERS, 11 + 8  # first id of each class of tokens
+VOCABULARY = 64
+FILLERS = 3  # at most; prompts differ in length, so padding is exercised
+SET = 3
+SPILL = 0.3
+GAMMAS = (0.2, 0.3, 0.4, 1.0)
+PROMPT_LENGTH = 3 + FILLERS
+
+
+def values(objectives: int) -> np.ndarray:
+    """What each token gives each objective, by prompt type: [Y, V, K]. Fixed: the benchmark is the same for every seed."""
+    rng = np.random.default_rng(2604_24178)
+    out = np.zeros((TYPES, VOCABULARY, objectives), np.float32)
+    for kind in range(TYPES):
+        content = CONTENT + rng.permutation(VOCABULARY - CONTENT)
+        for k in range(objectives):
+            out[kind, content[k * SET : (k + 1) * SET]] = SPILL
+            out[kind, content[k * SET : (k + 1) * SET], k] = 1.0
+    return out
+
+
+def gammas() -> np.ndarray:
+    """γ [Y]; every value of the first marker meets every γ."""
+    return np.array([GAMMAS[(kind + kind // MARKERS) % len(GAMMAS)] for kind in range(TYPES)], np.float32)
+
+
+def prompt_types(tokens, xp=jnp):
+    """The type [...] of prompts [..., S]: markers have ids of their own, so position and padding do not matter."""
+    first = xp.sum(xp.where((tokens >= FIRST) & (tokens < SECOND), tokens - FIRST, 0), axis=-1)
+    second = xp.sum(xp.where((tokens >= SECOND) & (tokens < FILLER), tokens - SECOND, 0), axis=-1)
+    return first * MARKERS + second
+
+
+def reward(params: dict, batch: Batch, responses: Responses, hidden: None = None) -> jax.Array:
+    """r [B, N, K] of responses; `params` holds "values" [Y, V, K] and "gammas" [Y]."""
+    kind = prompt_types(batch.tokens)
+    table = params["values"][kind]  # [B, V, K]
+    content = responses.mask & (responses.tokens != END)
+    given = jax.vmap(lambda rows, tokens: rows[tokens])(table, responses.tokens)  # [B, N, T, K]
+    most = responses.tokens.shape[-1] - 1
+    share = jnp.minimum(jnp.sum(given * content[..., None], axis=2) / most, 1.0)
+    shaped = share ** params["gammas"][kind][:, None, None]
+    return shaped * jnp.where(responses.ended, 1.0, 0.5)[..., None]
+
+
+def make_prompts(per_type: int, seed: int, first_id: int) -> Prompts:
+    """`per_type` prompts of every type, fillers drawn by `seed`."""
+    rng = np.random.default_rng(seed)
+    rows = TYPES * per_type
+    tokens = np.full((rows, PROMPT_LENGTH), PAD, np.int32)
+    for i in range(rows):
+        kind, fillers = i % TYPES, rng.integers(1, FILLERS + 1)
+        row = [BEGIN, FIRST + kind // MARKERS, SECOND + kind % MARKERS]
+        row += rng.integers(FILLER, CONTENT, fillers).tolist()
+        tokens[i, PROMPT_LENGTH - len(row) :] = row
+    return Prompts(tokens, tokens != PAD, np.arange(first_id, first_id + rows, dtype=np.int32))
+
+
+def best_points(prompts: Prompts, preferences: np.ndarray, max_new: int) -> np.ndarray:
+    """Average rewards [M, K] of an exact maximiser of each preference [M, K], by enumeration of counts.
+
+    Responses that do not end are left out: ending doubles every reward, and at most one more token fits without it.
+    """
+    objectives, most = preferences.shape[1], max_new - 1
+    counts = [c for c in itertools.product(range(most + 1), repeat=objectives) if sum(c) <= most]
+    counts = np.array(counts, np.float64)  # [C, K]
+    share = (counts * (1 - SPILL) + SPILL * counts.sum(axis=1, keepdims=True)) / most
+    kinds = prompt_types(prompts.tokens, np)
+    total = np.zeros((len(preferences), objectives))
+    for gamma, rows in zip(*np.unique(gammas()[kinds], return_counts=True), strict=True):
+        r = share**gamma
+        # Of equally good responses (a linear trade-off met by its own slope) take the most even one.
+        even = -r.std(axis=1)
+        total += rows * r[np.argmax(np.round(preferences @ r.T, 9) + 1e-12 * even, axis=1)]
+    return total / len(prompts.tokens)
+
+
+def build(config) -> Task:
+    """The toy benchmark for `config` (objectives, sizes of the policy, response length)."""
+    c, objectives = config.policy, len(config.objectives)
+    transformer = TransformerConfig(
+        vocab_size=VOCABULARY,
+        width=c.width,
+        layers=c.layers,
+        heads=c.heads,
+        kv_heads=c.kv_heads,
+        head_dim=c.width // c.heads,
+        hidden=c.hidden,
+        dtype=c.dtype,
+        remat=c.remat,
+    )
+    test = make_prompts(config.eval.prompts // TYPES, seed=1, first_id=1_000_000)
+    train = make_prompts(64, seed=2, first_id=0)
+    seen = {row.tobytes() for row in test.tokens}
+    fresh = np.array([row.tobytes() not in seen for row in train.tokens])
+    forbidden = np.zeros(VOCABULARY, bool)
+    forbidden[[PAD, BEGIN]] = True
+    names = {PAD: ".", BEGIN: "<", END: ">"}
+    return Task(
+        objectives=tuple(config.objectives),
+        transformer=transformer,
+        conditioning=Conditioning(
+            kind=config.conditioning.kind,
+            objectives=objectives,
+            slots=config.conditioning.slots,
+            hidden=config.conditioning.hidden,
+            # The numeral i of "text" is content token i: the policy learns what it means.
+            table=tuple(tuple((CONTENT + i,) for i in range(11)) for _ in range(objectives)),
+        ),
+        weights=None,
+        train=Prompts(*(a[fresh] for a in train)),
+        test=test,
+        pad=PAD,
+        end=END,
+        forbidden=forbidden,
+        reward=reward,
+        reward_params={"values": jnp.asarray(values(objectives)), "gammas": jnp.asarray(gammas())},
+        reward_reads_base=False,
+        reference=np.zeros(objectives),
+        truth=lambda preferences: best_points(test, preferences, config.sampling.max_new),
+        show=lambda tokens: " ".join(names.get(int(t), str(int(t))) for t in tokens),
+        name="toy",
+    )

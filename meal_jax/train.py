@@ -1,0 +1,236 @@
+"""A run: mesh → data → models → state → restore → loop → front. It reads top to bottom.
+
+Everything a run writes is under its workdir:
+    config.json          the configuration as run
+    metrics.jsonl        one line a step (and TensorBoard events beside it)
+    checkpoints/         the newest states; running the same command again goes on from there
+    evals/STEP.json      the front at a step
+    pareto.json          the last front, the first, hypervolumes, sample answers
+    pareto.png           the front, with those of `config.beside`, which have a folder of their own each
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from absl import logging
+
+from meal_jax import build, evaluate, methods
+from meal_jax.config import check
+from meal_jax.data.pipeline import batch_at
+from meal_jax.pareto import figures, front
+from meal_jax.rollout.sampling import Sampling
+from meal_jax.runtime import checkpoint, sharding
+from meal_jax.runtime.metrics import MetricWriter, Preemption, progress
+from meal_jax.tasks.task import Task
+
+
+def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | None:
+    """Trains `config.method` and then each method of `config.beside`, and draws their fronts in one figure.
+
+    Returns:
+      The results by method as in `pareto.json`, or None if the run was told to stop before its end.
+    """
+    root, names = Path(workdir), [config.method, *[n for n in config.beside if n != config.method]]
+    check(config)
+    for name in names:
+        methods.get(name)
+    task = build.build_task(config)
+    results = {}
+    for name in names:
+        folder = root if name == config.method else root / name
+        done = train_and_evaluate(methods.get(name).configure(config), methods.get(name), task, folder)
+        if done is None:
+            return None
+        results[name] = done
+    _report(results, task, root)
+    return results
+
+
+def train_and_evaluate(
+    config: ml_collections.ConfigDict, method: methods.Method, task: Task, workdir: Path
+) -> dict[str, Any] | None:
+    """Trains one method, resuming what `workdir` holds, and evaluates it.
+
+    Args:
+      config: the method's version of the configuration.
+      method: its functions.
+      task: the benchmark.
+      workdir: where everything is written.
+
+    Returns:
+      What `pareto.json` holds, or None if SIGTERM or Ctrl-C ended the run early (the state is saved).
+
+    Raises:
+      FloatingPointError: a reward or a loss is not a finite number; the last checkpoint is from before it.
+    """
+    # ---------------------------------------------------------------------------------------------- devices
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    sharding.check_batch(mesh, config.batch_size // 2, "half of config.batch_size")
+    sharding.check_batch(mesh, config.eval.batch_size, "config.eval.batch_size")
+    _write_config(config, workdir)
+
+    # ---------------------------------------------------------------------------------------------- modules, state
+    setup = build.build_setup(config, task)
+    key, policy_key = jax.random.split(jax.random.key(config.seed))
+    with jax.set_mesh(mesh):
+        init = functools.partial(build.init_policy, setup, task)
+        where = functools.partial(sharding.shardings, mesh=mesh)
+        theta, frozen = jax.jit(init, out_shardings=where(jax.eval_shape(init, policy_key)))(policy_key)
+        init = functools.partial(method.init, setup)
+        abstract = jax.eval_shape(init, theta, key)
+        placed = where(abstract)
+        abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, placed)
+
+        # ------------------------------------------------------------------------------------------ resume or begin
+        checkpoints = checkpoint.open_checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
+        restored = checkpoint.restore_latest(checkpoints, abstract)
+        if restored is None:
+            start, state = 0, jax.jit(init, out_shardings=placed)(theta, key)
+        else:
+            start, state, _ = restored
+            logging.info("%s: going on from step %d of %d", workdir, start, config.steps)
+        del theta
+
+        # ------------------------------------------------------------------------------------------ compiled functions
+        batch_placed = sharding.batch_sharding(mesh)
+        place = functools.partial(jax.device_put, device=batch_placed)
+        step = functools.partial(method.step, setup)
+        train_step = jax.jit(step, donate_argnums=0, out_shardings=(placed, sharding.replicated(mesh)))
+        e = config.eval
+        answer = jax.jit(evaluate.answer_fn(setup, method, Sampling(e.temperature, e.top_k, e.top_p)))
+        preferences = front.grid(len(config.objectives), e.divisions)
+
+        def eval_now(at: int) -> dict[str, Any]:
+            path = workdir / "evals" / f"{at:06d}.json"
+            if path.exists():  # a resumed run does not pay twice
+                return json.loads(path.read_text())
+            answers = evaluate.evaluate(
+                answer, state, frozen, task.test, preferences, batch_size=e.batch_size, seed=config.seed, place=place
+            )
+            out = {"step": at} | evaluate.summarise(answers, preferences, task, e.bootstrap)
+            out["samples"] = evaluate.sample_answers(answers, preferences, task, e.samples)
+            _write_json(path, out)
+            return out
+
+        # ------------------------------------------------------------------------------------------ loop
+        writer = MetricWriter(workdir, tensorboard=config.tensorboard, start_step=start)
+        shown, pending, began, preempted = {}, None, time.perf_counter(), False
+
+        def settle(pending):
+            """Fetches and checks a step's metrics, by now computed while the next step runs."""
+            if pending is not None:
+                at, on_device = pending
+                values = {name: float(v) for name, v in jax.device_get(on_device).items()}
+                _refuse_non_finite(at, values, config.objectives, workdir)
+                writer.write(at, values)
+                shown["utility"] = values["utility"]
+
+        with Preemption() as preemption, progress(config.steps, start, f"{method.label}") as bar:
+            for at in range(start, config.steps):
+                if at % e.every == 0:
+                    shown["hypervolume"] = eval_now(at)["hypervolume"]
+                    writer.write(at, {"eval/hypervolume": shown["hypervolume"]})
+                batch = place(batch_at(task.train, at, config.batch_size, config.seed))
+                state, metrics = train_step(state, frozen, batch)
+                settle(pending)  # of the step before: the device is never waited for
+                pending, done = (at, metrics), at + 1
+                bar.update(done, **shown)
+                preempted = preemption.requested
+                if done % config.checkpoint.every == 0 or done == config.steps or preempted:
+                    settle(pending)  # a state is saved only once its own step is known to be sound
+                    pending = None
+                    checkpoint.save(checkpoints, done, state, {"config": json.loads(config.to_json_best_effort())})
+                if preempted:
+                    break
+        checkpoint.wait(checkpoints)
+        seconds = time.perf_counter() - began
+
+        if preempted and done < config.steps:
+            checkpoint.close(checkpoints)
+            writer.close()
+            logging.warning("stopped at step %d of %d; run the same command to go on", done, config.steps)
+            return None
+
+        # ------------------------------------------------------------------------------------------ front
+        last = eval_now(config.steps)
+        writer.write(config.steps, {"eval/hypervolume": last["hypervolume"]})
+        writer.close()
+        checkpoint.close(checkpoints)
+    history = [json.loads(path.read_text()) for path in sorted((workdir / "evals").glob("*.json"))]
+    results = {
+        "task": task.name,
+        "method": method.label,
+        "seed": config.seed,
+        "objectives": list(config.objectives),
+        "policy_updates": 2 * config.steps,
+        "seconds_training": seconds if start == 0 else None,  # of a resumed run only a part is known
+        "compiled": train_step._cache_size() if start < config.steps else 0,
+        "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+        **last,
+        "before": {name: value for name, value in history[0].items() if name != "samples"},
+        "history": [{"step": h["step"], "hypervolume": h["hypervolume"]} for h in history],
+    }
+    _write_json(workdir / "pareto.json", results)
+    return results
+
+
+def _refuse_non_finite(at: int, values: dict[str, float], objectives, workdir: Path) -> None:
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    if not bad:
+        return
+    rewards = [name for name in objectives if f"reward/{name}/mean" in bad]
+    what = f"the reward of objective {', '.join(map(repr, rewards))}" if rewards else f"{', '.join(bad)}"
+    raise FloatingPointError(
+        f"step {at}: {what} is not a finite number. Training stopped; {workdir / 'checkpoints'} keeps the last state "
+        "from before it. Check what the reward returns for the newest responses, or lower config.optim.lr."
+    )
+
+
+def _report(results: dict[str, Any], task: Task, root: Path) -> None:
+    """Draws the fronts of all methods into `pareto.png` and prints a table."""
+    fronts = []
+    for name, r in results.items():
+        points = {k: np.array(r[k]) for k in ("preferences", "points", "points_low", "points_high")}
+        fronts.append(
+            figures.Front(
+                methods.get(name).label, points["preferences"], points["points"], points["points_low"],
+                points["points_high"],
+            )  # fmt: skip
+        )
+    first = next(iter(results.values()))
+    before = first["before"]
+    fronts.append(
+        figures.Front("before training", np.array(before["preferences"]), np.array(before["points"]), style="before")
+    )
+    truth = evaluate.true_front(task) if task.truth is not None else None
+    path = root / "pareto.png"
+    figures.draw_fronts(path, fronts, task.objectives, truth=truth, title=task.name)
+    print(f"\n{'':16} {'hypervolume':>12} {'95 % interval':>18} {'of the true':>12} {'inner product':>14}")
+    for r in [dict(first["before"], method="before training"), *results.values()]:
+        low, high = r["hypervolume_interval"]
+        share = f"{r['share_of_true_hypervolume']:.3f}" if "share_of_true_hypervolume" in r else "–"
+        interval = f"{low:.3f} … {high:.3f}"
+        print(f"{r['method']:16} {r['hypervolume']:12.4f} {interval:>18} {share:>12} {r['mean_inner_product']:14.4f}")
+    print(f"\nfronts: {root / 'pareto.json'}\nfigure: {path}")
+
+
+def _write_config(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
+
+
+def _write_json(path: Path, value: Any) -> None:
+    """Writes whole or not at all: a run killed here leaves no half file to be mistaken for a result."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(value, indent=1) + "\n")
+    part.replace(path)

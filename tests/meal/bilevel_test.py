@@ -1,0 +1,197 @@
+"""The hypergradient against finite differences and unrolling; the meta-objective against exact expectations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from meal_jax.meal import bilevel
+
+
+@pytest.fixture(autouse=True)
+def double():
+    with jax.enable_x64(True):
+        yield
+
+
+OPTIMIZERS = {
+    "sgd": optax.sgd(0.1),
+    "momentum": optax.sgd(0.1, momentum=0.9, nesterov=True),
+    "adam": optax.adam(0.05, eps_root=1e-12),
+    "adam_clipped": optax.chain(optax.clip_by_global_norm(0.05), optax.adamw(0.05, eps_root=1e-12, weight_decay=0.1)),
+}
+
+
+def problem(seed=0):
+    """A smooth pair of losses in which φ acts on the base loss in a way that θ sees, and on the meta loss directly."""
+    keys = jax.random.split(jax.random.key(seed), 5)
+    theta = {"a": jax.random.normal(keys[0], (4, 3)), "b": jax.random.normal(keys[1], (3,))}
+    phi = {"u": jax.random.normal(keys[2], (4,)), "v": jax.random.normal(keys[3], ())}
+    x = jax.random.normal(keys[4], (6, 4))
+
+    def base(theta, phi):
+        h = jnp.tanh((x * jax.nn.softplus(phi["u"])) @ theta["a"] + theta["b"] * phi["v"])
+        return jnp.mean(h**2) + jnp.mean(jnp.sin(h)) * phi["v"]
+
+    def meta(theta, phi):
+        return jnp.sum(jnp.cos(theta["a"]) ** 2) + theta["b"] @ theta["b"] + jnp.sum(phi["u"] ** 3) * 0.1
+
+    return base, meta, theta, phi
+
+
+def warm(tx, base, theta, phi, steps=3):
+    """An optimizer state in mid-run: moments and counts are not zero."""
+    state = tx.init(theta)
+    for _ in range(steps):
+        updates, state = tx.update(jax.grad(base)(theta, phi), state, theta)
+        theta = optax.apply_updates(theta, updates)
+    return theta, state
+
+
+def unrolled(base, meta, tx, theta, state):
+    def outer(phi):
+        updates, _ = tx.update(jax.grad(base)(theta, phi), state, theta)
+        return meta(optax.apply_updates(theta, updates), phi)
+
+    return outer
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("first", [True, False], ids=["first_step", "mid_run"])
+def test_exact_hypergradient_equals_unrolling_and_finite_differences(name, first):
+    base, meta, theta, phi = problem()
+    tx = OPTIMIZERS[name]
+    theta, state = (theta, tx.init(theta)) if first else warm(tx, base, theta, phi)
+    ours = bilevel.hypergradient(base, meta, theta, phi, tx, state)
+    outer = unrolled(base, meta, tx, theta, state)
+
+    naive = jax.grad(outer)(phi)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), ours.grad, naive)
+
+    # Adam's very first step is a sign, whose derivative is of the size of its epsilons: too sharp for a difference.
+    if not (first and "adam" in name):
+        step, flat = 1e-6, jax.flatten_util.ravel_pytree(phi)
+        for i in range(flat[0].size):
+            e = step * jnp.eye(flat[0].size)[i]
+            numeric = (outer(flat[1](flat[0] + e)) - outer(flat[1](flat[0] - e))) / (2 * step)
+            exact = jax.flatten_util.ravel_pytree(ours.grad)[0][i]
+            np.testing.assert_allclose(exact, numeric, rtol=2e-6, atol=1e-8)
+
+    # The part through the update is a real part of it, or this test would pass without it.
+    direct = bilevel.hypergradient(base, meta, theta, phi, tx, state, through_update=False).grad
+    distance = jax.tree.map(lambda a, b: np.abs(a - b).max(), ours.grad, direct)
+    assert max(jax.tree.leaves(distance)) > (1e-12 if first and "adam" in name else 1e-4)
+
+
+def test_virtual_policy_is_one_step_of_the_optimizer():
+    base, meta, theta, phi = problem()
+    tx = OPTIMIZERS["adam"]
+    h = bilevel.hypergradient(base, meta, theta, phi, tx, tx.init(theta))
+    updates, state = tx.update(jax.grad(base)(theta, phi), tx.init(theta), theta)
+    jax.tree.map(np.testing.assert_array_equal, h.virtual, optax.apply_updates(theta, updates))
+    jax.tree.map(np.testing.assert_array_equal, h.virtual_opt, state)
+    assert h.base == base(theta, phi) and h.meta == meta(h.virtual, phi)
+
+
+def test_base_loss_by_hand():
+    logp = jnp.log(jnp.array([[[0.5, 0.25, 0.9], [0.1, 0.9, 0.9]]]))
+    mask = jnp.array([[[True, True, False], [True, False, False]]])
+    a = jnp.array([[0.75, 0.25]])
+    kl = jnp.array([[[0.2, 0.4, 9.0], [0.6, 9.0, 9.0]]])
+    expected = -(0.75 * (np.log(0.5) + np.log(0.25)) / 2 + 0.25 * np.log(0.1))
+    np.testing.assert_allclose(bilevel.base_loss(a, logp, mask), expected, rtol=1e-12)
+    with_kl = bilevel.base_loss(a, logp, mask, kl, beta=0.5)
+    np.testing.assert_allclose(with_kl, expected + 0.5 * (0.2 + 0.4 + 0.6) / 3, rtol=1e-12)
+    assert bilevel.base_loss(jnp.zeros_like(a), logp, mask) == 0  # nothing accepted: nothing learned, no NaN
+
+
+def test_advantage_leaves_the_candidate_out_of_its_baseline():
+    w = jnp.array([[[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]]])
+    r = jnp.array([[[3.0, 0.0], [0.0, 1.0], [2.0, 2.0]]])
+    expected = [3 - (0 + 2) / 2, 1 - (0 + 2) / 2, 2 - (1.5 + 0.5) / 2]
+    np.testing.assert_allclose(bilevel.advantage(w, r)[0], expected)
+    pool = jax.random.normal(jax.random.key(0), (2, 5, 2))
+    w = jax.random.dirichlet(jax.random.key(1), jnp.ones(2), (2, 5))
+    u = jnp.einsum("bnk,bjk->bnj", w, pool)
+    mean_over_all = jnp.diagonal(u, axis1=1, axis2=2) - u.mean(-1)
+    np.testing.assert_allclose(bilevel.advantage(w, pool), mean_over_all * 5 / 4, rtol=1e-12)
+
+
+def test_reinforce_meta_gradient_is_the_gradient_of_the_exact_expected_utility():
+    """A policy over 4 one-token responses, conditioned linearly on ŵ: its expected utility can be summed exactly."""
+    rewards = jnp.array([[2.0, 0.0], [0.0, 1.5], [1.0, 1.2], [-1.0, 0.3]])
+    w = jnp.array([0.7, 0.3])
+    table = jnp.array([[3.0, -3.0], [-3.0, 3.0], [0.0, 0.0], [0.0, 0.0]])
+
+    def log_pi(theta, phi):  # [4]; ŵ = softmax(log w + φ)
+        return jax.nn.log_softmax(theta + table @ jax.nn.softmax(jnp.log(w) + phi))
+
+    theta, phi = jnp.array([-1.0, 1.0, 0.2, 0.0]), jnp.array([0.1, -0.1])
+    exact = jax.grad(lambda t, f: -jnp.exp(log_pi(t, f)) @ (rewards @ w), argnums=(0, 1))(theta, phi)
+
+    pools, candidates = 40_000, 3
+    behaviour = log_pi(theta, phi)
+    y = jax.random.categorical(jax.random.key(1), behaviour, shape=(pools, candidates))
+
+    def estimate(t, f):
+        return bilevel.meta_loss(
+            jnp.broadcast_to(w, (pools, candidates, 2)), jnp.broadcast_to(w, (pools, candidates, 2)), rewards[y],
+            log_pi(t, f)[y][..., None], behaviour[y][..., None], jnp.ones((pools, candidates, 1), bool),
+            kind="utility", tau=1.0, rho=0.0, ratio_clip=0.2,
+        )  # fmt: skip
+
+    sampled = jax.grad(estimate, argnums=(0, 1))(theta, phi)
+    for ours, truth in zip(sampled, exact, strict=True):
+        # |A ∇log π| is below 5 here, so the standard error of a mean over 120 000 is below 0.015.
+        np.testing.assert_allclose(ours, truth, atol=0.045)
+        assert np.abs(truth).max() > 0.1
+
+
+def test_meta_utility_is_clipped_like_ppo():
+    w = jnp.full((1, 2, 1), 1.0)
+    r = jnp.array([[[1.0], [-1.0]]])  # advantages 2 and −2
+    args = dict(kind="utility", tau=1.0, rho=0.0, ratio_clip=0.2)
+    mask = jnp.ones((1, 2, 1), bool)
+
+    def value(log_ratio):
+        logp = jnp.array(log_ratio)[None, :, None]
+        return bilevel.meta_loss(w, w, r, logp, jnp.zeros((1, 2, 1)), mask, **args)
+
+    np.testing.assert_allclose(value([np.log(3.0), 0.0]), -(1.2 * 2 - 2) / 2)  # a gain counts up to 1 + clip
+    np.testing.assert_allclose(value([np.log(0.5), 0.0]), -(0.5 * 2 - 2) / 2)  # a loss of a good one counts in full
+    np.testing.assert_allclose(value([0.0, np.log(3.0)]), -(2 - 3.0 * 2) / 2)  # so does a gain of a bad one
+
+
+@pytest.mark.parametrize("kind", bilevel.META)
+def test_meta_objective_judges_by_targets_so_cheating_does_not_pay(kind):
+    """Objective 0 is easy: its reward is large whatever is asked. A net that proposes ŵ = e₀ would score high if it were
+    its own judge. The user wants e₁."""
+    w = jnp.broadcast_to(jnp.array([0.0, 1.0]), (1, 2, 2))
+    honest, cheating = w, jnp.broadcast_to(jnp.array([1.0, 0.0]), (1, 2, 2))
+    r = jnp.array([[[0.0, 1.0], [3.0, -1.0]]])  # candidate 0 serves the user, candidate 1 the easy objective
+    behaviour, mask = jnp.full((1, 2, 1), np.log(0.5)), jnp.ones((1, 2, 1), bool)
+    args = dict(kind=kind, tau=0.1, rho=0.0, ratio_clip=0.9)
+    # Under honest proposals the policy answers with candidate 0, under cheating ones with candidate 1.
+    honest_logp, cheating_logp = jnp.log(jnp.array([[[0.9], [0.1]]])), jnp.log(jnp.array([[[0.1], [0.9]]]))
+    honest_loss = bilevel.meta_loss(w, honest, r, honest_logp, behaviour, mask, **args)
+    cheating_loss = bilevel.meta_loss(w, cheating, r, cheating_logp, behaviour, mask, **args)
+    assert honest_loss < cheating_loss - 0.5
+    # The same numbers judged by the proposals themselves: cheating would win. This is what must not be computed.
+    own_judge = bilevel.meta_loss(cheating, cheating, r, cheating_logp, behaviour, mask, **args)
+    assert own_judge < honest_loss + 1e-9
+
+
+def test_meta_objective_charges_for_leaving_the_target():
+    w, w_hat = jnp.full((1, 2, 2), 0.5), jnp.broadcast_to(jnp.array([0.9, 0.1]), (1, 2, 2))
+    zeros, mask = jnp.zeros((1, 2, 1)), jnp.ones((1, 2, 1), bool)
+    args = dict(kind="utility", tau=1.0, ratio_clip=0.2)
+    gap = bilevel.meta_loss(w, w_hat, zeros + w, zeros, zeros, mask, rho=2.0, **args)
+    gap -= bilevel.meta_loss(w, w_hat, zeros + w, zeros, zeros, mask, rho=0.0, **args)
+    np.testing.assert_allclose(gap, 2.0 * (0.9 * np.log(1.8) + 0.1 * np.log(0.2)), rtol=1e-9)
+
+
+def test_unknown_meta_is_named():
+    x, mask = jnp.zeros((1, 2, 1)), jnp.ones((1, 2, 1), bool)
+    with pytest.raises(ValueError, match="meta='reward'.*utility, likelihood"):
+        bilevel.meta_loss(x, x, x, x, x, mask, kind="reward", tau=1.0, rho=0.0, ratio_clip=0.2)

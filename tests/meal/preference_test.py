@@ -1,0 +1,167 @@
+"""Preference mathematics against limits, brute force and finite differences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from meal_jax.meal import preference
+from meal_jax.pareto.front import grid
+
+
+@pytest.fixture(autouse=True)
+def double():
+    with jax.enable_x64(True):
+        yield
+
+
+def pools(k, candidates=5, prompts=3, seed=0):
+    a, b = jax.random.split(jax.random.key(seed))
+    r = jax.random.normal(a, (prompts, candidates, k), jnp.float64)
+    w = jax.random.dirichlet(b, jnp.ones(k), (prompts, candidates), jnp.float64)
+    return w, r
+
+
+def chance_naive(p, r, tau):
+    """P(n | p) of one pool by a loop."""
+    weights = np.array([np.exp(p @ r_j / tau) for r_j in r])
+    return weights / weights.sum()
+
+
+def objective_naive(p, w_hat, r, n, lam, tau):
+    divergence = sum(a * np.log(a / b) for a, b in zip(p, w_hat, strict=True) if a > 0)
+    return lam * np.log(chance_naive(p, r, tau)[n]) - divergence
+
+
+@pytest.mark.parametrize("k", [2, 3])
+@pytest.mark.parametrize(("lam", "tau"), [(1.0, 1.0), (0.3, 0.1), (1.0, 0.1), (0.05, 2.0)])
+def test_adapt_maximises_its_objective_on_a_grid_of_the_simplex(k, lam, tau):
+    w, r = pools(k)
+    p = np.asarray(preference.adapt(w, r, lam, tau))
+    lattice = grid(k, 2000 if k == 2 else 120)
+    for b in range(w.shape[0]):
+        for n in range(w.shape[1]):
+            args = (np.asarray(w[b, n]), np.asarray(r[b]), n, lam, tau)
+            values = np.array([objective_naive(q, *args) for q in lattice])
+            ours = objective_naive(p[b, n], *args)
+            assert ours >= values.max() - 1e-12
+            # The objective is strongly concave (the KL's modulus is at least 1 in the 1-norm): value bounds distance.
+            assert np.abs(p[b, n] - lattice[values.argmax()]).sum() <= 2.0 / (2000 if k == 2 else 120) * k
+
+
+@pytest.mark.parametrize("k", [2, 3, 5])
+def test_adapt_solves_its_fixed_point(k):
+    w, r = pools(k, candidates=6)
+    lam, tau = 0.7, 0.3
+    p = preference.adapt(w, r, lam, tau)
+    chance = jax.nn.softmax(jnp.einsum("bnk,bjk->bnj", p, r) / tau)
+    right = w * jnp.exp((lam / tau) * (r - jnp.einsum("bnj,bjk->bnk", chance, r)))
+    np.testing.assert_allclose(p, right / right.sum(-1, keepdims=True), atol=1e-10)
+
+
+@pytest.mark.parametrize(("lam", "tau"), [(100.0, 0.01), (1.0, 1e-3), (10.0, 10.0)])
+def test_adapt_stays_on_the_simplex_at_extremes_in_float32(lam, tau):
+    w, r = pools(3, candidates=16)
+    w = w.at[0, 0].set(jnp.array([1.0, 0.0, 0.0]))
+    p = preference.adapt(w.astype(jnp.float32), 5 * r.astype(jnp.float32), lam, tau)
+    assert p.dtype == jnp.float32 and bool(jnp.all(jnp.isfinite(p))) and bool(jnp.all(p >= 0))
+    np.testing.assert_allclose(p.sum(-1), 1.0, rtol=1e-5)
+
+
+def test_adapt_float32_agrees_with_float64():
+    w, r = pools(2, candidates=8)
+    for lam, tau in [(0.1, 0.1), (1.0, 0.2)]:
+        low = preference.adapt(w.astype(jnp.float32), r.astype(jnp.float32), lam, tau)
+        np.testing.assert_allclose(low, preference.adapt(w, r, lam, tau), atol=2e-4)
+
+
+def test_adapt_moves_towards_what_the_response_is_good_at():
+    r = jnp.array([[[2.0, 0.0], [0.0, 2.0]]])
+    w = jnp.full((1, 2, 2), 0.5)
+    p = preference.adapt(w, r, 0.5, 1.0)
+    assert p[0, 0, 0] > 0.6 and p[0, 1, 1] > 0.6
+    stronger = preference.adapt(w, r, 1.0, 1.0)
+    assert stronger[0, 0, 0] > p[0, 0, 0]
+
+
+def test_adapt_with_no_pull_returns_the_proposal_to_the_bit():
+    w, r = pools(3)
+    assert preference.adapt(w, r, 0.0, 0.5) is w
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_derivative_of_adapt_is_that_of_the_implicit_function(k):
+    w, r = pools(k, candidates=4, prompts=1)
+    logits = jnp.log(w)
+    direction = jax.random.normal(jax.random.key(3), logits.shape)
+    f = lambda z: preference.adapt(jax.nn.softmax(z), r, 0.4, 0.3, iterations=30)  # noqa: E731
+    _, ours = jax.jvp(f, (logits,), (direction,))
+    step = 1e-5
+    numeric = (f(logits + step * direction) - f(logits - step * direction)) / (2 * step)
+    np.testing.assert_allclose(ours, numeric, rtol=1e-6, atol=1e-9)
+    assert np.abs(ours).max() > 1e-2
+
+
+def test_chance_of_acceptance_has_its_limits():
+    w, r = pools(3, candidates=7)
+    utility = np.einsum("bnk,bjk->bnj", w, r)
+    best = utility.argmax(-1) == np.arange(7)
+    np.testing.assert_allclose(np.exp(preference.log_accept(w, r, 1e-5)), best, atol=1e-12)
+    np.testing.assert_allclose(np.exp(preference.log_accept(w, r, 1e8)), 1 / 7, atol=1e-7)
+    key = jax.random.split(jax.random.key(0), 3)
+    np.testing.assert_array_equal(preference.accept(key, w, r, 1.0, "top1"), best)
+
+
+def test_chance_of_acceptance_against_a_loop():
+    w, r = pools(2)
+    for b in range(3):
+        for n in range(5):
+            expected = chance_naive(np.asarray(w[b, n]), np.asarray(r[b]), 0.4)[n]
+            np.testing.assert_allclose(np.exp(preference.log_accept(w, r, 0.4))[b, n], expected, rtol=1e-12)
+
+
+def test_sampled_acceptance_has_the_frequency_of_the_soft_one_and_its_derivative():
+    w, r = pools(2, candidates=3, prompts=1)
+    soft = preference.accept(None, w, r, 0.5, "soft")
+    keys = jax.random.split(jax.random.key(1), 4000)
+    draws = jax.vmap(lambda k: preference.accept(k[None], w, r, 0.5, "sample"))(keys)
+    assert set(np.unique(np.round(draws, 9))) == {0.0, 1.0}
+    error = np.sqrt(soft * (1 - soft) / 4000)
+    assert np.all(np.abs(draws.mean(0) - soft) < 4 * error + 1e-9)
+    grad = lambda how: jax.grad(lambda p: preference.accept(keys[:1], p, r, 0.5, how).sum())(w)  # noqa: E731
+    np.testing.assert_allclose(grad("sample"), grad("soft"))
+    assert np.abs(grad("soft")).max() > 1e-3
+
+
+def test_a_dominated_response_is_beaten_under_every_preference():
+    r = jnp.array([[[1.0, 1.0], [0.5, 0.2]]])
+    for p in grid(2):
+        chance = np.exp(preference.log_accept(jnp.broadcast_to(jnp.asarray(p), (1, 2, 2)), r, 0.1))
+        assert chance[0, 1] < 0.5 < chance[0, 0]
+
+
+@pytest.mark.parametrize("how", ["stratified", "dirichlet", "shared"])
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_targets_lie_on_the_simplex_and_follow_prompt_and_key_alone(how, k):
+    key, ids = jax.random.key(0), jnp.array([3, 9, 4])
+    w = preference.draw_targets(key, ids, 8, k, how)
+    assert w.shape == (3, 8, k) and bool(jnp.all(w >= 0))
+    np.testing.assert_allclose(w.sum(-1), 1.0, rtol=1e-6)
+    np.testing.assert_array_equal(preference.draw_targets(key, ids[::-1], 8, k, how), w[::-1])
+    if k > 1:
+        assert np.abs(w[0] - w[1]).max() > 1e-3
+        assert np.abs(w - preference.draw_targets(jax.random.key(1), ids, 8, k, how)).max() > 1e-3
+        assert (np.ptp(w, axis=1).max() < 1e-12) == (how == "shared")
+
+
+def test_stratified_targets_put_one_in_each_part_of_the_interval():
+    w = preference.draw_targets(jax.random.key(0), jnp.arange(50), 8, 2, "stratified")
+    np.testing.assert_array_equal(np.floor(w[..., 0] * 8), np.tile(np.arange(8), (50, 1)))
+
+
+def test_unknown_choices_are_named():
+    w, r = pools(2)
+    with pytest.raises(ValueError, match="accept='best'.*soft, sample, top1"):
+        preference.accept(None, w, r, 1.0, "best")
+    with pytest.raises(ValueError, match="targets='sobol'"):
+        preference.draw_targets(jax.random.key(0), jnp.arange(2), 4, 2, "sobol")

@@ -1,0 +1,273 @@
+"""The decoder against transformers' torch Llama, and against itself under padding, sharing, remat and low precision."""
+
+import dataclasses
+import functools
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from meal_jax.models import hf
+from meal_jax.models.lora import Lora
+from meal_jax.models.policy import Conditioning, Policy
+from meal_jax.models.transformer import Transformer, TransformerConfig
+from meal_jax.rollout.decode import decode, sample_keys
+from meal_jax.rollout.sampling import Sampling
+
+SMALL = TransformerConfig(vocab_size=29, width=16, layers=3, heads=4, kv_heads=2, head_dim=6, hidden=20)
+NONE = Conditioning(kind="none")
+SMOLLM2 = Path(
+    os.environ.get("MEAL_SMOLLM2") or Path(__file__).resolve().parents[2] / "weights" / "SmolLM2-135M-Instruct"
+)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def full_logits(config, params, tokens):
+    """Logits [B, T, V] of unpadded tokens [B, T]: one pass of the transformer, no cache, no prompt."""
+    length = tokens.shape[1]
+
+    def run(module, tokens):
+        x = module.embed(tokens)[:, None]
+        causal = jnp.tril(jnp.ones((length, length), bool))[None, None]
+        hidden, _ = module(x, jnp.arange(length)[None, None], causal)
+        return module.unembed(hidden[:, 0])
+
+    return Transformer(config).apply({"params": params}, tokens, method=run)
+
+
+def left_pad(rows, pad=0):
+    """Lists of ids to (tokens [B, S], mask [B, S])."""
+    length = max(map(len, rows))
+    tokens = np.array([[pad] * (length - len(row)) + list(row) for row in rows])
+    mask = np.array([[False] * (length - len(row)) + [True] * len(row) for row in rows])
+    return jnp.asarray(tokens), jnp.asarray(mask)
+
+
+def prefill_and_respond(config, params, tokens, mask, response):
+    """(Prefilled, hidden states of the response [B, N, T, D]), compiled at once (a compile a shape costs seconds)."""
+
+    @jax.jit
+    def run(params, tokens, mask, response):
+        apply = lambda *args, **kw: Policy(config, NONE).apply({"params": params}, *args, **kw)  # noqa: E731
+        prompt = apply(tokens, mask, method="prefill")
+        return prompt, apply(prompt, jnp.zeros((*response.shape[:2], 2)), response, method="respond")
+
+    return run(params, tokens, mask, response)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "max_new"))
+def greedy(config, params, tokens, mask, end, pad, max_new):
+    """Greedy answers [B, max_new] to left-padded prompts, one candidate each."""
+    policy = Policy(config, NONE)
+    prompt = policy.apply({"params": params}, tokens, mask, method="prefill")
+    w = jnp.zeros((tokens.shape[0], 1, 2))
+    keys = sample_keys(jax.random.key(0), jnp.arange(tokens.shape[0]), 1)
+    options = dict(max_new=max_new, sampling=Sampling(temperature=0), end=end, pad=pad)
+    return decode(policy, params, prompt, w, keys, **options).tokens[:, 0]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_logits_equal_torch(torch_llama, tied, kv_heads):
+    import torch
+
+    model, directory = torch_llama(tied=tied, num_key_value_heads=kv_heads)
+    config = hf.load_config(directory)
+    assert (config.tied, config.kv_heads, config.head_dim, config.rope_base) == (tied, kv_heads, 8, 50.0)
+    params = hf.load_params(directory, config)
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (3, 40))
+    with torch.no_grad():
+        expected = model(torch.tensor(tokens)).logits.numpy()
+    assert np.abs(expected).max() > 3  # else a tolerance of 1e-4 would forgive much
+    np.testing.assert_allclose(full_logits(config, params, tokens), expected, atol=1e-4, rtol=0)
+
+    # The same sequence cut into a prompt and a response goes through other code: two sets of keys, shifted positions.
+    policy, params = Policy(config, NONE), {"transformer": params}
+    _, hidden = prefill_and_respond(config, params, *left_pad(tokens[:, :25].tolist()), tokens[:, None, 25:])
+    logits = policy.apply({"params": params}, hidden, method="unembed")[:, 0]
+    np.testing.assert_allclose(logits, expected[:, 24:-1], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_greedy_decoding_equals_torch_token_for_token(torch_llama, tied):
+    import torch
+
+    model, directory = torch_llama(tied=tied)
+    config = hf.load_config(directory)
+    params = {"transformer": hf.load_params(directory, config)}
+    rng = np.random.default_rng(1)
+    rows = [rng.integers(0, config.vocab_size, n).tolist() for n in (3, 11, 7, 1)]
+    tokens, mask = left_pad(rows)
+
+    def reference(**options):
+        with torch.no_grad():
+            out = model.generate(
+                torch.tensor(np.asarray(tokens)),
+                attention_mask=torch.tensor(np.asarray(mask)).long(),
+                max_new_tokens=48,
+                min_new_tokens=None,
+                do_sample=False,
+                pad_token_id=0,
+                **options,
+            )
+        out = out[:, tokens.shape[1] :].numpy()
+        return np.pad(out, ((0, 0), (0, 48 - out.shape[1])))
+
+    free = reference()
+    assert len(np.unique(free)) > 8
+    np.testing.assert_array_equal(greedy(config, params, tokens, mask, -1, 0, max_new=48), free)
+    end = int(free[0, 9])  # a token that the first answer says, so that answers end at different lengths
+    ended = reference(eos_token_id=end)
+    assert (ended[0, 10:] == 0).all()
+    np.testing.assert_array_equal(greedy(config, params, tokens, mask, end, 0, max_new=48), ended)
+
+
+def test_left_padded_batch_equals_unbatched(random_params):
+    params = random_params(SMALL)
+    rng = np.random.default_rng(2)
+    rows = [rng.integers(0, SMALL.vocab_size, n).tolist() for n in (2, 9)]
+    response = rng.integers(0, SMALL.vocab_size, (2, 2, 6))
+    prompt, hidden = prefill_and_respond(SMALL, params, *left_pad(rows, pad=7), response)
+    for i, row in enumerate(rows):
+        alone, alone_hidden = prefill_and_respond(SMALL, params, *left_pad([row]), response[i : i + 1])
+        assert int(alone.length[0]) == int(prompt.length[i]) == len(row)
+        np.testing.assert_allclose(prompt.last[i], alone.last[0], atol=5e-6)
+        np.testing.assert_allclose(prompt.pooled[i], alone.pooled[0], atol=5e-6)
+        np.testing.assert_allclose(hidden[i], alone_hidden[0], atol=5e-6)
+
+
+def test_candidates_share_a_prompt_without_seeing_each_other(random_params):
+    params = random_params(SMALL)
+    tokens, mask = left_pad([[3, 1, 4, 1, 5]])
+    response = np.random.default_rng(3).integers(0, SMALL.vocab_size, (1, 3, 6))
+    _, together = prefill_and_respond(SMALL, params, tokens, mask, response)
+    others = response.copy()
+    others[:, 1:] = (others[:, 1:] + 1) % SMALL.vocab_size
+    _, changed = prefill_and_respond(SMALL, params, tokens, mask, others)
+    np.testing.assert_array_equal(together[:, 0], changed[:, 0])
+    assert float(jnp.abs(together[:, 1:, 1:] - changed[:, 1:, 1:]).max()) > 0.1
+    _, alone = prefill_and_respond(SMALL, params, tokens, mask, response[:, 1:2])
+    np.testing.assert_allclose(together[:, 1:2], alone, atol=5e-6)
+
+
+def test_a_row_that_is_all_padding_is_finite(random_params):
+    mask = jnp.asarray([[False] * 4, [True] * 4])
+    response = jnp.zeros((2, 1, 3), jnp.int32)
+    prompt, hidden = prefill_and_respond(SMALL, random_params(SMALL), jnp.zeros((2, 4), jnp.int32), mask, response)
+    assert all(bool(jnp.isfinite(x).all()) for x in (prompt.last, prompt.pooled, hidden))
+
+
+def loss_and_grads(config, params):
+    tokens = np.random.default_rng(4).integers(0, 29, (3, 7))
+    causal = jnp.tril(jnp.ones((6, 6), bool))[None, None]
+
+    def run(module, tokens):
+        hidden, _ = module(module.embed(tokens)[:, None], jnp.arange(6)[None, None], causal, deterministic=False)
+        return jax.nn.log_softmax(module.unembed(hidden[:, 0]))
+
+    def loss(params):
+        rngs = {"dropout": jax.random.key(5)}
+        log_pi = Transformer(config).apply({"params": params}, tokens[:, :-1], method=run, rngs=rngs)
+        return -jnp.mean(jnp.take_along_axis(log_pi, tokens[:, 1:, None], axis=-1))
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+
+def test_remat_changes_memory_and_nothing_else(random_params):
+    config = dataclasses.replace(SMALL, layers=2, lora=Lora(rank=2, alpha=4.0, dropout=0.3))
+    params = random_params(config)["transformer"]
+    loss, grads = loss_and_grads(config, params)
+    assert float(jnp.abs(grads["layers"]["attention"]["q"]["lora_a"]).max()) > 1e-3
+    for remat in ("dots", "full"):
+        loss_, grads_ = loss_and_grads(dataclasses.replace(config, remat=remat), params)
+        np.testing.assert_allclose(loss, loss_, rtol=1e-6)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), grads, grads_)
+
+
+def test_unrolling_the_scan_changes_nothing(random_params):
+    params = random_params(SMALL)
+    tokens = np.random.default_rng(6).integers(0, 29, (2, 7))
+    assert SMALL.unroll == 1
+    a = full_logits(SMALL, params["transformer"], tokens)
+    b = full_logits(dataclasses.replace(SMALL, unroll=3), params["transformer"], tokens)
+    np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_bfloat16_compute_gives_float32_logits_near_float32_compute(random_params):
+    params = random_params(SMALL)
+    tokens = np.random.default_rng(7).integers(0, 29, (2, 7))
+    exact = full_logits(SMALL, params["transformer"], tokens)
+    rough = full_logits(dataclasses.replace(SMALL, dtype="bfloat16"), params["transformer"], tokens)
+    assert rough.dtype == jnp.float32
+    error = float(jnp.abs(rough - exact).max())
+    assert 0 < error < 0.1 * float(jnp.abs(exact).max())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(kv_heads=3), "heads=4 is not a multiple of kv_heads=3"),
+        (dict(head_dim=7), "head_dim=7 must be even"),
+        (dict(remat="some"), "remat='some' is not one of"),
+    ],
+)
+def test_bad_sizes_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SMALL, **change)
+
+
+PROMPTS = (
+    "What is the capital of France?",
+    "Write a haiku about rain.",
+    "Why is the sky blue?",
+    "List three uses for a paperclip.",
+    "Translate 'good morning' into Spanish.",
+    "What is 17 + 25?",
+    "Explain photosynthesis to a child.",
+    "Give me a recipe for pancakes.",
+    "Who wrote Pride and Prejudice?",
+    "How do I politely decline an invitation?",
+    "Name a few animals that live in the desert.",
+    "What is the difference between weather and climate?",
+    "Suggest a name for a bakery.",
+    "How many days are there in a leap year?",
+    "Describe the sea in one sentence.",
+    "What should I pack for a hike in the mountains?",
+    "Correct the grammar: she go to school yesterday.",
+    "Tell me a short story about a lost key.",
+    "What does a compiler do?",
+    "How can I fall asleep faster?",
+)
+
+
+@pytest.mark.slow
+def test_smollm2_answers_as_torch_does_on_20_prompts():
+    torch = pytest.importorskip("torch", reason="torch, the reference, is not installed")
+    transformers = pytest.importorskip("transformers")
+    if not SMOLLM2.is_dir():
+        pytest.skip(f"no weights at {SMOLLM2}: run launch/fetch_smollm2.sh, or set MEAL_SMOLLM2 to their directory")
+    tokenizer = hf.load_tokenizer(SMOLLM2)
+    rows = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
+        )
+        for text in PROMPTS
+    ]
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    model = transformers.AutoModelForCausalLM.from_pretrained(SMOLLM2, dtype=torch.float32)
+    expected = []
+    for row in rows:
+        ids = torch.tensor([row])
+        with torch.no_grad():
+            out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=32)
+        expected.append(out[0, len(row) :].tolist())
+    del model
+    config = hf.load_config(SMOLLM2)
+    params = {"transformer": hf.load_params(SMOLLM2, config)}
+    answers = np.asarray(greedy(config, params, *left_pad(rows, pad), end, pad, max_new=32))
+    got = [row[: len(other)].tolist() for row, other in zip(answers, expected, strict=True)]
+    assert got == expected
+    assert all((row[len(other) :] == pad).all() for row, other in zip(answers, expected, strict=True))

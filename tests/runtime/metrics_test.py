@@ -1,0 +1,204 @@
+import io
+import json
+import os
+import re
+import signal
+import struct
+import threading
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorboardX.proto import event_pb2
+
+from meal_jax.runtime import metrics
+
+
+def rows(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def events(workdir):
+    """Events of every file in the order they were made: length, checksum, message, checksum, and so on."""
+    found = []
+    for path in sorted((workdir / "tensorboard").iterdir(), key=lambda path: path.stat().st_ctime_ns):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            found.append(event_pb2.Event.FromString(data[12 : 12 + length]))
+            data = data[16 + length :]
+    return found
+
+
+def scalars(workdir):
+    """What TensorBoard shows: a session's start at step s forgets what was written before at or after s."""
+    shown = []
+    for event in events(workdir):
+        if event.HasField("session_log"):
+            shown = [(step, tag, value) for step, tag, value in shown if step < event.step]
+        shown += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+    return shown
+
+
+def test_rows_and_events(tmp_path):
+    with metrics.MetricWriter(tmp_path / "new" / "run") as writer:
+        writer.write(0, {"loss": jnp.float32(0.5), "reward/harmless": np.float64(1.25)})
+        writer.write(jnp.int32(1), {"loss": 2})
+        assert rows(tmp_path / "new" / "run")[-1] == {"step": 1, "loss": 2.0}  # there before any flush
+    assert rows(tmp_path / "new" / "run")[0] == {"step": 0, "loss": 0.5, "reward/harmless": 1.25}
+    assert scalars(tmp_path / "new" / "run") == [(0, "loss", 0.5), (0, "reward/harmless", 1.25), (1, "loss", 2.0)]
+
+
+def test_flush_puts_events_on_disk(tmp_path):
+    writer = metrics.MetricWriter(tmp_path)
+    writer.write(0, {"loss": 0.5})
+    writer.flush()
+    assert scalars(tmp_path) == [(0, "loss", 0.5)]
+    writer.close()
+
+
+def test_without_tensorboard(tmp_path):
+    with metrics.MetricWriter(tmp_path, tensorboard=False) as writer:
+        writer.write(0, {"loss": 0.5})
+    assert os.listdir(tmp_path) == ["metrics.jsonl"]
+
+
+def test_numbers_that_json_does_not_have_are_null(tmp_path):
+    with metrics.MetricWriter(tmp_path) as writer:
+        writer.write(0, {"a": float("nan"), "b": -float("inf"), "c": 1.0})
+
+    def refuse(name):
+        raise ValueError(f"{name} is not JSON")
+
+    line = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(line, parse_constant=refuse) == {"step": 0, "a": None, "b": None, "c": 1.0}
+    assert np.isnan(scalars(tmp_path)[0][2])
+
+
+def test_resume_drops_the_steps_that_are_repeated_and_the_half_line(tmp_path):
+    with metrics.MetricWriter(tmp_path) as writer:
+        for step in range(6):
+            writer.write(step, {"loss": float(step)})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "lo')
+    with metrics.MetricWriter(tmp_path, start_step=4) as writer:
+        for step in range(4, 7):
+            writer.write(step, {"loss": 10.0 + step})
+    want = [0.0, 1.0, 2.0, 3.0, 14.0, 15.0, 16.0]
+    assert [row["loss"] for row in rows(tmp_path)] == want
+    assert [row["step"] for row in rows(tmp_path)] == list(range(7))
+    assert [(step, value) for step, _, value in scalars(tmp_path)] == list(enumerate(want))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "tensorboard"]
+
+
+def test_restart_before_the_first_checkpoint_begins_anew(tmp_path):
+    for value in (1.0, 2.0):
+        with metrics.MetricWriter(tmp_path) as writer:
+            writer.write(0, {"loss": value})
+    assert rows(tmp_path) == [{"step": 0, "loss": 2.0}]
+    assert scalars(tmp_path) == [(0, "loss", 2.0)]
+
+
+def test_other_processes_write_and_show_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(metrics.jax, "process_index", lambda: 1)
+    with metrics.MetricWriter(tmp_path / "run") as writer:
+        writer.write(0, {"loss": 0.5})
+        writer.flush()
+    with metrics.progress(2, 0, "train") as shown:
+        shown.update(1, loss=0.5)
+    assert not (tmp_path / "run").exists()
+    assert capsys.readouterr().out == ""
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that a test turns by hand."""
+
+    class Clock:
+        now = 1000.0
+
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: Clock.now)
+    return Clock
+
+
+def test_lines_where_there_is_no_terminal(clock, capsys):
+    with metrics.progress(total=100, start=10, description="train [k=3]") as shown:
+        for step in range(11, 41):
+            clock.now += 31.0 if step == 11 else 1.0  # the first step compiles
+            shown.update(step, loss=1 / 3, phase="a")
+    lines = capsys.readouterr().out.splitlines()
+    # One when ten seconds have passed since the last, and one at the end.
+    assert [re.search(r"(\d+)/100", line).group(1) for line in lines] == ["11", "21", "31", "40"]
+    assert lines[0].startswith("train [k=3]  11/100") and "loss 0.3333  phase a" in lines[0]
+    # The rate leaves the compilation out; the time passed does not.
+    assert "1 steps/s  1:00 elapsed  1:00 left" in lines[-1]
+
+
+def test_last_line_is_not_said_twice_and_survives_an_error(clock, capsys):
+    with pytest.raises(RuntimeError), metrics.progress(total=5, start=0, description="train") as shown:
+        clock.now += 20.0
+        shown.update(1)
+        clock.now += 1.0
+        shown.update(2)
+        raise RuntimeError
+    with metrics.progress(total=5, start=0, description="eval") as shown:
+        clock.now += 20.0
+        shown.update(5)
+    lines = [line.split("  ")[:2] for line in capsys.readouterr().out.splitlines()]
+    assert lines == [["train", "1/5"], ["train", "2/5"], ["eval", "5/5"]]
+
+
+def test_bar_on_a_terminal(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(metrics.sys, "stdout", terminal)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "160")
+    with metrics.progress(total=4, start=1, description="train [k=3]") as shown:
+        for step in range(2, 5):
+            shown.update(step, loss=0.25)
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
+    assert "train [k=3]" in text and "4/4" in text and "loss 0.25" in text
+    assert "steps/s" in text and "left" in text and "━" in text
+
+
+def test_preemption_sets_a_flag_and_restores_the_handlers():
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with metrics.Preemption() as preemption:
+        assert not preemption.requested
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert preemption.requested
+        os.kill(os.getpid(), signal.SIGTERM)  # an impatient scheduler changes nothing
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_second_interrupt_raises():
+    with metrics.Preemption() as preemption:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert preemption.requested
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_interrupt_after_sigterm_is_still_the_first():
+    with metrics.Preemption() as preemption:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert preemption.requested
+
+
+def test_preemption_off_the_main_thread_installs_nothing():
+    handlers = []
+
+    def enter():
+        with metrics.Preemption() as preemption:
+            handlers.append((signal.getsignal(signal.SIGTERM), preemption.requested))
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert handlers == [(before, False)]

@@ -1,0 +1,186 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from meal_jax.meal.weight_net import WeightNet
+from meal_jax.models.lora import Lora
+from meal_jax.models.policy import Conditioning, Policy
+from meal_jax.models.transformer import TransformerConfig
+from meal_jax.rewards.normalise import init_stats
+from meal_jax.runtime import sharding
+
+
+@pytest.fixture(scope="module")
+def policy():
+    config = TransformerConfig(
+        vocab_size=32, width=16, layers=2, heads=4, kv_heads=2, head_dim=4, hidden=24, tied=False,
+        lora=Lora(rank=4, targets=r"attention/(q|k|v|o)$|mlp/(gate|up|down)$"),
+    )  # fmt: skip
+    return Policy(config, Conditioning(slots=2, hidden=8))
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    tokens = jax.random.randint(jax.random.key(1), (8, 5), 0, 32)
+    w = jax.random.dirichlet(jax.random.key(2), jnp.ones(2), (8, 3))
+    return tokens, tokens > 3, w, jax.random.randint(jax.random.key(3), (8, 3, 4), 0, 32)
+
+
+@pytest.fixture(scope="module")
+def params(policy, inputs):
+    """Random numbers in the shapes that `init` gives: quicker than compiling it."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(policy.init, jax.random.key(0), *inputs)["params"]
+    return jax.tree.map(lambda a: jnp.asarray(0.3 * rng.normal(size=a.shape), a.dtype), shapes)
+
+
+def spec_of(placed):
+    leaves, _ = jax.tree_util.tree_flatten_with_path(placed)
+    return {jax.tree_util.keystr(keys, simple=True, separator="/"): leaf.spec for keys, leaf in leaves}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shape"),
+    [((-1, 1, 1), (8, 1, 1)), ((2, -1, 2), (2, 2, 2)), ((8, 1, -1), (8, 1, 1)), ((1, 4, 2), (1, 4, 2))],
+)
+def test_mesh_takes_all_devices(sizes, shape):
+    mesh = sharding.make_mesh(*sizes)
+    assert tuple(mesh.shape.items()) == tuple(zip(("data", "fsdp", "tensor"), shape, strict=True))
+    assert set(mesh.devices.flat) == set(jax.devices())
+    assert mesh.axis_types == (AxisType.Auto,) * 3
+
+
+def test_mesh_of_chosen_devices():
+    devices = jax.devices()[2:6]
+    assert set(sharding.make_mesh(-1, 2, devices=devices).devices.flat) == set(devices)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((-1, 3, 1), "data=-1 × fsdp=3 × tensor=1 does not fit 8"),
+        ((2, 2, 1), "does not fit 8 device"),  # four devices would idle without a word
+        ((16, 1, 1), "does not fit 8 device"),
+        ((-1, -1, 1), "at most one is -1"),
+        ((0, -1, 1), "sizes are positive"),
+        ((-2, 1, 1), "sizes are positive"),
+    ],
+)
+def test_mesh_that_does_not_fit(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        sharding.make_mesh(*sizes)
+
+
+def test_policy_rules(params):
+    mesh = sharding.make_mesh(2, 2, 2)
+    got = spec_of(sharding.shardings(jax.eval_shape(lambda: params), mesh))
+    layers = "transformer/layers/"
+    for name in ("attention/q", "attention/k", "attention/v", "mlp/gate", "mlp/up"):
+        assert got[f"{layers}{name}/kernel"] == P(None, "fsdp", "tensor")
+        assert got[f"{layers}{name}/lora_a"] == P(None, "fsdp", None)
+        assert got[f"{layers}{name}/lora_b"] == P(None, None, "tensor")
+    for name in ("attention/o", "mlp/down"):
+        assert got[f"{layers}{name}/kernel"] == P(None, "tensor", "fsdp")
+        assert got[f"{layers}{name}/lora_a"] == P(None, "tensor", None)
+        assert got[f"{layers}{name}/lora_b"] == P(None, None, "fsdp")
+    assert got["transformer/embedding"] == got["transformer/output"] == P("tensor", "fsdp")
+    small = [path for path in got if "norm" in path or "conditioner" in path]
+    assert len(small) == 7 and all(got[path] == P() for path in small)
+
+
+def test_whole_state(params):
+    """Moments lie with their parameters; everything small is replicated; nothing is left over."""
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.inject_hyperparams(optax.adamw)(1e-3))
+
+    def make(params):
+        net = WeightNet().init(jax.random.key(0), jnp.zeros((2, 16)), jnp.zeros((2, 3, 2)))["params"]
+        return {
+            "step": jnp.int32(0),
+            "policy": params,
+            "policy_opt": tx.init(params),
+            "net": net,
+            "net_opt": tx.init(net),
+            "rewards": init_stats(2),
+            "key": jax.random.key(0),
+        }
+
+    state = jax.eval_shape(make, params)
+    got = spec_of(sharding.shardings(state, sharding.make_mesh(2, 2, 2)))
+    assert len(got) == len(jax.tree.leaves(state))
+    moments = [path for path in got if "/mu/" in path or "/nu/" in path]
+    assert len(moments) == 2 * (len(jax.tree.leaves(state["policy"])) + len(jax.tree.leaves(state["net"])))
+    for path in moments:
+        owner = path.split("/")[0].removesuffix("_opt")
+        assert got[path] == got[f"{owner}/{path.split('/mu/')[-1].split('/nu/')[-1]}"]
+    assert any(got[path] != P() for path in moments)
+    for path, spec in got.items():
+        if (
+            path.split("/")[0] in ("step", "net", "net_opt", "rewards", "key")
+            or "count" in path
+            or "hyperparams" in path
+        ):
+            assert spec == P(), path
+
+
+def test_forward_is_the_same_on_a_mesh(policy, params, inputs):
+    forward = jax.jit(lambda p, x: policy.apply({"params": p}, *x))
+    want = forward(params, inputs)
+    mesh = sharding.make_mesh(2, 2, 2)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, sharding.shardings(params, mesh))
+        batch = jax.device_put(inputs, sharding.batch_sharding(mesh))
+        got = forward(placed, batch)
+    kernel = placed["transformer"]["layers"]["attention"]["q"]["kernel"]
+    assert kernel.addressable_shards[0].data.size == kernel.size // 4
+    assert batch[0].addressable_shards[0].data.shape == (2, 5)
+    np.testing.assert_allclose(got, want, atol=2e-5 * float(jnp.abs(want).max()))
+
+
+def test_unmatched_leaves_are_all_listed():
+    tree = {"policy": {"gatex": jnp.zeros((3, 4)), "a": {"strange": jax.ShapeDtypeStruct((7,), jnp.float32)}}}
+    tree["fine"] = {"embedding": jnp.zeros((8, 8))}
+    with pytest.raises(ValueError) as error:
+        sharding.shardings(tree, sharding.make_mesh())
+    message = str(error.value)
+    assert "policy/gatex [3, 4]: no rule matches" in message
+    assert "policy/a/strange [7]: no rule matches" in message
+    assert "embedding" not in message
+
+
+def test_uneven_split_names_leaf_dimension_and_axis():
+    tree = {"embedding": jax.ShapeDtypeStruct((30, 12), jnp.float32)}
+    with pytest.raises(ValueError, match=r"embedding \[30, 12\]: dimension 0, of 30, does not divide .* tensor, of 4"):
+        sharding.shardings(tree, sharding.make_mesh(1, 2, 4))
+    assert spec_of(sharding.shardings(tree, sharding.make_mesh(4, 2, 1)))["embedding"] == P("tensor", "fsdp")
+
+
+def test_rule_of_too_many_dimensions():
+    with pytest.raises(ValueError, match=r"q/kernel \[4, 4\]: its rule .* names 3 dimensions"):
+        sharding.shardings({"a": {"q": {"kernel": jnp.zeros((4, 4))}}}, sharding.make_mesh())
+
+
+def test_own_rules_come_in_their_order():
+    rules = ((r"special", P()), *sharding.RULES)
+    tree = {"special": {"embedding": jnp.zeros((8, 8))}, "embedding": jnp.zeros((8, 8))}
+    got = spec_of(sharding.shardings(tree, sharding.make_mesh(2, 2, 2), rules))
+    assert got == {"special/embedding": P(), "embedding": P("tensor", "fsdp")}
+
+
+def test_replicated():
+    mesh = sharding.make_mesh(2, 2, 2)
+    x = jax.device_put(jnp.arange(6.0), sharding.replicated(mesh))
+    assert all(shard.data.shape == (6,) for shard in x.addressable_shards)
+
+
+@pytest.mark.parametrize(("batch", "fits"), [(4, True), (8, True), (6, False), (2, False), (0, False)])
+def test_batch_must_divide(batch, fits):
+    mesh = sharding.make_mesh(2, 2, 2)  # data × fsdp = 4
+    if fits:
+        sharding.check_batch(mesh, batch, "config.batch_size")
+    else:
+        with pytest.raises(ValueError, match=rf"config.batch_size: {batch} does not divide .*a multiple of 4"):
+            sharding.check_batch(mesh, batch, "config.batch_size")

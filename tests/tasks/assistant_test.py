@@ -1,0 +1,190 @@
+"""The assistant benchmark on a tiny model, invented conversations and random heads."""
+
+import gzip
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from meal_jax import build
+from meal_jax.config import check
+from meal_jax.data import chat as chats
+from meal_jax.meal.step import Batch, init_state, rollout, score
+from meal_jax.models import hf
+from meal_jax.rewards import linear_heads
+from meal_jax.tasks import assistant
+
+ROOT = Path(__file__).resolve().parents[2]
+REAL = ROOT.parent / "shared" / "data" / "hh_rlhf"
+
+
+def write_rows(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(path, "wt") as stream:
+        stream.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.fixture
+def config(chat_model, tmp_path):
+    """configs/assistant_small.py on the tiny model."""
+    spec = importlib.util.spec_from_file_location("assistant_small", ROOT / "configs" / "assistant_small.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    c = module.get_config()
+    c.policy.source, c.data.path = str(chat_model), str(tmp_path / "data")
+    c.reward.heads = str(tmp_path / "heads.safetensors")
+    c.sampling.max_new, c.eval.prompts, c.policy.lora_rank, c.batch_size = 5, 7, 2, 4
+    for word, folder in zip(("yes", "thanks"), assistant.FOLDERS, strict=True):
+        head = [f"\n\nHuman: {word} {i}" for i in range(60)] + [f"\n\nHuman: {'long ' * 90}{i}" for i in range(20)]
+        rows = [{"chosen": h + "\n\nAssistant: a", "rejected": h + "\n\nAssistant: b"} for h in head]
+        write_rows(tmp_path / "data" / folder / "test.jsonl.gz", rows)
+    params = hf.load_params(chat_model, hf.load_config(chat_model))
+    heads = linear_heads.Heads(
+        w=np.random.default_rng(0).normal(size=(2, 32)).astype(np.float32),
+        b=np.zeros(2, np.float32),
+        temperature=np.ones(2, np.float32),
+        objectives=("harmless", "helpful"),
+        features="last+mean",
+        base=linear_heads.fingerprint(params),
+        base_name="tiny",
+        format=chats.describe(chats.make(hf.load_tokenizer(chat_model))),
+        facts={},
+    )
+    linear_heads.save(heads, c.reward.heads)
+    return c
+
+
+def openings(task, prompts):
+    """First human turn of each prompt."""
+    text = [task.show(tokens[mask]) for tokens, mask in zip(prompts.tokens, prompts.mask, strict=True)]
+    return [t.split("user\n")[1].split("\nassistant")[0] for t in text]
+
+
+def test_prompts_are_split_balanced_and_short(config):
+    task = build.build_task(config)
+    train, test = openings(task, task.train), openings(task, task.test)
+    assert {chats.split_of((("user", t),)) for t in train} == {"policy"}
+    assert {chats.split_of((("user", t),)) for t in test} == {"eval"}
+    assert len(test) == 7 and sum(t.startswith("yes") for t in test) == 4
+    assert 2 * sum(t.startswith("yes") for t in train) == len(train) >= config.batch_size
+    assert not any("long" in t for t in train + test)
+    assert task.train.tokens.shape[1] == config.data.prompt_length
+    assert task.train.mask[:, -1].all() and len(set(task.train.id.tolist())) == len(train)
+
+
+def test_test_prompts_do_not_hang_on_the_order_of_rows(config):
+    before = assistant.build(config).test
+    for folder in assistant.FOLDERS:
+        path = Path(config.data.path) / folder / "test.jsonl.gz"
+        rows = [json.loads(line) for line in gzip.open(path, "rt")]
+        write_rows(path, rows[::-1])
+    np.testing.assert_array_equal(assistant.build(config).test.tokens, before.tokens)
+
+
+def test_special_and_unknown_tokens_are_forbidden_but_the_end_is_not(config):
+    task = assistant.build(config)
+    assert task.forbidden.shape == (320,) and not task.forbidden[task.end]
+    tokenizer = hf.load_tokenizer(config.policy.source)
+    for token in ("<|endoftext|>", "<|im_start|>", "<repo_name>"):
+        assert task.forbidden[tokenizer.convert_tokens_to_ids(token)]
+    assert task.forbidden[len(tokenizer) :].all() and len(tokenizer) < 320
+    assert task.forbidden.sum() == 320 - len(tokenizer) + 3
+
+
+@pytest.mark.parametrize("kind", ["prefix", "text"])
+def test_a_rollout_is_scored_by_the_heads_on_the_unadapted_base(config, kind):
+    config.conditioning.kind = kind
+    check(config)
+    task = build.build_task(config)
+    setup = build.build_setup(config, task)
+    theta, frozen = build.init_policy(setup, task, jax.random.key(0))
+    theta = jax.tree.map(lambda a: a + 0.1, theta)  # adapters that adapt: the rewards must not see them
+    state = init_state(setup, theta, jax.random.key(1))
+    batch = Batch(*(jnp.asarray(field[:4]) for field in task.train))
+    rolled = jax.jit(lambda state, frozen: rollout(setup, state, frozen, batch))(state, frozen)
+    scores = score(setup, frozen, batch, rolled.responses)
+    assert scores.rewards.shape == (4, config.meal.candidates, 2)
+    mask = np.asarray(rolled.responses.mask)
+    tokens = np.asarray(rolled.responses.tokens)
+    assert not task.forbidden[tokens[mask]].any()
+    # One response alone: its base states by one plain pass over prompt and response.
+    params, k = {"params": {"transformer": task.weights}}, 1
+    row = np.concatenate([task.train.tokens[2][task.train.mask[2]], tokens[2, k][mask[2, k]]])[None]
+    whole = setup.base.apply(
+        params, jnp.asarray(row), jnp.ones(row.shape, bool), method=lambda m, t, a: states(m, t, a)
+    )
+    answer = np.asarray(whole)[0, -mask[2, k].sum() :]
+    features = np.concatenate([answer[-1], answer.mean(axis=0)])
+    want = features @ task.reward_params["w"].T + task.reward_params["b"]
+    np.testing.assert_allclose(scores.rewards[2, k], want, rtol=1e-3, atol=1e-3)
+
+
+def states(policy, tokens, mask):
+    """Last hidden states [1, S, D] of a sequence."""
+    t = policy.transformer
+    causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
+    return t(t.embed(tokens)[:, None], jnp.cumsum(mask, axis=-1)[:, None] - 1, causal & mask[:, None, None])[0][:, 0]
+
+
+def test_numerals_have_one_width_and_read_as_meant(config, chat_tokenizer):
+    config.conditioning.kind = "text"
+    c = assistant.make_conditioning(config.conditioning, chats.make(chat_tokenizer), ("harmless", "a much longer name"))
+    assert len({len(row) for spelled in c.table for row in spelled}) == 1
+    decode = lambda ids: chat_tokenizer.decode(list(ids))  # noqa: E731
+    assert decode(c.table[0][3]).lstrip() == "harmless: 0.3" and decode(c.table[1][10]) == " a much longer name: 1.0"
+    assert decode(c.tail) == "<|im_end|>\n<|im_start|>assistant\n"
+    assert c.length == 2 * len(c.table[0][0]) + len(c.tail)
+
+
+def test_objectives_follow_the_config(config):
+    config.objectives = ("helpful",)
+    task = assistant.build(config)
+    heads = linear_heads.load(config.reward.heads)
+    np.testing.assert_array_equal(task.reward_params["w"], heads.w[1:])
+    assert task.conditioning.objectives == 1 == len(task.reference)
+    config.objectives = ("helpful", "funny")
+    with pytest.raises(ValueError, match="no reward head for funny"):
+        assistant.build(config)
+
+
+def test_what_is_missing_is_said(config, tmp_path):
+    for source in ("", "weights/SmolLM2-none", str(tmp_path / "none")):
+        config.policy.source = source
+        with pytest.raises(FileNotFoundError, match=r"fetch_smollm2\.sh.*HuggingFaceTB/SmolLM2-135M-Instruct"):
+            assistant.build(config)
+
+
+def test_missing_data_is_said(config, tmp_path):
+    config.data.path = str(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match=r"harmless-base.*Anthropic/hh-rlhf.*config\.data\.path"):
+        assistant.build(config)
+
+
+def test_too_few_short_prompts_are_an_error(config):
+    config.eval.prompts = 64
+    with pytest.raises(ValueError, match=r"prompts of at most 64 tokens for eval, 32 are needed \(\d+ are longer\)"):
+        assistant.build(config)
+
+
+def test_heads_of_another_base_or_format_are_refused(config):
+    heads = linear_heads.load(config.reward.heads)
+    linear_heads.save(
+        heads._replace(base=heads.base | {"final_norm": heads.base["final_norm"] * 1.1}), config.reward.heads
+    )
+    with pytest.raises(ValueError, match="another model than the reward heads'"):
+        assistant.build(config)
+    linear_heads.save(heads._replace(format="other"), config.reward.heads)
+    with pytest.raises(ValueError, match=r"format \[other\]"):
+        assistant.build(config)
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the published rows are not at ../shared/data/hh_rlhf")
+def test_real_prompts_of_the_splits_share_no_opening(config):
+    config.data.path, config.eval.prompts, config.data.prompt_length = str(REAL), 64, 96
+    task = assistant.build(config)
+    assert len(task.test.id) == 64 and len(task.train.id) >= 100
+    assert not {t.casefold() for t in openings(task, task.train)} & {t.casefold() for t in openings(task, task.test)}
