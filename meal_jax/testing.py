@@ -56,7 +56,7 @@ def tiny(
     config = TransformerConfig(**(sizes | (model or {})), lora=adapters)
     table = tuple(tuple((3 + i % 9, 2 + k) for i in range(11)) for k in range(objectives))
     policy = Policy(config, Conditioning(conditioning, objectives, slots=2, hidden=8, table=table, tail=(3,)))
-    base = Policy(TransformerConfig(**(sizes | (model or {}))), Conditioning("none", objectives))
+    base = Policy(TransformerConfig(**(sizes | (model or {}))), Conditioning("none", objectives, tail=(3,)))
     meal_config = MealConfig(**({"candidates": 4, "horizon": 1e4} | meal))
     setup = Setup(
         policy=policy,

@@ -1,8 +1,9 @@
 """Conversations to token ids by the tokenizer's own chat template, and the split that keeps evaluation honest.
 
-The format of a prompt is the template's, with its generation prompt, under an empty system message: many templates
+The format of a prompt is the template's, under an empty system message: many templates
 (SmolLM2's among them) else put in a system text of their own, some twenty tokens of every prompt. `system=None` passes
-no system message, for templates that take none. Reward training and policy must use one format: `describe` names it.
+no system message, for templates that take none. The generation prompt, which opens the answer, stays apart as the tail:
+a policy reads its preference between the two. Reward training and policy must use one format: `describe` names it.
 
 A response is its text's tokens and then the end-of-turn token, the first token that the template puts after an
 assistant's text.
@@ -70,21 +71,27 @@ def describe(chat: Chat) -> str:
 
 
 def prompt_ids(chat: Chat, turns: Turns) -> list[int]:
-    """Token ids of a conversation and the generation prompt. Beginning tokens are the template's affair."""
-    return chat.tokenizer(_render(chat, turns, True), add_special_tokens=False)["input_ids"]
+    """Token ids of a conversation, without the generation prompt. Beginning tokens are the template's affair."""
+    return chat.tokenizer(_render(chat, turns, False), add_special_tokens=False)["input_ids"]
+
+
+def tail_ids(chat: Chat) -> list[int]:
+    """Token ids of the generation prompt: what the template puts between a conversation and an answer.
+
+    Raises:
+      ValueError: the template changes the conversation itself where an answer is to follow.
+    """
+    turns = (("user", "x"),)
+    plain, opened = _render(chat, turns, False), _render(chat, turns, True)
+    if not opened.startswith(plain):
+        raise ValueError("The chat template rewrites a conversation when an answer is to follow; it cannot be used here.")
+    return chat.tokenizer(opened[len(plain) :], add_special_tokens=False)["input_ids"]
 
 
 def response_ids(chat: Chat, text: str, limit: int = 0) -> list[int]:
     """Token ids of an answer, ended by the end-of-turn token; cut to `limit` tokens (0: whole), then it has no end."""
     ids = [*chat.tokenizer(text, add_special_tokens=False)["input_ids"], chat.end]
     return ids[:limit] if limit else ids
-
-
-def next_turn_ids(chat: Chat) -> list[int]:
-    """Token ids that close an assistant's turn and begin another."""
-    text = "meal"
-    closed = _render(chat, (("user", "x"), ("assistant", text)), True)
-    return chat.tokenizer(closed.rpartition(text)[2], add_special_tokens=False)["input_ids"]
 
 
 def pad_left(rows: Sequence[Sequence[int]], length: int, pad: int, ids: Sequence[int] | None = None) -> Prompts:

@@ -127,22 +127,26 @@ def adapt(w_hat: jax.Array, r: jax.Array, lam: float, tau: float, iterations: in
     eye = jnp.eye(r.shape[-1], dtype=r.dtype)
     shrink = 0.5 ** jnp.arange(12, dtype=r.dtype)  # [A] step lengths to try, longest first
 
-    def pool(p):  # P(j | p_n) [B, N, J] and the mean reward under it [B, N, K]
-        chance = jax.nn.softmax(jnp.einsum("bnk,bjk->bnj", p, r) / tau, axis=-1)
+    def pool(u):  # P(j | p_n) [B, N, J] and the mean reward under it [B, N, K]
+        chance = jax.nn.softmax(jnp.einsum("bnk,bjk->bnj", jax.nn.softmax(u), r) / tau, axis=-1)
         return chance, jnp.einsum("bnj,bjk->bnk", chance, r)
 
     def residual(u, log_w):  # G [B, N, K]
-        return u - log_w - (lam / tau) * (r - pool(jax.nn.softmax(u))[1])
+        return u - log_w - (lam / tau) * (r - pool(u)[1])
 
-    def jacobian(u):  # ∂G/∂u [B, N, K, K] = I + (λ/τ²) Cov_P(r) (diag p − p pᵀ)
-        p = jax.nn.softmax(u)
-        chance, mean = pool(p)
-        covariance = jnp.einsum("bnj,bjk,bjl->bnkl", chance, r, r) - mean[..., :, None] * mean[..., None, :]
-        spread = p[..., :, None] * (eye - p[..., None, :])
-        return eye + (lam / tau**2) * covariance @ spread
+    def newton(u, g):
+        """(∂G/∂u)⁻¹ g, where ∂G/∂u = I + C S Sᵀ with C = (λ/τ²) Cov_P(r) and S Sᵀ = diag p − p pᵀ = ∂p/∂u.
 
-    def newton(jac, g):
-        return jnp.linalg.solve(jac, g[..., None])[..., 0]
+        Solved as g − C S (I + Sᵀ C S)⁻¹ Sᵀ g (push-through), whose inverse is of a symmetric positive definite matrix.
+        """
+        chance, mean = pool(u)
+        away = r[:, None] - mean[:, :, None]  # [B, N, J, K]
+        c = (lam / tau**2) * jnp.einsum("bnj,bnjk,bnjl->bnkl", chance, away, away)
+        root = jnp.sqrt(jax.nn.softmax(u))
+        s = root[..., :, None] * (eye - root[..., :, None] * root[..., None, :])
+        cs = c @ s
+        inner = solve(eye + jnp.swapaxes(s, -1, -2) @ cs, jnp.einsum("bnkl,bnk->bnl", s, g))
+        return g - jnp.einsum("bnkl,bnl->bnk", cs, inner)
 
     def objective(u, log_w):  # [B, N]
         log_p = jax.nn.log_softmax(u)
@@ -150,8 +154,7 @@ def adapt(w_hat: jax.Array, r: jax.Array, lam: float, tau: float, iterations: in
         return lam * log_accept(p, r, tau) - jnp.sum(p * (log_p - log_w), axis=-1)
 
     def body(_, u):
-        move = newton(jacobian(u), residual(u, frozen))
-        tried = u + shrink[:, None, None, None] * -move  # [A, B, N, K]
+        tried = u - shrink[:, None, None, None] * newton(u, residual(u, frozen))  # [A, B, N, K]
         value, before = jax.vmap(objective, (0, None))(tried, frozen), objective(u, frozen)
         slack = 1e-6 * (1.0 + jnp.abs(before))  # float32 cannot tell smaller falls from rounding
         best = jnp.argmax(value >= before - slack, axis=0)  # the longest step that does not fall
@@ -159,8 +162,21 @@ def adapt(w_hat: jax.Array, r: jax.Array, lam: float, tau: float, iterations: in
 
     frozen = jax.lax.stop_gradient(log_w)
     u = jax.lax.stop_gradient(jax.lax.fori_loop(0, iterations, body, frozen))
-    u = u - newton(jax.lax.stop_gradient(jacobian(u)), residual(u, log_w))
+    # G's derivative in u is newton's, so with that held constant this step has exactly ∂u/∂ŵ = (∂G/∂u)⁻¹ ∂log ŵ/∂ŵ.
+    u = u - newton(u, residual(u, log_w))
     return jax.nn.softmax(u)
+
+
+def solve(matrix: jax.Array, vector: jax.Array) -> jax.Array:
+    """matrix⁻¹ vector for symmetric positive definite [..., K, K] and [..., K], by elimination without pivots.
+
+    K is a handful: unrolled arithmetic compiles faster than a library call for each use, and shards as it is.
+    """
+    rows = jnp.concatenate([matrix, vector[..., None]], axis=-1)
+    for k in range(matrix.shape[-1]):
+        pivot = rows[..., k, :] / rows[..., k, k, None]
+        rows = (rows - rows[..., :, k, None] * pivot[..., None, :]).at[..., k, :].set(pivot)
+    return rows[..., -1]
 
 
 def kl(p: jax.Array, q: jax.Array) -> jax.Array:

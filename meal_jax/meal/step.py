@@ -274,15 +274,18 @@ def update(
             chunk=setup.chunk,
         )
 
-    def base(theta: PyTree, phi: PyTree, pool: _Pool) -> jax.Array:
-        _, p, a = preferences(phi, pool)
-        if m.hypergradient == "first_order":  # φ then reaches the loss through a alone: no derivative of the network
-            p = jax.lax.stop_gradient(p)
+    def base(theta: PyTree, p: jax.Array, a: jax.Array, pool: _Pool) -> jax.Array:
         token = likelihood(theta, p, pool, with_kl=m.beta > 0)
         return bilevel.base_loss(a, token.logp, pool.rollout.responses.mask, token.kl, m.beta)
 
+    def virtual_base(theta: PyTree, phi: PyTree) -> jax.Array:
+        _, p, a = preferences(phi, inner)
+        if m.hypergradient == "first_order":  # φ then reaches the loss through a alone: no derivative of the network
+            p = jax.lax.stop_gradient(p)
+        return base(theta, p, a, inner)
+
     def meta(theta: PyTree, phi: PyTree) -> jax.Array:
-        w_hat, _, _ = preferences(phi, outer)
+        w_hat = propose(setup, phi, outer.rollout.pooled, outer.rollout.w)
         token = likelihood(theta, w_hat, outer, temperature=setup.sampling.temperature or 1.0)
         responses = outer.rollout.responses
         return bilevel.meta_loss(
@@ -290,28 +293,26 @@ def update(
             kind=m.meta, tau=m.tau, rho=m.rho, ratio_clip=m.ratio_clip,
         )  # fmt: skip
 
-    def descend(theta: PyTree, opt: PyTree, phi: PyTree, pool: _Pool):
-        loss, grads = jax.value_and_grad(base)(theta, phi, pool)
+    def descend(theta: PyTree, opt: PyTree, which: int):
+        loss, grads = jax.value_and_grad(base)(theta, _half(p, which), _half(a, which), _half(pool, which))
         updates, opt = setup.policy_tx.update(grads, opt, theta)
-        return optax.apply_updates(theta, updates), opt, loss, optax.global_norm(grads)
+        return optax.apply_updates(theta, updates), opt, loss, optax.tree.norm(grads)
 
     theta, opt, phi, net_opt = state.policy, state.policy_opt, state.net, state.net_opt
     metrics = {}
     if m.net:
         h = bilevel.hypergradient(
-            lambda theta_, phi_: base(theta_, phi_, inner), meta, theta, phi, setup.policy_tx, opt,
-            through_update=m.hypergradient != "none",
-        )  # fmt: skip
+            virtual_base, meta, theta, phi, setup.policy_tx, opt, through_update=m.hypergradient != "none"
+        )
         updates, net_opt = setup.net_tx.update(h.grad, net_opt, phi)
         phi = optax.apply_updates(phi, updates)
-        metrics |= {"loss/meta": h.meta, "grad_norm/net": optax.global_norm(h.grad)}
+        metrics |= {"loss/meta": h.meta, "grad_norm/net": optax.tree.norm(h.grad)}
+    w_hat, p, a = preferences(phi, pool)
     if m.net and m.reuse_virtual:
         theta, opt, loss_inner = h.virtual, h.virtual_opt, h.base
     else:
-        theta, opt, loss_inner, _ = descend(theta, opt, phi, inner)
-    theta, opt, loss_outer, norm = descend(theta, opt, phi, outer)
-
-    w_hat, p, a = preferences(phi, pool)
+        theta, opt, loss_inner, _ = descend(theta, opt, 0)
+    theta, opt, loss_outer, norm = descend(theta, opt, 1)
     metrics |= {"loss/base": (loss_inner + loss_outer) / 2, "grad_norm/policy": norm}
     metrics |= _diagnostics(setup, pool, scores.rewards, w_hat, p, a)
     new = State(state.step + 1, theta, opt, phi, net_opt, stats, state.key)

@@ -5,9 +5,11 @@ D width, L layers.
 
 A sequence is [left padding][prompt, S][conditioning, P][response, T]. The conditioning stands after the prompt so that
 one prefill serves all N candidates of a prompt, whatever preference each of them answers. It is one of
-  prefix  P embeddings computed from w by a small network, trained with the policy (differentiable in w);
-  text    P tokens that spell w in numerals, from a table made once with the tokenizer (w is rounded, no gradient in w);
-  none    P = 0, the policy does not see w (the reference model, and methods with a model for each preference).
+  prefix  embeddings computed from w by a small network, trained with the policy (differentiable in w);
+  text    tokens that spell w in numerals, from a table made once with the tokenizer (w is rounded, no gradient in w);
+  none    nothing, the policy does not see w (the reference model, and methods with a model for each preference);
+and in all three then a fixed tail, the tokens that a chat template puts before an answer: with those between them and the
+answer, conditioning that is not trained yet disturbs a pretrained model little.
 """
 
 from __future__ import annotations
@@ -31,11 +33,11 @@ class Conditioning:
     Attributes:
       kind: "prefix", "text" or "none".
       objectives: K.
-      slots: P for "prefix".
+      slots: embeddings of "prefix".
       hidden: width of the prefix network's hidden layer.
       table: for "text", token ids as nested tuples [K][levels][width]: table[k][i] spells w_k = i / (levels - 1). All
-        rows have one width, so P = K · width + len(tail).
-      tail: for "text", token ids that follow the numerals (what the chat template puts before an answer).
+        rows have one width.
+      tail: token ids between the conditioning and the response.
     """
 
     kind: str = "prefix"
@@ -54,9 +56,8 @@ class Conditioning:
     @property
     def length(self) -> int:
         """P."""
-        if self.kind == "prefix":
-            return self.slots
-        return 0 if self.kind == "none" else self.objectives * len(self.table[0][0]) + len(self.tail)
+        widths = {"prefix": self.slots, "none": 0, "text": self.kind == "text" and self.objectives * len(self.table[0][0])}
+        return widths[self.kind] + len(self.tail)
 
 
 class Prefilled(NamedTuple):
@@ -111,16 +112,15 @@ class Policy(nn.Module):
 
     def condition(self, w: jax.Array) -> jax.Array:
         """Preferences [B, N, K] to conditioning embeddings [B, N, P, D]."""
-        c = self.conditioning
-        if c.kind == "prefix":
-            return self.conditioner(w)
-        if c.kind == "none":
-            return jnp.zeros((*w.shape[:-1], 0, self.config.width), self.config.dtype)
-        table = jnp.asarray(c.table)  # [K, levels, width]
-        level = jnp.round(w * (table.shape[1] - 1)).astype(jnp.int32)
-        numerals = table[jnp.arange(c.objectives), level]  # [B, N, K, width]
-        tail = jnp.broadcast_to(jnp.asarray(c.tail, numerals.dtype), (*w.shape[:-1], len(c.tail)))
-        return self.transformer.embed(jnp.concatenate([numerals.reshape(*w.shape[:-1], -1), tail], axis=-1))
+        c, lead = self.conditioning, w.shape[:-1]
+        tail = jnp.broadcast_to(jnp.asarray(c.tail, jnp.int32), (*lead, len(c.tail)))
+        if c.kind == "text":
+            table = jnp.asarray(c.table)  # [K, levels, width]
+            level = jnp.round(w * (table.shape[1] - 1)).astype(jnp.int32)
+            numerals = table[jnp.arange(c.objectives), level]  # [B, N, K, width]
+            tail = jnp.concatenate([numerals.reshape(*lead, -1), tail], axis=-1)
+        embedded = self.transformer.embed(tail)
+        return jnp.concatenate([self.conditioner(w), embedded], axis=-2) if c.kind == "prefix" else embedded
 
     def respond(self, prompt: Prefilled, w: jax.Array, tokens: jax.Array, deterministic: bool = True) -> jax.Array:
         """Teacher-forced pass over responses.

@@ -190,19 +190,20 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     config: TransformerConfig
     keep_kv: bool
+    deterministic: bool  # an attribute, since remat makes tracers of arguments and dropout must know it while tracing
 
     @nn.compact
     def __call__(self, carry, scanned, shared):
         c = self.config
         x, cache = carry
         layer, prompt = scanned
-        rope, mask, write_at, prompt_mask, deterministic = shared
+        rope, mask, write_at, prompt_mask = shared
         norm = lambda name, y: rms_norm(y, self.param(name, nn.initializers.ones, (c.width,)), c.norm_eps)  # noqa: E731
         y, cache, fresh = Attention(c, name="attention")(
-            norm("attention_norm", x), rope, mask, cache, layer, write_at, prompt, prompt_mask, deterministic
+            norm("attention_norm", x), rope, mask, cache, layer, write_at, prompt, prompt_mask, self.deterministic
         )
         x = x + y
-        x = x + Mlp(c, name="mlp")(norm("mlp_norm", x), deterministic)
+        x = x + Mlp(c, name="mlp")(norm("mlp_norm", x), self.deterministic)
         return (x, cache), fresh if self.keep_kv else None
 
 
@@ -264,7 +265,6 @@ class Transformer(nn.Module):
             mask,
             write_at,
             None if prompt is None else prompt.mask,
-            deterministic,
         )
         block = Block
         if c.remat != "none":
@@ -276,7 +276,7 @@ class Transformer(nn.Module):
             in_axes=(0, nn.broadcast),
             length=c.layers,
             unroll=c.unroll,
-        )(c, keep_kv, name="layers")
+        )(c, keep_kv, deterministic, name="layers")
         scanned = (jnp.arange(c.layers), None if prompt is None else prompt.kv)
         (x, cache), fresh = blocks((x, cache), scanned, shared)
         return rms_norm(x, self.final_norm, c.norm_eps), fresh if keep_kv else cache

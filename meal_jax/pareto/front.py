@@ -25,7 +25,6 @@ def hypervolume(points: np.ndarray, reference: np.ndarray) -> float:
     points, reference = _matrix(points, "points"), np.asarray(reference, np.float64)
     if reference.shape != points.shape[1:]:
         raise ValueError(f"The reference has shape {reference.shape}; points {points.shape} need {points.shape[1:]}.")
-    points = points[np.all(points > reference, axis=1)]
     return float(moocore.hypervolume(points, ref=reference, maximise=True)) if len(points) else 0.0
 
 

@@ -1,6 +1,6 @@
 """Reward heads: one linear read-out per objective of a frozen decoder's last hidden states.
 
-Letters: B prompts, N candidates, K objectives, T response tokens, D width, F features of a response (D or 2 D).
+Letters: B prompts, N candidates, K objectives, T response tokens, D width, F features of a response.
 
 A head says how much people prefer a response on its objective (Bradley–Terry: the log-odds of one response over
 another is the difference of their raw scores). Scores are shifted and scaled so that each head has mean 0 and standard
@@ -9,9 +9,10 @@ deviation 1 over the held-out responses it was tested on; `temperature` turns di
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from meal_jax.meal.step import Batch
 from meal_jax.rollout.decode import Responses
 
 PyTree = Any
-FEATURES = ("last", "last+mean")
+FEATURES = ("last", "mean", "last+mean")
 SHIPPED = Path(__file__).with_name("heads") / "assistant_small.safetensors"
 SAMPLE = 512  # entries of each parameter kept to recognise the base by
 BASE = "base/"  # prefix of those tensors in the file
@@ -40,8 +41,8 @@ class Heads(NamedTuple):
       b: [K] float32.
       temperature: [K] float32, log-odds per unit of normalised score.
       objectives: K names.
-      features: what a head reads: "last" (the state after the last token) or "last+mean" (and the mean over the
-        states after each response token).
+      features: what a head reads: "last" (the state after the last token), "mean" (the mean of the states after each
+        response token), or "last+mean" (one after the other).
       base: sampled parameters of the decoder the heads read, see `fingerprint`.
       base_name: what the decoder is called, for messages.
       format: of prompts and responses, see `meal_jax.data.chat.describe`.
@@ -62,6 +63,11 @@ class Heads(NamedTuple):
     def params(self) -> dict[str, jax.Array]:
         """What `reward` takes."""
         return {"w": jnp.asarray(self.w), "b": jnp.asarray(self.b)}
+
+    @property
+    def reward(self) -> Callable[..., jax.Array]:
+        """`meal.step.Setup.reward` for `params`."""
+        return functools.partial(reward, kind=self.features)
 
     def pick(self, objectives: tuple[str, ...]) -> Heads:
         """The heads of these objectives, in this order.
@@ -97,12 +103,15 @@ def features_of(hidden: jax.Array, mask: jax.Array, kind: str) -> jax.Array:
         return last
     # Selected and not multiplied: states after the end are of padding, and may be anything.
     mean = jnp.sum(jnp.where(mask[..., None], hidden[:, :, 1:], 0.0), axis=2) / jnp.maximum(count, 1)[..., None]
+    if kind == "mean":
+        return mean
     return jnp.concatenate([last, mean], axis=-1)
 
 
-def reward(params: Mapping[str, jax.Array], batch: Batch, responses: Responses, hidden: jax.Array) -> jax.Array:
-    """Normalised scores [B, N, K]: `meal.step.Setup.reward` for `Heads.params`. F tells which features are read."""
-    kind = "last" if params["w"].shape[-1] == hidden.shape[-1] else "last+mean"
+def reward(
+    params: Mapping[str, jax.Array], batch: Batch, responses: Responses, hidden: jax.Array, *, kind: str
+) -> jax.Array:
+    """Normalised scores [B, N, K] of responses, from `Heads.params` and the base's hidden states [B, N, T + 1, D]."""
     return features_of(hidden, responses.mask, kind) @ params["w"].T + params["b"]
 
 

@@ -87,7 +87,7 @@ def encode(config, chat: chats.Chat) -> tuple[list[Encoded], dict[str, Count]]:
         too_long = equal = 0
         before = len(out)
         for pair in pairs:
-            prompt = chats.prompt_ids(chat, pair.turns)
+            prompt = chats.prompt_ids(chat, pair.turns) + chats.tail_ids(chat)
             responses = tuple(
                 chats.response_ids(chat, text, config.data.max_new) for text in (pair.chosen, pair.rejected)
             )
@@ -274,7 +274,8 @@ def fit_heads(
 def narrow(features: Features, kind: str) -> Features:
     """Features "last+mean" to `kind`."""
     width = features.x.shape[-1] // 2
-    return features if kind == "last+mean" else features._replace(x=features.x[..., :width])
+    part = {"last": slice(width), "mean": slice(width, None), "last+mean": slice(None)}[kind]
+    return features._replace(x=features.x[..., part])
 
 
 def card(config, heads: linear_heads.Heads, reports: dict[str, Report], counts: dict[str, Count], correlation) -> str:
@@ -311,7 +312,7 @@ def card(config, heads: linear_heads.Heads, reports: dict[str, Report], counts: 
         "- Held out: every pair whose first human turn falls into the splits `policy` and `eval` of "
         "`meal_jax/data/chat.py`; no head was fitted on a conversation that opens alike. l2: "
         + ", ".join(f"{name} {r.l2:g}" for name, r in reports.items())
-        + ", by cross-validation on the fitted pairs.",
+        + f", by cross-validation in {config.folds} folds on the fitted pairs.",
         f"- A head reads {heads.features} ({heads.w.shape[1]} features) of the format [{heads.format}].",
         "- Scores have mean 0 and standard deviation 1 over all held-out answers. Difference of scores × temperature = "
         "log-odds: "
@@ -344,12 +345,13 @@ def run(config: ml_collections.ConfigDict) -> tuple[linear_heads.Heads, dict[str
     policy = Policy(transformer, Conditioning(kind="none", objectives=len(objectives)))
     base = linear_heads.fingerprint(params)
     key = _cache_key(rows, base, config.data.max_new)
-    x = _cached(config.cache, key)
+    x, earlier = _cached(config.cache, key)
     if x is None:
+        began = time.monotonic()
         x = extract(policy, params, rows, max_new=config.data.max_new, batch_size=config.batch_size, pad=chat.pad)
         if config.cache:
             Path(config.cache).parent.mkdir(parents=True, exist_ok=True)
-            np.savez(config.cache, key=key, x=x)
+            np.savez(config.cache, key=key, x=x, seconds=time.monotonic() - began)
     features = Features(
         x,
         np.array([row.objective for row in rows]),
@@ -366,7 +368,7 @@ def run(config: ml_collections.ConfigDict) -> tuple[linear_heads.Heads, dict[str
         "prompt_length": config.data.prompt_length,
         "reports": {name: report._asdict() for name, report in reports.items()},
         "correlation": correlation,
-        "seconds": round(time.monotonic() - start, 1),
+        "seconds": round(earlier + time.monotonic() - start, 1),  # reading kept features would flatter
         "machine": f"{jax.device_count()} × {jax.devices()[0].device_kind}, jax {jax.__version__}",
     }
     heads = linear_heads.Heads(
@@ -396,12 +398,12 @@ def _cache_key(rows: list[Encoded], base: dict[str, np.ndarray], max_new: int) -
     return digest.hexdigest()
 
 
-def _cached(path: str, key: str) -> np.ndarray | None:
-    """Features kept from an earlier run of the same rows, base and cut, or None."""
+def _cached(path: str, key: str) -> tuple[np.ndarray | None, float]:
+    """Features kept from an earlier run of the same rows, base and cut, or None; and the seconds they took."""
     if not path or not Path(path).is_file():
-        return None
+        return None, 0.0
     with np.load(path) as file:
-        return file["x"] if str(file["key"]) == key else None
+        return (file["x"], float(file["seconds"])) if str(file["key"]) == key else (None, 0.0)
 
 
 def main(config: ml_collections.ConfigDict) -> None:

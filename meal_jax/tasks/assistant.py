@@ -23,9 +23,10 @@ from meal_jax.tasks.task import Prompts, Task
 
 FOLDERS = ("harmless-base", "helpful-base")
 LEVELS = 11  # weights that numerals can spell: 0.0, 0.1 … 1.0
-# Head scores have mean 0 and standard deviation 1 over people's pairs of answers. An average of -1.5 would be worse
-# than nine in ten of those, and no front of averages comes near it; all methods are measured from this one point.
-REFERENCE = -1.5
+# Head scores have mean 0 and standard deviation 1 over people's pairs of answers. Before training the model averages
+# about -1 (harmless) and 0 to 1 (helpful), and may lose another 1 of an objective that it gives up. -2.5 lies behind
+# all that, so that no point of a front falls out of the hypervolume. Every method is measured from it.
+REFERENCE = -2.5
 
 
 def build(config) -> Task:
@@ -55,7 +56,7 @@ def build(config) -> Task:
         pad=chat.pad,
         end=chat.end,
         forbidden=forbidden_tokens(chat, transformer.vocab_size),
-        reward=linear_heads.reward,
+        reward=heads.reward,
         reward_params=heads.params,
         reward_reads_base=True,
         reference=np.full(len(objectives), REFERENCE),
@@ -125,18 +126,21 @@ def _interleave(parts: list[Prompts], rows: int) -> Prompts:
 def make_conditioning(config, chat: chats.Chat, objectives: tuple[str, ...]) -> Conditioning:
     """How the policy reads a preference.
 
-    Numerals (" harmless: 0.3 helpful: 0.7") open the assistant's turn, which is then closed and a new one begun: they
-    must follow the generation prompt, for the base model that scores the answers reads the same prompt without them.
+    It stands between the conversation and the generation prompt, as embeddings or as " harmless: 0.3 helpful: 0.7".
     """
-    table, tail = (), ()
+    table = ()
     if config.kind == "text":
         encode = lambda text: chat.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
         rows = [[encode(f" {name}: {i / (LEVELS - 1):.1f}") for i in range(LEVELS)] for name in objectives]
         width, space = max(len(row) for spelled in rows for row in spelled), encode(" ")[:1]
         table = tuple(tuple(tuple(space * (width - len(row)) + row) for row in spelled) for spelled in rows)
-        tail = tuple(chats.next_turn_ids(chat))
     return Conditioning(
-        kind=config.kind, objectives=len(objectives), slots=config.slots, hidden=config.hidden, table=table, tail=tail
+        kind=config.kind,
+        objectives=len(objectives),
+        slots=config.slots,
+        hidden=config.hidden,
+        table=table,
+        tail=tuple(chats.tail_ids(chat)),
     )
 
 

@@ -14,7 +14,7 @@ def chat(chat_tokenizer):
 
 
 def test_prompts_are_the_templates_with_an_empty_system_message(chat):
-    ids = chats.prompt_ids(chat, TURNS)
+    ids = chats.prompt_ids(chat, TURNS) + chats.tail_ids(chat)
     assert chat.tokenizer.decode(ids) == (
         "<|im_start|>system\n<|im_end|>\n<|im_start|>user\nyes please<|im_end|>\n<|im_start|>assistant\nno<|im_end|>\n"
         "<|im_start|>user\nthank you<|im_end|>\n<|im_start|>assistant\n"
@@ -36,13 +36,13 @@ def test_a_response_ends_with_the_end_of_turn_token_unless_cut(chat):
 
 
 def test_prompt_and_response_are_the_transcript(chat):
-    whole = chats.prompt_ids(chat, TURNS) + chats.response_ids(chat, "yes")
+    whole = chats.prompt_ids(chat, TURNS) + chats.tail_ids(chat) + chats.response_ids(chat, "yes")
     closed = chats._render(chat, (*TURNS, ("assistant", "yes")), False)
     assert chat.tokenizer.decode(whole) == closed.removesuffix("\n")
 
 
-def test_the_next_turn_closes_one_and_opens_another(chat):
-    assert chat.tokenizer.decode(chats.next_turn_ids(chat)) == "<|im_end|>\n<|im_start|>assistant\n"
+def test_the_tail_opens_the_answer(chat):
+    assert chat.tokenizer.decode(chats.tail_ids(chat)) == "<|im_start|>assistant\n"
 
 
 def test_padding_is_on_the_left():
@@ -68,7 +68,7 @@ def test_long_prompts_are_skipped_and_counted_and_repeats_kept_once(chat):
 def test_a_long_prompt_that_a_person_gave_is_an_error(chat):
     assert chats.encode_explicit(chat, ["yes"], 64).tokens.shape == (1, 64)
     with pytest.raises(ValueError, match=r"config\.data\.prompt_length to \d+"):
-        chats.encode_explicit(chat, ["yes", "yes " * 50], 64)
+        chats.encode_explicit(chat, ["yes", "yes " * 80], 64)
 
 
 def test_the_split_hangs_on_the_first_human_turn_alone():

@@ -1,4 +1,4 @@
-"""Hugging Face directories in and out: the same tree as the policy's, exact round trips, and what is said of bad ones."""
+"""Hugging Face directories in and out: the policy's own tree, exact round trips, and what is said of bad ones."""
 
 import json
 import subprocess

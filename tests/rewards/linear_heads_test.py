@@ -53,34 +53,38 @@ def test_features_are_of_the_response_and_nothing_after_it(kind):
     for b in range(B):
         for n in range(N):
             states = hidden[b, n, 1 : lengths[b, n] + 1]  # after each response token
-            want = states[-1] if kind == "last" else np.concatenate([states[-1], states.mean(axis=0)])
+            last, mean = states[-1], states.mean(axis=0)
+            want = {"last": last, "mean": mean, "last+mean": np.concatenate([last, mean])}[kind]
             np.testing.assert_allclose(got[b, n], want, rtol=1e-5)
 
 
-@pytest.mark.parametrize("width", [D, 2 * D])
-def test_the_reward_is_linear_in_the_features_it_has_weights_for(width):
+@pytest.mark.parametrize("kind", linear_heads.FEATURES)
+def test_the_reward_is_linear_in_the_features(heads, kind):
     rng = np.random.default_rng(2)
     hidden = jnp.asarray(rng.normal(size=(B, N, T + 1, D)), jnp.float32)
-    params = {"w": jnp.asarray(rng.normal(size=(2, width)), jnp.float32), "b": jnp.array([1.0, -1.0])}
     answers = responses(rng.integers(1, T + 1, (B, N)))
-    features = linear_heads.features_of(hidden, answers.mask, "last" if width == D else "last+mean")
-    want = np.einsum("bnf,kf->bnk", features, params["w"]) + np.array([1.0, -1.0])
-    np.testing.assert_allclose(linear_heads.reward(params, None, answers, hidden), want, rtol=1e-4, atol=1e-5)
+    features = linear_heads.features_of(hidden, answers.mask, kind)
+    heads = heads._replace(w=rng.normal(size=(2, features.shape[-1])).astype(np.float32), features=kind)
+    want = np.einsum("bnf,kf->bnk", features, heads.w) + heads.b
+    np.testing.assert_allclose(heads.reward(heads.params, None, answers, hidden), want, rtol=1e-4, atol=1e-5)
 
 
 def test_a_decoder_reads_a_response_alike_whatever_pads_it(chat_model, base):
     policy = Policy(hf.load_config(chat_model), Conditioning(kind="none"))
     variables = {"params": {"transformer": base}}
-    prompt = policy.apply(variables, jnp.array([[1, 7, 8]]), jnp.ones((1, 3), bool), method="prefill")
+    prefill = jax.jit(lambda tokens: policy.apply(variables, tokens, jnp.ones(tokens.shape, bool), method="prefill"))
+    prompt = prefill(jnp.array([[1, 7, 8]]))
 
+    @jax.jit
     def features(tokens):
-        mask = jnp.arange(4) < 2
-        tokens = jnp.pad(jnp.asarray(tokens), (0, 1))[None, None]
-        hidden = policy.apply(variables, prompt, jnp.zeros((1, 1, 2)), tokens, method="respond")
-        return np.asarray(linear_heads.features_of(hidden, mask[None, None], "last+mean"))
+        hidden = policy.apply(variables, prompt, jnp.zeros((1, 1, 2)), tokens[None, None], method="respond")
+        return linear_heads.features_of(hidden, jnp.array([[[True, True, False, False]]]), "last+mean")
 
-    np.testing.assert_allclose(features([20, 21, 2, 2]), features([20, 21, 90, 91]), rtol=1e-5, atol=1e-6)
-    assert np.abs(features([20, 21, 2, 2]) - features([20, 22, 2, 2])).max() > 1e-3
+    one, same, other = (
+        np.asarray(features(jnp.array([20, *rest]))) for rest in ((21, 2, 2, 0), (21, 9, 9, 0), (22, 2, 2, 0))
+    )
+    np.testing.assert_allclose(one, same, rtol=1e-5, atol=1e-6)
+    assert np.abs(one - other).max() > 1e-3
 
 
 def test_a_file_gives_back_what_was_saved(tmp_path, heads):
@@ -120,17 +124,15 @@ def test_files_that_are_no_heads_are_refused(tmp_path, heads, chat_model):
 
 
 def perturbed(params, select, noise):
-    flat = traverse_util.flatten_dict(params, sep="/")
-    key = jax.random.key(0)
-    for path, leaf in flat.items():
-        if select(path):
-            flat[path] = leaf * (1 + noise * jax.random.normal(key, leaf.shape))
+    rng = np.random.default_rng(0)
+    flat = {path: np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(params, sep="/").items()}
+    flat |= {path: leaf * (1 + noise * rng.normal(size=leaf.shape)) for path, leaf in flat.items() if select(path)}
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def test_the_base_is_known_in_other_storage(heads, base):
     linear_heads.check_base(heads, base, "here")
-    linear_heads.check_base(heads, jax.tree.map(lambda a: a.astype(jnp.bfloat16), base), "here")
+    linear_heads.check_base(heads, jax.tree.map(lambda a: np.asarray(a).astype(jnp.bfloat16), base), "here")
     quantized = perturbed(base, lambda path: not path.endswith("norm"), 0.08)  # the size of 4-bit quantization's error
     linear_heads.check_base(heads, quantized, "here")
 

@@ -113,35 +113,34 @@ def test_held_out_pairs_do_not_reach_the_weights():
 
 def test_too_few_pairs_are_refused_by_name():
     f = features()
-    with pytest.raises(ValueError, match="Objective b has 0 pairs to fit and 200 to test on"):
+    with pytest.raises(ValueError, match="Objective b has 0 pairs to fit and 800 to test on"):
         train.fit_heads(f._replace(fitted=f.fitted & (f.objective == 0)), ("a", "b"), (1e-2,), 3)
 
 
-def test_narrowing_keeps_the_last_state():
+def test_narrowing_keeps_the_features_asked_for():
     f = features()
     assert train.narrow(f, "last+mean").x.shape[-1] == 6
     np.testing.assert_array_equal(train.narrow(f, "last").x, f.x[..., :3])
+    np.testing.assert_array_equal(train.narrow(f, "mean").x, f.x[..., 3:])
 
 
 def test_extraction_does_not_hang_on_batches_or_buckets(chat_model):
     config = hf.load_config(chat_model)
     params = hf.load_params(chat_model, config)
     policy = Policy(config, Conditioning(kind="none"))
-    rng = np.random.default_rng(0)
-    draw = lambda low, high: rng.integers(4, 300, rng.integers(low, high)).tolist()  # noqa: E731
-    rows = [Encoded(0, "reward", i, draw(3, 40), (draw(1, 7), draw(1, 7))) for i in range(5)]
-    together = train.extract(policy, params, rows, max_new=6, batch_size=4, pad=2)
-    assert together.shape == (5, 2, 32)
-    for i, row in enumerate(rows):
-        alone = train.extract(policy, params, [row], max_new=7, batch_size=1, pad=0)[0]
-        np.testing.assert_allclose(together[i], alone, rtol=1e-3, atol=1e-4)
-    swapped = rows[0]._replace(responses=rows[0].responses[::-1])
-    np.testing.assert_allclose(
-        train.extract(policy, params, [swapped], max_new=6, batch_size=1, pad=2)[0],
-        together[0, ::-1],
-        rtol=1e-3,
-        atol=1e-4,
-    )
+    ids = lambda low, count: list(range(low, low + count))  # noqa: E731
+    rows = [
+        Encoded(0, "reward", 0, ids(10, 5), (ids(40, 3), ids(50, 6))),
+        Encoded(0, "reward", 1, ids(20, 20), (ids(60, 1), ids(70, 4))),  # of another bucket
+        Encoded(0, "reward", 2, ids(30, 9), (ids(80, 2), ids(90, 2))),
+        Encoded(0, "reward", 3, ids(30, 16), (ids(95, 5), ids(50, 6))),  # a batch that is not full
+    ]
+    together = train.extract(policy, params, rows, max_new=6, batch_size=2, pad=2)
+    assert together.shape == (4, 2, 32)
+    rest = [row._replace(responses=row.responses[::-1]) for row in (rows[3], rows[2], rows[0])]
+    apart = train.extract(policy, params, rest, max_new=7, batch_size=3, pad=0)
+    np.testing.assert_allclose(apart[:, ::-1], together[[3, 2, 0]], rtol=1e-3, atol=1e-4)
+    assert np.abs(together[0, 0] - together[0, 1]).max() > 1e-2
 
 
 @pytest.fixture
@@ -182,7 +181,7 @@ def config(chat_model, tmp_path):
 def test_the_command_writes_heads_that_order_pairs(config, chat_model, tmp_path, monkeypatch):
     _, reports = train.run(config)
     heads = linear_heads.load(config.out)
-    assert heads.objectives == ("harmless", "helpful") and heads.w.shape == (2, 32)
+    assert heads.objectives == ("harmless", "helpful") and heads.w.shape == (2, 16)
     assert all(report.accuracy == 1.0 for report in reports.values())  # "please" against "no" is easy
     linear_heads.check_base(heads, hf.load_params(chat_model, hf.load_config(chat_model)), "here")
     linear_heads.check_format(heads, chats.describe(chats.make(hf.load_tokenizer(chat_model))))
@@ -227,5 +226,5 @@ def test_missing_pairs_are_said(config, tmp_path):
 
 def test_unknown_features_are_refused(config):
     config.features = "first"
-    with pytest.raises(SystemExit, match=r"config\.features='first' is not one of last, last\+mean"):
+    with pytest.raises(SystemExit, match=r"config\.features='first' is not one of last, mean, last\+mean"):
         train.main(config)

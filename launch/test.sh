@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# The tests on this machine's CPU: a virtual environment, the package with its test extra, pytest.
+#   bash launch/test.sh                       the default suite
+#   bash launch/test.sh -m slow               the long ones, after bash launch/fetch_smollm2.sh for those on real weights
+#   bash launch/test.sh tests/meal -k adapt   any pytest arguments
+#   VENV=.venv-test    the virtual environment, made if it is not there
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/venv.sh "${VENV:-.venv-test}" '.[test]'
+exec python -m pytest "$@"
