@@ -1,7 +1,7 @@
 """The embedded benchmark: Meal beside the static method on a language whose Pareto front is known exactly.
 
-    python -m meal_jax.main --config=configs/toy.py --workdir=runs/toy
-    python -m meal_jax.main --config=configs/toy.py:k=3 --workdir=runs/toy3      three objectives
+python -m meal_jax.main --config=configs/toy.py --workdir=runs/toy
+python -m meal_jax.main --config=configs/toy.py:k=3 --workdir=runs/toy3      three objectives
 """
 
 from meal_jax import config as base
@@ -15,4 +15,12 @@ def get_config(arg: str = ""):
     c = base.default()
     c.task = "toy"
     c.objectives = ("first", "second", "third")[: options[arg]]
+    c.steps = 600
+    c.batch_size = 16
+    c.meal.candidates = 16
+    c.meal.tau = 0.1
+    c.meal.lam = 0.1
+    c.meal.rho = 3.0  # with less, proposals drift from the targets here, and the front suffers
+    c.optim.lr = 1.5e-3
+    c.eval.divisions = 10 if options[arg] == 2 else 5  # 11 or 21 preferences
     return c

@@ -103,7 +103,7 @@ def default() -> ml_collections.ConfigDict:
     c.data.prompt_length = 0  # S, tokens a prompt may have (longer prompts are an error or skipped, see the benchmark)
     c.reward = ml_collections.ConfigDict()
     c.reward.heads = ""  # reward heads: a file, or "" for the ones shipped with the package
-    return c
+    return c.lock()
 
 
 def check(config: ml_collections.ConfigDict) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from meal_jax.meal.step import Batch, Frozen, Setup, State, score
@@ -93,8 +92,8 @@ def summarise(answers: Answers, preferences: np.ndarray, task: Task, bootstrap: 
     """The front of one evaluation as plain numbers.
 
     Returns:
-      points [M, K] with 95 % intervals over prompts, hypervolume and mean inner product with theirs, and the share of
-      the true hypervolume where the truth is known.
+      points [M, K] with 95 % intervals over prompts, hypervolume and mean inner product with theirs, and, where
+      the truth is known, the share of the hypervolume that an exact maximiser of the same preferences has.
     """
     scores = answers.scores.astype(np.float64)
     reference = task.reference
@@ -118,14 +117,13 @@ def summarise(answers: Answers, preferences: np.ndarray, task: Task, bootstrap: 
         "prompts": len(scores),
     }
     if task.truth is not None:
-        truth = true_front(task)
-        whole = front.hypervolume(truth, reference)
+        # As many points as the policy has, each the best there is for its preference: what a perfect policy would
+        # score. The whole front holds more (a curve has more area under it than eleven of its points).
         exact = task.truth(preferences)
-        out["true_hypervolume"] = whole
-        out["share_of_true_hypervolume"] = float(volume) / whole
-        # What an exact maximiser of each preference would have: no policy can be drawn at this few points and do more.
         out["exact_points"] = exact.tolist()
-        out["share_of_exact_policy"] = front.hypervolume(exact, reference) / whole
+        out["true_hypervolume"] = front.hypervolume(exact, reference)
+        out["share_of_true_hypervolume"] = float(volume) / out["true_hypervolume"]
+        out["whole_front_hypervolume"] = front.hypervolume(true_front(task), reference)
     return out
 
 

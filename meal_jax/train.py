@@ -148,6 +148,7 @@ def train_and_evaluate(
                 if done % config.checkpoint.every == 0 or done == config.steps or preempted:
                     settle(pending)  # a state is saved only once its own step is known to be sound
                     pending = None
+                    writer.flush()
                     checkpoint.save(checkpoints, done, state, {"config": json.loads(config.to_json_best_effort())})
                 if preempted:
                     break
@@ -199,13 +200,8 @@ def _report(results: dict[str, Any], task: Task, root: Path) -> None:
     """Draws the fronts of all methods into `pareto.png` and prints a table."""
     fronts = []
     for name, r in results.items():
-        points = {k: np.array(r[k]) for k in ("preferences", "points", "points_low", "points_high")}
-        fronts.append(
-            figures.Front(
-                methods.get(name).label, points["preferences"], points["points"], points["points_low"],
-                points["points_high"],
-            )  # fmt: skip
-        )
+        arrays = [np.array(r[field]) for field in ("preferences", "points", "points_low", "points_high")]
+        fronts.append(figures.Front(methods.get(name).label, *arrays))
     first = next(iter(results.values()))
     before = first["before"]
     fronts.append(

@@ -11,7 +11,7 @@ import ml_collections
 
 def configure(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The static method's version of a configuration."""
-    c = ml_collections.ConfigDict(config)
+    c = config.copy_and_resolve_references()
     c.meal.net = False
     c.meal.adapt = False
     c.meal.lam = 0.0

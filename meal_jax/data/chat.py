@@ -84,7 +84,9 @@ def tail_ids(chat: Chat) -> list[int]:
     turns = (("user", "x"),)
     plain, opened = _render(chat, turns, False), _render(chat, turns, True)
     if not opened.startswith(plain):
-        raise ValueError("The chat template rewrites a conversation when an answer is to follow; it cannot be used here.")
+        raise ValueError(
+            "The chat template rewrites a conversation when an answer is to follow; it cannot be used here."
+        )
     return chat.tokenizer(opened[len(plain) :], add_special_tokens=False)["input_ids"]
 
 

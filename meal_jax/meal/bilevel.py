@@ -158,6 +158,4 @@ def hypergradient(
         return Hypergradient(direct, loss, meta_value, virtual, virtual_opt)
     (direction,) = pull_back(v)
     along = lambda phi_: jax.jvp(lambda theta_: base(theta_, phi_), (theta,), (direction,))[1]  # noqa: E731
-    return Hypergradient(
-        jax.tree.map(jnp.add, direct, jax.grad(along)(phi)), loss, meta_value, virtual, virtual_opt
-    )
+    return Hypergradient(jax.tree.map(jnp.add, direct, jax.grad(along)(phi)), loss, meta_value, virtual, virtual_opt)

@@ -184,7 +184,13 @@ def propose(setup: Setup, phi: PyTree, pooled: jax.Array, w: jax.Array) -> jax.A
 
 
 def respond(
-    setup: Setup, theta: PyTree, phi: PyTree, frozen: Frozen, batch: Batch, w: jax.Array, key: jax.Array,
+    setup: Setup,
+    theta: PyTree,
+    phi: PyTree,
+    frozen: Frozen,
+    batch: Batch,
+    w: jax.Array,
+    key: jax.Array,
     sampling: Sampling,
 ) -> Rollout:
     """Proposes and responds for targets w [B, N, K]: what a rollout does in training, and evaluation on its grid."""

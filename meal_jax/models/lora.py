@@ -38,6 +38,12 @@ class Lora:
     dropout: float = 0.0
     targets: str = r"attention/(q|k|v|o)$"
 
+    def __post_init__(self):
+        if self.rank < 1 or not 0 <= self.dropout < 1:
+            raise ValueError(
+                f"LoRA needs rank >= 1 and 0 <= dropout < 1, not rank={self.rank}, dropout={self.dropout}."
+            )
+
 
 class Linear(nn.Module):
     """y = x W (+ bias) (+ LoRA). The kernel is stored [D, F], the transpose of torch's layout.
@@ -60,7 +66,9 @@ class Linear(nn.Module):
     def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
         """Maps x [..., D] to [..., F]."""
         shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.variance_scaling(1.0, "fan_in", "normal"), shape, self.param_dtype)
+        kernel = self.param(
+            "kernel", nn.initializers.variance_scaling(1.0, "fan_in", "normal"), shape, self.param_dtype
+        )
         x = x.astype(self.dtype)
         y = x @ kernel.astype(self.dtype)
         if self.use_bias:

@@ -56,7 +56,11 @@ class Conditioning:
     @property
     def length(self) -> int:
         """P."""
-        widths = {"prefix": self.slots, "none": 0, "text": self.kind == "text" and self.objectives * len(self.table[0][0])}
+        widths = {
+            "prefix": self.slots,
+            "none": 0,
+            "text": self.kind == "text" and self.objectives * len(self.table[0][0]),
+        }
         return widths[self.kind] + len(self.tail)
 
 

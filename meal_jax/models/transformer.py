@@ -12,7 +12,7 @@ prompt), training (T response tokens) and decoding (T = 1, keys in a cache that 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -166,7 +166,7 @@ class Attention(nn.Module):
         own = fresh = KeyValues(k, v)
         if cache is not None:
             # The cache rides in the carry of the scan over layers and of the decoding loop, so XLA updates it in place.
-            at = (layer, 0, 0, write_at, 0, 0)
+            at = [jnp.asarray(i, jnp.int32) for i in (layer, 0, 0, write_at, 0, 0)]
             cache = jax.tree.map(lambda all_, new: jax.lax.dynamic_update_slice(all_, new[None], at), cache, fresh)
             own = jax.tree.map(lambda all_: jax.lax.dynamic_index_in_dim(all_, layer, keepdims=False), cache)
         y = attend(q, own, mask, prompt, prompt_mask)
@@ -227,9 +227,7 @@ class Transformer(nn.Module):
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """Last hidden state [..., D] to logits [..., V] in float32."""
         table = self.embedding if self.config.tied else self.output
-        return jnp.einsum(
-            "...d,vd->...v", hidden, table.astype(self.config.dtype), preferred_element_type=jnp.float32
-        )
+        return jnp.einsum("...d,vd->...v", hidden, table.astype(self.config.dtype), preferred_element_type=jnp.float32)
 
     @nn.compact
     def __call__(

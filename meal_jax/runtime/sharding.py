@@ -28,7 +28,7 @@ RULES: tuple[tuple[str, P], ...] = (
     # Small: the weight-net and its moments, the preference conditioning, reward statistics [K], norms [D] or [L, D].
     (r"(^|/)[^/]*net[^/]*/", P()),
     (r"(^|/)conditioner/", P()),
-    (r"(^|/)reward/", P()),  # heads and tables of token-level rewards
+    (r"(^|/)reward(/|$)", P()),  # heads and tables of token-level rewards
     (r"(^|/)rewards/", P()),
     (r"_norm$", P()),
     # Tables [V, D].

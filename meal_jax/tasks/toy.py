@@ -3,11 +3,11 @@
 Letters: B prompts, N candidates, K objectives, T response tokens, V vocabulary, Y prompt types, M preferences.
 
 A prompt is [begin, marker, marker, fillers]; its two markers name one of 16 types. For each type and objective, SET
-content tokens serve that objective: each gives it 1 and every other objective SPILL, all other tokens give nothing. What a
-token is worth thus depends on the prompt, and a policy must read it. With f_k the sum of what a response's tokens give
-objective k, over the most that fit before the end token,
+content tokens serve that objective; all other tokens serve none. What a token is worth thus depends on the prompt, and a
+policy must read it. With f_k the number of a response's tokens that serve objective k, over the most that fit before the
+end token,
     r_k = f_k ^ γ,   halved for every objective if the response has not ended in time.
-γ differs by type: 0.2, 0.3 and 0.4 give strictly concave trade-offs (a balanced response serves both objectives well), 1 a
+γ differs by type: below 1 it gives a strictly concave trade-off (a balanced response serves all objectives well), at 1 a
 linear one (every mixture is as good as any other). A perfect response fills all but the last position with serving
 tokens, in the proportion that the preference asks of this γ, and then ends.
 
@@ -36,19 +36,17 @@ FIRST, SECOND, FILLER, CONTENT = 3, 3 + MARKERS, 3 + 2 * MARKERS, 11 + 8  # firs
 VOCABULARY = 64
 FILLERS = 3  # at most; prompts differ in length, so padding is exercised
 SET = 3
-SPILL = 0.3
-GAMMAS = (0.2, 0.3, 0.4, 1.0)
+GAMMAS = (0.4, 0.5, 0.6, 1.0)
 PROMPT_LENGTH = 3 + FILLERS
 
 
 def values(objectives: int) -> np.ndarray:
-    """What each token gives each objective, by prompt type: [Y, V, K]. Fixed: the benchmark is the same for every seed."""
+    """1 where a token serves an objective, by prompt type: [Y, V, K]. Fixed: the benchmark is the same for every seed."""
     rng = np.random.default_rng(2604_24178)
     out = np.zeros((TYPES, VOCABULARY, objectives), np.float32)
     for kind in range(TYPES):
         content = CONTENT + rng.permutation(VOCABULARY - CONTENT)
         for k in range(objectives):
-            out[kind, content[k * SET : (k + 1) * SET]] = SPILL
             out[kind, content[k * SET : (k + 1) * SET], k] = 1.0
     return out
 
@@ -97,8 +95,7 @@ def best_points(prompts: Prompts, preferences: np.ndarray, max_new: int) -> np.n
     """
     objectives, most = preferences.shape[1], max_new - 1
     counts = [c for c in itertools.product(range(most + 1), repeat=objectives) if sum(c) <= most]
-    counts = np.array(counts, np.float64)  # [C, K]
-    share = (counts * (1 - SPILL) + SPILL * counts.sum(axis=1, keepdims=True)) / most
+    share = np.array(counts, np.float64) / most  # [counts, K]
     kinds = prompt_types(prompts.tokens, np)
     total = np.zeros((len(preferences), objectives))
     for gamma, rows in zip(*np.unique(gammas()[kinds], return_counts=True), strict=True):

@@ -1,15 +1,17 @@
 """The step: one compile, the static limit to the bit, its gradient in the weight-net, its independence of layout."""
 
+import dataclasses
 import functools
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from meal_jax.meal import bilevel, step
-from meal_jax.meal.preference import accept, draw_targets
+from meal_jax.meal.preference import accept, adapt, draw_targets
 from meal_jax.models.lora import Lora
 from meal_jax.models.policy import token_stats
 from meal_jax.rewards.normalise import absorb, normalise
@@ -30,9 +32,9 @@ def _data(x):
     return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
 
 
-@pytest.mark.parametrize("objectives", [1, 2, 3])
+@pytest.mark.parametrize("objectives", [1, 3])
 def test_a_step_runs_donated_compiles_once_and_changes_both_levels(objectives):
-    run = tiny(objectives=objectives)
+    run = tiny(objectives=objectives, net=objectives > 1)  # with one objective there is nothing to propose
     before = jax.tree.map(jnp.copy, (run.state.policy, run.state.net))
     train, state = jitted(run, donate_argnums=0), run.state
     for _ in range(3):
@@ -42,7 +44,6 @@ def test_a_step_runs_donated_compiles_once_and_changes_both_levels(objectives):
     assert all(np.isfinite(v) for v in jax.device_get(metrics).values())
     for old, new in zip(before, (state.policy, state.net), strict=True):
         moved = [float(jnp.abs(a - b).max()) for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)]
-        # With one objective there is one preference, and nothing for the net to learn.
         assert max(moved) > 1e-4 or (objectives == 1 and new is state.net)
 
 
@@ -80,38 +81,30 @@ def static_step(run, state):
     return theta, responses
 
 
-@pytest.mark.parametrize("how", ["soft", "sample", "top1"])
-def test_no_pull_and_no_net_is_the_static_method(how):
-    run = tiny(lam=0.0, net=False, adapt=True, tau=0.5, accept=how)
+def test_no_pull_and_no_net_is_the_static_method():
+    run = tiny(lam=0.0, net=False, adapt=True, tau=0.5, accept="sample")
     ours, _ = jitted(run)(run.state, run.frozen, run.batch)
     # To the bit, the same step as with adaptation switched off.
-    off = tiny(net=False, adapt=False, tau=0.5, accept=how)
+    off = tiny(net=False, adapt=False, tau=0.5, accept="sample")
     assert_trees_equal(ours.policy, jitted(off)(off.state, off.frozen, off.batch)[0].policy)
     # To rounding (another program, other fusions), the static method written out plainly.
     theirs, _ = jax.jit(functools.partial(static_step, run))(run.state)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), ours.policy, theirs)
-    pulled = tiny(lam=0.5, net=False, adapt=True, tau=0.5, accept=how)
-    other, _ = jitted(pulled)(pulled.state, pulled.frozen, pulled.batch)
-    moved = jax.tree.map(lambda x, y: float(jnp.abs(x - y).max()), ours.policy, other.policy)
-    assert max(jax.tree.leaves(moved)) > 1e-5
 
 
-def test_adapt_false_and_lambda_zero_agree_to_the_bit_with_the_net_on():
-    states = [
-        jitted(run)(run.state, run.frozen, run.batch)[0] for run in (tiny(lam=0.0), tiny(lam=0.7, adapt=False))
-    ]
-    assert_trees_equal(states[0], states[1])
-
-
-def test_rollout_and_update_apart_are_the_step():
-    run = tiny(beta=0.1)
+def test_rollout_and_update_apart_are_the_step_and_the_pull_matters():
+    run = tiny(beta=0.1, net=False, lam=0.5, tau=0.5)
     whole, metrics = jitted(run)(run.state, run.frozen, run.batch)
     part = functools.partial
     rolled = jax.jit(part(step.rollout, run.setup))(run.state, run.frozen, run.batch)
     scores = jax.jit(part(step.score, run.setup))(run.frozen, run.batch, rolled.responses)
-    apart, apart_metrics = jax.jit(part(step.update, run.setup))(run.state, run.frozen, run.batch, rolled, scores)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(_data(a), _data(b), rtol=2e-5, atol=1e-6), whole, apart)
+    update = lambda run: jax.jit(part(step.update, run.setup))(run.state, run.frozen, run.batch, rolled, scores)  # noqa: E731
+    apart, apart_metrics = update(run)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(_data(x), _data(y), rtol=2e-5, atol=1e-6), whole, apart)
     assert metrics.keys() == apart_metrics.keys()
+    static, _ = update(tiny(beta=0.1, net=False, adapt=False, tau=0.5))
+    moved = jax.tree.map(lambda x, y: float(jnp.abs(x - y).max()), apart.policy, static.policy)
+    assert max(jax.tree.leaves(moved)) > 1e-5
 
 
 def test_samples_change_from_step_to_step_and_repeat_with_the_state():
@@ -135,54 +128,57 @@ def test_a_prompts_rollout_does_not_depend_on_its_neighbours():
     np.testing.assert_array_equal(mixed.w, straight.w[order])
 
 
-@pytest.mark.parametrize("conditioning", ["prefix", "text"])
-@pytest.mark.parametrize("mode", ["exact", "first_order", "none"])
+@pytest.mark.parametrize(
+    ("conditioning", "mode"), [("prefix", "exact"), ("text", "exact"), ("prefix", "first_order"), ("prefix", "none")]
+)
 def test_hypergradient_of_the_step_is_the_derivative_of_its_own_losses(conditioning, mode):
     """The step's gradient in φ, read off one SGD step of the weight-net, against unrolling its two losses by hand."""
-    with jax.enable_x64(True):
-        run = tiny(conditioning=conditioning, hypergradient=mode, lam=0.5, tau=0.5, rho=0.3, model={"dtype": "float64"})
-        setup = run.setup
-        object.__setattr__(setup, "net_tx", optax.sgd(1.0))
-        state = jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, run.state)
-        # Away from its start, where the last layer is zero and no gradient reaches the layers below.
-        phi = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(5), x.shape), state.net)
-        state = state.replace(net=phi, net_opt=setup.net_tx.init(phi))
+    run = tiny(conditioning=conditioning, hypergradient=mode, lam=0.5, tau=0.5, rho=0.3)
+    setup = dataclasses.replace(run.setup, net_tx=optax.sgd(1.0))
+    # Away from its start, where the last layer is zero and no gradient reaches the layers below.
+    phi = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(5), x.shape), run.state.net)
+    state = run.state.replace(net=phi, net_opt=setup.net_tx.init(phi))
+
+    @jax.jit
+    def ours(phi):
         rolled = step.rollout(setup, state, run.frozen, run.batch)
         scores = step.score(setup, run.frozen, run.batch, rolled.responses)
-        new, _ = jax.jit(functools.partial(step.update, setup))(state, run.frozen, run.batch, rolled, scores)
-        ours = jax.tree.map(jnp.subtract, phi, new.net)
+        new, _ = step.update(setup, state.replace(net=phi), run.frozen, run.batch, rolled, scores)
+        return jax.tree.map(jnp.subtract, phi, new.net), rolled, scores.rewards
 
-        r = normalise(absorb(state.rewards, scores.rewards, setup.meal.horizon), scores.rewards)
-        inner, outer = (step._half((run.batch, rolled, r), half) for half in (0, 1))
+    grad, rolled, rewards = ours(phi)
+    r = normalise(absorb(state.rewards, rewards, setup.meal.horizon), rewards)
+    inner, outer = (step._half((run.batch, rolled, r), half) for half in (0, 1))
 
-        def logp(theta, w, batch, responses):
-            prompt = setup.policy.apply({"params": theta}, batch.tokens, batch.mask, method="prefill")
-            hidden = setup.policy.apply({"params": theta}, prompt, w, responses.tokens, method="respond")
-            logits = setup.policy.apply({"params": theta}, hidden, method="unembed")
-            logits = jnp.where(setup.forbidden, -1e30, logits)
-            return jnp.take_along_axis(jax.nn.log_softmax(logits), responses.tokens[..., None], -1)[..., 0]
+    def logp(theta, w, batch, responses):
+        prompt = setup.policy.apply({"params": theta}, batch.tokens, batch.mask, method="prefill")
+        hidden = setup.policy.apply({"params": theta}, prompt, w, responses.tokens, method="respond")
+        logits = setup.policy.apply({"params": theta}, hidden, method="unembed")
+        logits = jnp.where(setup.forbidden, -1e30, logits)
+        return jnp.take_along_axis(jax.nn.log_softmax(logits), responses.tokens[..., None], -1)[..., 0]
 
-        def base(theta, phi):
-            batch, roll, r = inner
-            p = step.adapt(setup.net.apply({"params": phi}, roll.pooled, roll.w), r, setup.meal.lam, setup.meal.tau)
-            a = accept(None, p, r, setup.meal.tau, "soft")
-            p = jax.lax.stop_gradient(p) if mode == "first_order" else p
-            return bilevel.base_loss(a, logp(theta, p, batch, roll.responses), roll.responses.mask)
+    def base(theta, phi):
+        batch, roll, r = inner
+        p = adapt(setup.net.apply({"params": phi}, roll.pooled, roll.w), r, setup.meal.lam, setup.meal.tau)
+        a = accept(None, p, r, setup.meal.tau, "soft")
+        p = jax.lax.stop_gradient(p) if mode == "first_order" else p
+        return bilevel.base_loss(a, logp(theta, p, batch, roll.responses), roll.responses.mask)
 
-        def outer_loss(phi):
-            frozen_phi = jax.lax.stop_gradient(phi) if mode == "none" else phi
-            updates, _ = setup.policy_tx.update(jax.grad(base)(state.policy, frozen_phi), state.policy_opt, state.policy)
-            theta = optax.apply_updates(state.policy, updates)
-            batch, roll, r = outer
-            w_hat = setup.net.apply({"params": phi}, roll.pooled, roll.w)
-            return bilevel.meta_loss(
-                roll.w, w_hat, r, logp(theta, w_hat, batch, roll.responses), roll.responses.logp, roll.responses.mask,
-                kind="utility", tau=setup.meal.tau, rho=setup.meal.rho, ratio_clip=setup.meal.ratio_clip,
-            )  # fmt: skip
+    def unrolled(phi):
+        frozen_phi = jax.lax.stop_gradient(phi) if mode == "none" else phi
+        updates, _ = setup.policy_tx.update(jax.grad(base)(state.policy, frozen_phi), state.policy_opt, state.policy)
+        theta = optax.apply_updates(state.policy, updates)
+        batch, roll, r = outer
+        w_hat = setup.net.apply({"params": phi}, roll.pooled, roll.w)
+        return bilevel.meta_loss(
+            roll.w, w_hat, r, logp(theta, w_hat, batch, roll.responses), roll.responses.logp, roll.responses.mask,
+            kind="utility", tau=setup.meal.tau, rho=setup.meal.rho, ratio_clip=setup.meal.ratio_clip,
+        )  # fmt: skip
 
-        theirs = jax.jit(jax.grad(outer_loss))(phi)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-9), ours, theirs)
-        assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(ours)) > 1e-6
+    flat = lambda tree: jax.flatten_util.ravel_pytree(tree)[0]  # noqa: E731
+    ours, theirs = flat(grad), flat(jax.jit(jax.grad(unrolled))(phi))
+    # The network computes in float32; the first step of Adam, a sign, magnifies its rounding.
+    assert jnp.linalg.norm(ours - theirs) < 5e-3 * jnp.linalg.norm(theirs)
 
 
 def test_reused_virtual_update_is_the_first_policy_update():
@@ -190,8 +186,10 @@ def test_reused_virtual_update_is_the_first_policy_update():
     results = []
     for reuse in (True, False):
         run = tiny(reuse_virtual=reuse)
-        object.__setattr__(run.setup, "net_tx", optax.sgd(0.0))
-        run = run._replace(state=run.state.replace(net_opt=run.setup.net_tx.init(run.state.net)))
+        run = run._replace(
+            setup=dataclasses.replace(run.setup, net_tx=optax.sgd(0.0)),
+            state=run.state.replace(net_opt=optax.sgd(0.0).init(run.state.net)),
+        )
         results.append(jitted(run)(run.state, run.frozen, run.batch)[0].policy)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *results)
 
@@ -199,15 +197,12 @@ def test_reused_virtual_update_is_the_first_policy_update():
 @pytest.mark.parametrize(
     "options",
     [
-        {"meta": "likelihood"},
-        {"accept": "sample", "hypergradient": "first_order"},
-        {"beta": 0.1, "chunk": 2},
-        {"adapters": Lora(rank=2, dropout=0.1, targets="(q|v|down)$"), "beta": 0.05},
-        {"conditioning": "text", "sampling": Sampling(temperature=0.7)},
-        {"candidates": 1, "objectives": 3, "targets": "dirichlet"},
-        {"targets": "shared", "objectives": 3, "model": {"dtype": "bfloat16", "remat": "full"}},
+        {"meta": "likelihood", "accept": "top1", "beta": 0.1, "chunk": 2, "targets": "dirichlet"},
+        {"adapters": Lora(2, dropout=0.1, targets="(q|v|down)$"), "accept": "sample", "hypergradient": "first_order"},
+        {"conditioning": "text", "sampling": Sampling(temperature=0.7), "hypergradient": "none", "candidates": 1},
+        {"targets": "shared", "objectives": 3, "net": False, "model": {"dtype": "bfloat16", "remat": "full"}},
     ],
-    ids=lambda o: "-".join(o),
+    ids=lambda o: "-".join(map(str, o)),
 )
 def test_every_choice_runs_and_stays_finite(options):
     run = tiny(**options)
@@ -232,16 +227,19 @@ def test_kl_starts_at_zero_and_pulls_back():
     assert float(moved.kl.min()) > 0
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 4, 1), (2, 2, 2)])
+@pytest.mark.parametrize(
+    "shape",
+    [(2, 2, 2), pytest.param((8, 1, 1), marks=pytest.mark.slow), pytest.param((2, 4, 1), marks=pytest.mark.slow)],
+)
 def test_eight_devices_take_the_same_step_as_one(shape):
     if jax.device_count() < 8:
         pytest.skip("needs 8 devices: XLA_FLAGS=--xla_force_host_platform_device_count=8")
     from meal_jax.runtime import sharding
 
-    run = tiny(batch=16, beta=0.1, model={"vocab_size": 16, "width": 16, "kv_heads": 2, "hidden": 32})
-    run = run._replace(
-        setup=run.setup.__class__(**{**run.setup.__dict__, "forbidden": jnp.arange(16) == PAD}),
+    run = tiny(
+        batch=16, lam=0.5, tau=0.5, net=False, model={"vocab_size": 16, "width": 16, "kv_heads": 2, "hidden": 32}
     )
+    run = run._replace(setup=dataclasses.replace(run.setup, forbidden=jnp.arange(16) == PAD))
     results = []
     for axes in ((1, 1, 1), shape):
         mesh = sharding.make_mesh(*axes, devices=jax.devices()[: np.prod(axes)])

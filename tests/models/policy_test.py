@@ -16,6 +16,8 @@ KINDS = {
     "prefix": Conditioning("prefix", slots=3, hidden=8),
     "text": Conditioning("text", table=TABLE, tail=(2,)),
     "none": Conditioning("none"),
+    "prefix and tail": Conditioning("prefix", slots=3, hidden=8, tail=(4, 5)),
+    "none and tail": Conditioning("none", tail=(4, 5)),
 }
 FORBIDDEN = jnp.arange(11) % 4 == 1
 
@@ -91,11 +93,30 @@ def condition(conditioning, params, w):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_conditioning_has_its_length(random_params, kind):
+def test_conditioning_has_its_length_and_ends_in_its_tail(random_params, kind):
     conditioning = KINDS[kind]
-    slots = condition(conditioning, random_params(SMALL, conditioning), [[[0.3, 0.7]] * 4])
+    params = random_params(SMALL, conditioning)
+    slots = condition(conditioning, params, [[[0.3, 0.7]] * 4])
     assert slots.shape == (1, 4, conditioning.length, 16)
-    assert conditioning.length == {"prefix": 3, "text": 5, "none": 0}[kind]
+    assert conditioning.length == {"prefix": 3, "text": 5, "none": 0, "prefix and tail": 5, "none and tail": 2}[kind]
+    tail = params["transformer"]["embedding"][jnp.asarray(conditioning.tail, int)]
+    np.testing.assert_array_equal(slots[0, 3, conditioning.length - len(tail) :], tail)
+
+
+def test_a_tail_stands_between_prompt_and_response(random_params):
+    """Without a preference, a prompt and a tail are as a longer prompt."""
+    params = random_params(SMALL)
+    prompt, tail, response = [[3, 1, 4]], [4, 5], jnp.asarray([[[5, 9, 2]]])
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def respond(conditioning, prompt):
+        policy = Policy(SMALL, conditioning)
+        prefilled = policy.apply({"params": params}, prompt, jnp.ones_like(prompt, bool), method="prefill")
+        return policy.apply({"params": params}, prefilled, jnp.zeros((1, 1, 2)), response, method="respond")
+
+    with_tail = respond(KINDS["none and tail"], jnp.asarray(prompt))
+    longer = respond(KINDS["none"], jnp.asarray([prompt[0] + tail]))
+    np.testing.assert_allclose(with_tail, longer, atol=1e-5)
 
 
 def test_text_spells_the_preference_to_the_nearest_level(random_params):
@@ -130,7 +151,7 @@ def test_position_t_sees_the_preference_and_the_tokens_before_t_alone(random_par
     assert (jnp.abs(hidden[3:] - later[3:]).max(-1) > 1e-3).all()
     assert (jnp.abs(hidden - respond(prompt.at[0, 0].set(8), w, response)).max(-1) > 1e-3).all()
     moved = jnp.abs(hidden - respond(prompt, 1.0 - w, response)).max(-1)
-    assert (moved == 0).all() if kind == "none" else (moved > 1e-3).all()
+    assert (moved == 0).all() if conditioning.kind == "none" else (moved > 1e-3).all()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from meal_jax.rollout.sampling import Sampling, sample
 SMALL = TransformerConfig(vocab_size=13, width=16, layers=2, heads=4, kv_heads=2, head_dim=6, hidden=20)
 TABLE = tuple(tuple((3 + level, 2 + k) for level in range(6)) for k in range(2))
 KINDS = {
-    "prefix": Conditioning("prefix", slots=3, hidden=8),
+    "prefix": Conditioning("prefix", slots=3, hidden=8, tail=(4, 5)),
     "text": Conditioning("text", table=TABLE, tail=(2,)),
     "none": Conditioning("none"),
 }

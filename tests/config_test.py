@@ -1,0 +1,85 @@
+"""Configurations: every shipped one loads and passes its checks; each mistake gets its message."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from meal_jax import config as base
+from meal_jax import methods
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["toy", "assistant_small"])
+def test_shipped_configs_pass_their_checks(name):
+    config = load(name).get_config()
+    base.check(config)
+    for method in (config.method, *config.beside):
+        base.check(methods.get(method).configure(config))
+
+
+def test_toy_takes_the_number_of_objectives():
+    assert len(load("toy").get_config("k=3").objectives) == 3
+    with pytest.raises(ValueError, match="k=2 or k=3"):
+        load("toy").get_config("k=4")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("meal.accept", "best", "soft, sample, top1"),
+        ("meal.targets", "sobol", "stratified"),
+        ("meal.meta", "reward", "utility, likelihood"),
+        ("meal.hypergradient", "unrolled", "exact, first_order, none"),
+        ("conditioning.kind", "soft", "prefix, text, none"),
+        ("policy.dtype", "float16", "bfloat16"),
+        ("batch_size", 7, "must be even"),
+        ("meal.candidates", 0, "at least 1"),
+        ("meal.tau", 0.0, "top1"),
+        ("meal.lam", -1.0, "not be negative"),
+        ("sampling.max_new", 0, "at least 1"),
+        ("sampling.temperature", 0.0, "greedy"),
+        ("sampling.top_k", 5, "likelihood"),
+        ("sampling.top_p", 0.9, "likelihood"),
+        ("optim.eps_root", 0.0, "eps_root"),
+        ("objectives", (), "name the rewards"),
+    ],
+)
+def test_mistakes_are_named_with_what_would_do(field, value, message):
+    config = base.default()
+    with config.unlocked():
+        config.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=message) as error:
+        base.check(config)
+    assert field.rpartition(".")[2] in str(error.value)
+
+
+def test_unknown_fields_are_refused_with_the_nearest_known_name():
+    config = base.default()
+    with pytest.raises(AttributeError, match="tau"):
+        config.meal.tua = 1.0
+
+
+def test_unknown_methods_and_tasks_are_named():
+    from meal_jax.build import build_task
+
+    with pytest.raises(ValueError, match="'ppo' is not one of meal, static"):
+        methods.get("ppo")
+    config = base.default()
+    config.task = "reddit"
+    with pytest.raises(ValueError, match="assistant, toy"):
+        build_task(config)
+
+
+def test_configure_static_leaves_the_original_alone():
+    config = base.default()
+    static = methods.get("static").configure(config)
+    assert config.meal.net and not static.meal.net and static.meal.lam == 0 and not static.meal.adapt

@@ -1,0 +1,192 @@
+"""Whole runs in miniature: what they write, that they resume to the bit, and how they stop."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from meal_jax import config as base
+from meal_jax import train
+
+ROOT = Path(__file__).parents[1]
+SMALL = {
+    "steps": 6, "batch_size": 4, "meal.candidates": 2, "sampling.max_new": 4, "beside": (), "policy.width": 16,
+    "policy.hidden": 16, "policy.layers": 1, "eval.prompts": 16, "eval.batch_size": 16, "eval.every": 3,
+    "eval.divisions": 2, "eval.bootstrap": 20, "checkpoint.every": 2, "mesh.data": 1, "mesh.fsdp": 1,
+}  # fmt: skip
+
+
+def small(**changes):
+    config = base.default()
+    config.update_from_flattened_dict(SMALL | {name.replace("__", "."): value for name, value in changes.items()})
+    return config
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """Runs take all devices there are; these are too small for eight."""
+    monkeypatch.setattr(train.sharding, "make_mesh", lambda *axes: MAKE_MESH(1, 1, 1, jax.devices()[:1]))
+
+
+MAKE_MESH = train.sharding.make_mesh
+
+
+def newest(workdir):
+    """The newest checkpoint's step, and type and digest of its every leaf by path."""
+    from meal_jax.runtime import checkpoint
+
+    opened = checkpoint.open_checkpoints(workdir / "checkpoints", keep=None)
+    step = checkpoint.steps(opened)[-1]
+    folder = workdir / "checkpoints" / str(step)
+    record = json.loads(checkpoint.ocp.checkpointables_metadata(folder).custom_metadata["record"])
+    return step, record["leaves"]
+
+
+def test_a_run_writes_all_it_promises_and_compiles_once(tmp_path):
+    config = small(beside=("static",))
+    results = train.run(config, str(tmp_path))
+    for folder in (tmp_path, tmp_path / "static"):
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert [r["step"] for r in rows if "utility" in r] == list(range(6))
+        assert [r["step"] for r in rows if "eval/hypervolume" in r] == [0, 3, 6]
+        assert list((folder / "tensorboard").iterdir())
+        assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["4", "6"]
+        written = json.loads((folder / "pareto.json").read_text())
+        assert np.shape(written["points"]) == (3, 2) and 0 < written["share_of_true_hypervolume"] < 1
+        assert written["compiled"] == 1 and written["policy_updates"] == 12
+        assert [h["step"] for h in written["history"]] == [0, 3, 6]
+        assert len(written["samples"][0]["answers"]) == 3
+        assert json.loads((folder / "config.json").read_text())["steps"] == 6
+    assert (tmp_path / "pareto.png").stat().st_size > 10_000
+    assert set(results) == {"meal", "static"}
+    assert json.loads((tmp_path / "static" / "config.json").read_text())["meal"]["lam"] == 0
+
+    # The same command again: nothing is trained again, and the results are the same.
+    again = train.run(config, str(tmp_path))
+    assert again["meal"]["points"] == results["meal"]["points"]
+    assert again["meal"]["compiled"] == 0
+
+
+COMMAND = [
+    sys.executable, "-m", "meal_jax.main", "--config=configs/toy.py", "--config.mesh.data=1",
+    *(f"--config.{name}={value}" for name, value in SMALL.items() if name not in ("mesh.data", "beside", "steps")),
+    "--config.beside=()", "--config.steps=40", "--config.checkpoint.every=5", "--config.eval.every=1000",
+]  # fmt: skip
+ENVIRONMENT = os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    # One device, and little time in the compiler: three processes compile the same step.
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    "MEAL_CACHE": "0",
+}
+
+
+def start(workdir):
+    return subprocess.Popen(
+        [*COMMAND, f"--workdir={workdir}"], cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True,
+    )  # fmt: skip
+
+
+def wait_for_checkpoint(process, workdir, timeout=240):
+    """Returns once a first checkpoint is whole on disk, while the run goes on."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end and process.poll() is None:
+        if any(p.name.isdigit() for p in (workdir / "checkpoints").glob("*")):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"no checkpoint: {process.communicate()[0][-2000:]}")
+
+
+def test_killed_or_told_to_stop_and_run_again_it_ends_with_the_same_bits(tmp_path):
+    whole = start(tmp_path / "whole")
+    assert whole.wait(timeout=300) == 0, whole.communicate()[0][-2000:]
+    expected = newest(tmp_path / "whole")
+    assert expected[0] == 40 and len(expected[1]) > 20
+
+    killed = start(tmp_path / "killed")
+    wait_for_checkpoint(killed, tmp_path / "killed")
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "killed" / "pareto.json").exists()
+
+    resumed = start(tmp_path / "killed")
+    wait_for_checkpoint(resumed, tmp_path / "killed")
+    time.sleep(1)
+    resumed.send_signal(signal.SIGTERM)
+    assert resumed.wait(timeout=120) == 0, resumed.communicate()[0][-2000:]
+
+    last = start(tmp_path / "killed")
+    output, _ = last.communicate(timeout=300)
+    assert last.returncode == 0, output[-2000:]
+    assert newest(tmp_path / "killed") == expected
+    points = [json.loads((tmp_path / name / "pareto.json").read_text())["points"] for name in ("whole", "killed")]
+    assert points[0] == points[1]
+    rows = [json.loads(line) for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows if "utility" in r] == list(range(40))
+
+
+def test_a_reward_that_is_not_a_number_stops_the_run_by_name_and_keeps_the_last_good_state(tmp_path, monkeypatch):
+    config = small()
+    task = train.build.build_task(config)
+    sound, real = task.reward, train.batch_at
+
+    def marked(prompts, step, *args):  # from step 4 on, rows carry negative ids
+        batch = real(prompts, step, *args)
+        return batch._replace(id=batch.id - 10_000_000 * (step >= 4))
+
+    def faulty(params, batch, responses, hidden=None):
+        r = sound(params, batch, responses, hidden)
+        return r.at[..., 1].set(jnp.where(batch.id[0] < 0, jnp.nan, r[..., 1]))
+
+    monkeypatch.setattr(train, "batch_at", marked)
+    with pytest.raises(FloatingPointError, match=r"step 4: the reward of objective 'second' is not a finite number"):
+        train.train_and_evaluate(config, train.methods.get("meal"), task._replace(reward=faulty), tmp_path)
+    assert newest(tmp_path)[0] == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objectives": ("only",), "task": "broken"}, "broken"),
+        ({"method": "ppo"}, "'ppo' is not one of"),
+        ({"batch_size": 3}, "must be even"),
+        ({"batch_size": 4096}, "training prompts are fewer than the 4096"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_is_compiled(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        train.run(small(**changes), str(tmp_path / "never"))
+    assert not (tmp_path / "never").exists()
+
+
+def test_a_batch_that_the_mesh_does_not_divide_is_refused(tmp_path, monkeypatch):
+    if jax.device_count() < 8:
+        pytest.skip("needs 8 devices: XLA_FLAGS=--xla_force_host_platform_device_count=8")
+    monkeypatch.setattr(train.sharding, "make_mesh", MAKE_MESH)
+    with pytest.raises(ValueError, match="half of config.batch_size"):
+        train.run(small(mesh__data=8), str(tmp_path))
+
+
+def test_a_task_whose_rewards_disagree_with_the_objectives_is_refused(monkeypatch):
+    from meal_jax.tasks import toy
+
+    real = toy.build
+    monkeypatch.setattr(toy, "build", lambda config: real(config)._replace(objectives=("a", "b", "c")))
+    with pytest.raises(ValueError, match="names 2 rewards .* gives 3"):
+        train.build.build_task(small())
+
+
+def test_the_command_line_names_a_wrong_field():
+    run = subprocess.run(
+        [sys.executable, "-m", "meal_jax.main", "--config=configs/toy.py", "--workdir=/nowhere", "--config.meal.tua=1"],
+        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode != 0 and "tau" in run.stderr + run.stdout
