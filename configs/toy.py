@@ -21,6 +21,7 @@ def get_config(arg: str = ""):
     c.meal.tau = 0.1
     c.meal.lam = 0.1
     c.meal.rho = 3.0  # with less, proposals drift from the targets here, and the front suffers
+    c.meal.reuse_virtual = True  # a quarter off the step
     c.optim.lr = 1.5e-3
     c.eval.divisions = 10 if options[arg] == 2 else 5  # 11 or 21 preferences
     return c

@@ -119,6 +119,7 @@ def build(config) -> Task:
         hidden=c.hidden,
         dtype=c.dtype,
         remat=c.remat,
+        unroll=c.layers,  # so few and small layers lose more to slicing stacked parameters than unrolling costs
     )
     test = make_prompts(config.eval.prompts // TYPES, seed=1, first_id=1_000_000)
     train = make_prompts(64, seed=2, first_id=0)
