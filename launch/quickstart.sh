@@ -5,5 +5,6 @@
 #   WORKDIR=runs/toy where results go; run again to go on from the last checkpoint
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source=/dev/null
 source launch/venv.sh "${VENV:-.venv}" .
 python -m meal_jax.main --config=configs/toy.py --workdir="${WORKDIR:-runs/toy}"

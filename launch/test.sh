@@ -6,5 +6,6 @@
 #   VENV=.venv-test    the virtual environment, made if it is not there
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source=/dev/null
 source launch/venv.sh "${VENV:-.venv-test}" '.[test]'
 exec python -m pytest "$@"

@@ -30,6 +30,17 @@ def main(argv):
         raise
 
 
+def parse(argv):
+    """absl's parser, with a message instead of a trace for a field that is not there."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except AttributeError as error:
+        raise SystemExit(
+            f"error: a --config.… names a field that the configuration does not have: {error}\n"
+            "All fields and what they mean are in meal_jax/config.py."
+        ) from None
+
+
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    app.run(main, flags_parser=parse)

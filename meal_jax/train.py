@@ -11,6 +11,7 @@ Everything a run writes is under its workdir:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -81,7 +82,7 @@ def train_and_evaluate(
     # ---------------------------------------------------------------------------------------------- modules, state
     setup = build.build_setup(config, task)
     key, policy_key = jax.random.split(jax.random.key(config.seed))
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), contextlib.ExitStack() as at_exit:
         init = functools.partial(build.init_policy, setup, task)
         where = functools.partial(sharding.shardings, mesh=mesh)
         theta, frozen = jax.jit(init, out_shardings=where(jax.eval_shape(init, policy_key)))(policy_key)
@@ -92,6 +93,7 @@ def train_and_evaluate(
 
         # ------------------------------------------------------------------------------------------ resume or begin
         checkpoints = checkpoint.open_checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
+        at_exit.callback(checkpoint.close, checkpoints)  # however the run ends, the save under way is finished
         restored = checkpoint.restore_latest(checkpoints, abstract)
         if restored is None:
             start, state = 0, jax.jit(init, out_shardings=placed)(theta, key)
@@ -123,6 +125,7 @@ def train_and_evaluate(
 
         # ------------------------------------------------------------------------------------------ loop
         writer = MetricWriter(workdir, tensorboard=config.tensorboard, start_step=start)
+        at_exit.callback(writer.close)
         shown, pending, began, preempted = {}, None, time.perf_counter(), False
 
         def settle(pending):
@@ -156,16 +159,12 @@ def train_and_evaluate(
         seconds = time.perf_counter() - began
 
         if preempted and done < config.steps:
-            checkpoint.close(checkpoints)
-            writer.close()
             logging.warning("stopped at step %d of %d; run the same command to go on", done, config.steps)
             return None
 
         # ------------------------------------------------------------------------------------------ front
         last = eval_now(config.steps)
         writer.write(config.steps, {"eval/hypervolume": last["hypervolume"]})
-        writer.close()
-        checkpoint.close(checkpoints)
     history = [json.loads(path.read_text()) for path in sorted((workdir / "evals").glob("*.json"))]
     results = {
         "task": task.name,

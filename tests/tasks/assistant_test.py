@@ -112,7 +112,9 @@ def test_a_rollout_is_scored_by_the_heads_on_the_unadapted_base(config):
     assert not task.forbidden[tokens[mask]].any()
     # One response alone: its base states by one plain pass over prompt and response.
     k = 1
-    row = np.concatenate([task.train.tokens[2][task.train.mask[2]], tokens[2, k][mask[2, k]]])[None]
+    row = np.concatenate([task.train.tokens[2][task.train.mask[2]], task.conditioning.tail, tokens[2, k][mask[2, k]]])[
+        None
+    ]
     whole = jax.jit(lambda tokens: setup.base.apply({"params": {"transformer": task.weights}}, tokens, method=states))(
         row
     )
@@ -135,7 +137,7 @@ def test_numerals_have_one_width_and_read_as_meant(config, chat_tokenizer):
     assert len({len(row) for spelled in c.table for row in spelled}) == 1
     decode = lambda ids: chat_tokenizer.decode(list(ids))  # noqa: E731
     assert decode(c.table[0][3]).lstrip() == "harmless: 0.3" and decode(c.table[1][10]) == " a much longer name: 1.0"
-    assert decode(c.tail) == "<|im_end|>\n<|im_start|>assistant\n"
+    assert decode(c.tail) == "<|im_start|>assistant\n"
     assert c.length == 2 * len(c.table[0][0]) + len(c.tail)
 
 
