@@ -12,6 +12,7 @@ from meal_jax.models.transformer import TransformerConfig
 from meal_jax.rollout import decode as decoding
 from meal_jax.rollout.decode import Responses, decode, sample_keys
 from meal_jax.rollout.sampling import Sampling, sample
+from meal_jax.testing import tiny
 
 SMALL = TransformerConfig(vocab_size=13, width=16, layers=2, heads=4, kv_heads=2, head_dim=6, hidden=20)
 TABLE = tuple(tuple((3 + level, 2 + k) for level in range(6)) for k in range(2))
@@ -177,3 +178,29 @@ def test_one_new_token_and_no_conditioning_need_no_cache():
     out, logits = run()
     np.testing.assert_array_equal(out.tokens[..., 0], jnp.argmax(logits, -1)[:, None].repeat(2, 1))
     assert out.mask.all()
+
+
+def test_the_cache_is_updated_in_place():
+    """In the compiled program no loop copies the cache: it is written by slices, and copied once before the loops."""
+    run = tiny(batch=3, max_new=38)
+    candidates, c = 5, run.setup.policy.config
+
+    def roll(params, key):
+        tokens, mask = run.batch.tokens, run.batch.mask
+        prompt = run.setup.policy.apply({"params": params}, tokens, mask, method="prefill")
+        w, keys = jnp.full((3, candidates, 2), 0.5), sample_keys(key, run.batch.id, candidates)
+        settings = dict(max_new=38, sampling=Sampling(), end=run.setup.end, pad=run.setup.pad)
+        return decode(run.setup.policy, params, prompt, w, keys, **settings)
+
+    text = jax.jit(roll).lower(run.state.policy, jax.random.key(0)).compile().as_text()
+    length = run.setup.policy.conditioning.length + 37
+    shape = f"f32[{c.layers},3,{candidates},{length},{c.kv_heads},{c.head_dim}]"
+    where, copies, writes = "", [], 0
+    for line in text.splitlines():
+        if line and not line.startswith(" "):
+            where = line.split()[0]
+        made = line.partition(" = ")[2]
+        copies += [where] * (made.startswith(shape) and " copy(" in made)
+        writes += made.startswith(shape) and " dynamic-update-slice(" in made
+    assert writes >= 4  # keys and values, of the conditioning and of a step
+    assert all(place == "ENTRY" for place in copies)
