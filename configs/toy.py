@@ -3,8 +3,8 @@
 python -m meal_jax.main --config=configs/toy.py --workdir=runs/toy
 python -m meal_jax.main --config=configs/toy.py:k=3 --workdir=runs/toy3      three objectives
 
-On 2 CPU cores about four minutes in all, compilation included. Expect a share of the true hypervolume of 0.97 for Meal and 0.94
-for static targets (medians of five seeds, launch/toy_seeds.sh; 0.96 to 0.99 and 0.83 to 0.97).
+On 2 CPU cores about four minutes in all, compilation included. Expect a share of the true hypervolume of 0.97 for Meal
+and 0.94 for static targets (medians of five seeds, launch/toy_seeds.sh; 0.96 to 0.99 and 0.83 to 0.97).
 """
 
 from meal_jax import config as base
