@@ -101,6 +101,9 @@ def train_and_evaluate(
             start, state, _ = restored
             logging.info("%s: going on from step %d of %d", workdir, start, config.steps)
         del theta
+        for path in (workdir / "evals").glob("*.json"):
+            if start == 0 or int(path.stem) > start:  # of states that are gone: they will be made, and judged, again
+                path.unlink()
 
         # ------------------------------------------------------------------------------------------ compiled functions
         batch_placed = sharding.batch_sharding(mesh)
