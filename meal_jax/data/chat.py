@@ -31,12 +31,14 @@ class Chat(NamedTuple):
       end: id of the end-of-turn token.
       pad: id that fills prompts on the left.
       system: text of the system message, or None for no system message.
+      lead: what the template puts between the generation prompt and an answer; " " in plain transcripts.
     """
 
     tokenizer: object
     end: int
     pad: int
     system: str | None = ""
+    lead: str = ""
 
 
 def make(tokenizer, system: str | None = "") -> Chat:
@@ -50,19 +52,28 @@ def make(tokenizer, system: str | None = "") -> Chat:
     chat = Chat(tokenizer, -1, tokenizer.pad_token_id, system)
     text = "meal"
     try:
-        closed = _render(chat, (("user", "x"), ("assistant", text)), False)
+        closed = render(chat, (("user", "x"), ("assistant", text)), False)
     except Exception as error:  # templates raise whatever jinja2 and their authors like
         raise ValueError(
             f"The tokenizer's chat template fails on a conversation with a system message {system!r}: {error}. "
             "Templates without a system role need system=None."
         ) from error
-    ids = tokenizer(closed.rpartition(text)[2], add_special_tokens=False)["input_ids"]
-    if not ids or ids[0] not in tokenizer.all_special_ids:
+    closing = closed.rpartition(text)[2].lstrip()  # Llama 2 puts a space before its end token
+    ids = tokenizer(closing, add_special_tokens=False)["input_ids"]
+    if not ids or not _is_special(tokenizer, ids[0]):
         raise ValueError(
             "The tokenizer's chat template does not close an assistant's turn with a special token, so a policy could "
             "not end its answers. Take a model whose template does."
         )
-    return chat._replace(end=ids[0])
+    opened = render(chat, (("user", "x"),), True)
+    lead = closed.removeprefix(opened).partition(text)[0] if closed.startswith(opened) else ""
+    return chat._replace(end=ids[0], lead=lead)
+
+
+def _is_special(tokenizer, token: int) -> bool:
+    """Whether text cannot spell the token: it has a role, or the tokenizer's files call it special (Gemma's end of turn)."""
+    added = tokenizer.added_tokens_decoder.get(token)
+    return token in tokenizer.all_special_ids or (added is not None and added.special)
 
 
 def describe(chat: Chat) -> str:
@@ -72,7 +83,7 @@ def describe(chat: Chat) -> str:
 
 def prompt_ids(chat: Chat, turns: Turns) -> list[int]:
     """Token ids of a conversation, without the generation prompt. Beginning tokens are the template's affair."""
-    return chat.tokenizer(_render(chat, turns, False), add_special_tokens=False)["input_ids"]
+    return chat.tokenizer(render(chat, turns, False), add_special_tokens=False)["input_ids"]
 
 
 def tail_ids(chat: Chat) -> list[int]:
@@ -82,21 +93,40 @@ def tail_ids(chat: Chat) -> list[int]:
       ValueError: the template changes the conversation itself where an answer is to follow.
     """
     turns = (("user", "x"),)
-    plain, opened = _render(chat, turns, False), _render(chat, turns, True)
+    plain, opened = render(chat, turns, False), render(chat, turns, True)
     if not opened.startswith(plain):
         raise ValueError(
             "The chat template rewrites a conversation when an answer is to follow; it cannot be used here."
         )
-    return chat.tokenizer(opened[len(plain) :], add_special_tokens=False)["input_ids"]
+    return _continued(chat, plain, opened[len(plain) :])
 
 
 def response_ids(chat: Chat, text: str, limit: int = 0) -> list[int]:
     """Token ids of an answer, ended by the end-of-turn token; cut to `limit` tokens (0: whole), then it has no end."""
-    ids = [*chat.tokenizer(text, add_special_tokens=False)["input_ids"], chat.end]
+    if chat.lead:  # sentencepiece and byte-level tokenizers spell a leading space differently at the start of a text
+        ids = _continued(chat, ":", chat.lead + text)
+    else:
+        ids = chat.tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = [*ids, chat.end]
     return ids[:limit] if limit else ids
 
 
-def pad_left(rows: Sequence[Sequence[int]], length: int, pad: int, ids: Sequence[int] | None = None) -> Prompts:
+def transcript(turns: Turns) -> str:
+    """A conversation as hh-rlhf writes it, up to the answer: what rewards that read text see as the prompt.
+
+    The space before the last line is that of the published evaluation (RiC, arXiv 2402.10207).
+    """
+    speaker = {"user": "Human", "assistant": "Assistant", "system": "System"}
+    return "".join(f"\n\n{speaker[role]}: {text}" for role, text in turns) + " \n\nAssistant:"
+
+
+def pad_left(
+    rows: Sequence[Sequence[int]],
+    length: int,
+    pad: int,
+    ids: Sequence[int] | None = None,
+    text: Sequence[str] = (),
+) -> Prompts:
     """Rows of token ids to Prompts [R, length], padded on the left; named by `ids`, or 0 … R - 1.
 
     Raises:
@@ -109,7 +139,8 @@ def pad_left(rows: Sequence[Sequence[int]], length: int, pad: int, ids: Sequence
             raise ValueError(f"Prompt {i} has {len(row)} tokens, there is room for 1 to {length}.")
         tokens[i, length - len(row) :] = row
         mask[i, length - len(row) :] = True
-    return Prompts(tokens, mask, np.arange(len(rows), dtype=np.int32) if ids is None else np.asarray(ids, np.int32))
+    ids = np.arange(len(rows), dtype=np.int32) if ids is None else np.asarray(ids, np.int32)
+    return Prompts(tokens, mask, ids, tuple(text))
 
 
 def encode_prompts(chat: Chat, conversations: Sequence[Turns], length: int) -> tuple[Prompts, int]:
@@ -126,8 +157,9 @@ def encode_prompts(chat: Chat, conversations: Sequence[Turns], length: int) -> t
         if len(ids) > length:
             too_long += 1
         else:
-            rows.setdefault(_name(turns), ids)
-    return pad_left(list(rows.values()), length, chat.pad, list(rows)), too_long
+            rows.setdefault(hash_of(name_of(turns)), (ids, transcript(turns)))
+    tokens, texts = zip(*rows.values(), strict=True) if rows else ((), ())
+    return pad_left(tokens, length, chat.pad, list(rows), texts), too_long
 
 
 def encode_explicit(chat: Chat, texts: Sequence[str], length: int) -> Prompts:
@@ -143,7 +175,8 @@ def encode_explicit(chat: Chat, texts: Sequence[str], length: int) -> Prompts:
                 f"The prompt {text[:40]!r}… has {len(row)} tokens with its chat template, there is room for {length}: "
                 f"shorten it, or raise config.data.prompt_length to {len(row)}."
             )
-    return pad_left(rows, length, chat.pad, [_name((("user", text),)) for text in texts])
+    turns = [(("user", text),) for text in texts]
+    return pad_left(rows, length, chat.pad, [hash_of(name_of(t)) for t in turns], list(map(transcript, turns)))
 
 
 def split_of(turns: Turns) -> str:
@@ -161,14 +194,28 @@ def split_of(turns: Turns) -> str:
     return name  # the shares' sum in floating point may fall short of 1
 
 
-def _render(chat: Chat, turns: Turns, generation_prompt: bool) -> str:
+def render(chat: Chat, turns: Turns, generation_prompt: bool) -> str:
+    """A conversation as the template writes it; with `generation_prompt`, up to where an answer begins."""
     messages = [] if chat.system is None else [{"role": "system", "content": chat.system}]
     messages += [{"role": role, "content": text} for role, text in turns]
     return chat.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
 
 
-def _name(turns: Turns) -> int:
-    return int(_digest("\0".join(f"{role}\0{text}" for role, text in turns))[:8], 16) & 0x7FFFFFFF
+def name_of(turns: Turns) -> str:
+    """A text that is equal for equal conversations alone."""
+    return "\0".join(f"{role}\0{text}" for role, text in turns)
+
+
+def hash_of(name: str) -> int:
+    """A prompt's id: 31 bits of the name's hash."""
+    return int(_digest(name)[:8], 16) & 0x7FFFFFFF
+
+
+def _continued(chat: Chat, before: str, text: str) -> list[int]:
+    """Token ids of `text` where it follows `before`; as it stands alone, if the two share a token."""
+    encode = lambda text: chat.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+    head, whole = encode(before), encode(before + text)
+    return whole[len(head) :] if whole[: len(head)] == head else encode(text)
 
 
 def _digest(text: str) -> str:

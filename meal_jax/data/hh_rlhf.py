@@ -1,24 +1,28 @@
-"""Human preference pairs in the schema of Anthropic's hh-rlhf: JSON lines with transcripts `chosen` and `rejected`.
+"""Human preference pairs in the schema of Anthropic's hh-rlhf: transcripts `chosen` and `rejected`.
 
 A transcript reads "\\n\\nHuman: …\\n\\nAssistant: …" and so on; the two of a row share everything up to their last
-assistant turn, save in a few rows, which give a prompt but no pair.
+assistant turn, save in a few rows, which give a prompt but no pair. Rows come from published files or from what
+`meal_jax.data.prepare` wrote.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
 import os
 import re
-import zlib
 from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from meal_jax.data import files, prepared
+
+SUBSETS = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
+HINT = (
+    "hh-rlhf is at https://huggingface.co/datasets/Anthropic/hh-rlhf (MIT), a directory of .jsonl.gz files for each of "
+    f"{', '.join(SUBSETS)}: fetch it with `python -m meal_jax.data.prepare --dataset=hh_rlhf`, or give the path where "
+    "you have it."
+)
 ASSISTANT = "\n\nAssistant:"
 TURN = re.compile(r"\n\n(Human|Assistant):")
 ROLES = {"Human": "user", "Assistant": "assistant"}
-SUFFIXES = (".jsonl", ".jsonl.gz")
 DIVERGED, EMPTY, SAME = REASONS = ("differ before the last turn", "an empty answer", "the same answer twice")
 
 
@@ -56,52 +60,65 @@ class Pairs(NamedTuple):
         return sum(why == reason for _, why in self.skipped)
 
 
-def read(path: str | os.PathLike) -> Pairs:
-    """Reads a .jsonl or .jsonl.gz file, or all of a directory's, in the order of their names.
+def read(path: str | os.PathLike, split: str | None = None) -> Pairs:
+    """Reads a file, all of a directory's in the order of their names, or what `prepare` wrote there.
+
+    Args:
+      path: .jsonl, .jsonl.gz or .parquet file; a directory of them; a prepared data set.
+      split: "train" or "test", the rows of this one alone; None takes all.
 
     Raises:
-      FileNotFoundError: nothing there, or no such files in the directory.
+      FileNotFoundError: nothing there, or no such files in the directory, or none of this split.
       ValueError: a row that cannot be read; the message names file and line.
     """
-    pairs, prompts, skipped = [], [], []
-    for file in files(path):
-        for number, line in _lines(file):
-            source = f"{file}:{number}"
-            row = _parse(line, source)
-            turns, chosen = split_transcript(row["chosen"], f"{source}: chosen")
-            _, rejected = split_transcript(row["rejected"], f"{source}: rejected")
-            prompts.append(turns)
-            if row["chosen"].rpartition(ASSISTANT)[0] != row["rejected"].rpartition(ASSISTANT)[0]:
-                skipped.append((source, DIVERGED))
-            elif not chosen or not rejected:
-                skipped.append((source, EMPTY))
-            elif chosen == rejected:
-                skipped.append((source, SAME))
-            else:
-                pairs.append(Pair(turns, chosen, rejected, source))
-    return Pairs(pairs, prompts, skipped)
+    return collect(parse(row, source) for source, row in rows(path, split))
 
 
-def files(path: str | os.PathLike) -> list[Path]:
-    """The .jsonl and .jsonl.gz files that `path` names: itself, or those of a directory, sorted.
+def rows(path: str | os.PathLike, split: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("file:line", row as published) of `path`; arguments and errors as of `read`."""
+    if prepared.directory(path):
+        yield from prepared.records(path, split)
+        return
+    found = files.find(path, HINT)
+    wanted = [file for file in found if split in (None, files.split_of(file))]
+    if not wanted:
+        raise FileNotFoundError(f"{path} has no {split} split, only {', '.join(file.name for file in found)}. {HINT}")
+    for file in wanted:
+        yield from files.rows(file)
+
+
+def parse(row: dict[str, Any], source: str) -> tuple[Pair, str]:
+    """A row as a Pair, and the member of REASONS for which it is none ("" if it is one).
 
     Raises:
-      FileNotFoundError: there are none.
+      ValueError: not two transcripts.
     """
-    path = Path(path).expanduser()
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise FileNotFoundError(
-            f"There is no {path}. Pairs are read from a .jsonl or .jsonl.gz file, or a directory of them; hh-rlhf is "
-            "at https://huggingface.co/datasets/Anthropic/hh-rlhf (MIT): put its directories harmless-base and "
-            "helpful-base there, or give the path where you have them."
-        )
-    found = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES))
-    if not found:
-        inside = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
-        raise FileNotFoundError(f"{path} has no .jsonl or .jsonl.gz file (it has {inside}).")
-    return found
+    files.need_text(row, ("chosen", "rejected"), source, "each line needs both transcripts.")
+    turns, chosen = split_transcript(row["chosen"], f"{source}: chosen")
+    _, rejected = split_transcript(row["rejected"], f"{source}: rejected")
+    reason = why_no_pair(chosen, rejected)
+    if row["chosen"].rpartition(ASSISTANT)[0] != row["rejected"].rpartition(ASSISTANT)[0]:
+        reason = DIVERGED
+    return Pair(turns, chosen, rejected, source), reason
+
+
+def why_no_pair(chosen: str, rejected: str) -> str:
+    """EMPTY or SAME, or "" where two answers to one conversation can be compared."""
+    if not chosen or not rejected:
+        return EMPTY
+    return SAME if chosen == rejected else ""
+
+
+def collect(parsed: Iterator[tuple[Pair, str]]) -> Pairs:
+    """Sorts parsed rows into pairs and the rest."""
+    out = Pairs([], [], [])
+    for pair, reason in parsed:
+        out.prompts.append(pair.turns)
+        if reason:
+            out.skipped.append((pair.source, reason))
+        else:
+            out.pairs.append(pair)
+    return out
 
 
 def split_transcript(text: str, where: str) -> tuple[tuple[tuple[str, str], ...], str]:
@@ -139,30 +156,3 @@ def _join(turns: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
         else:
             out.append((role, said))
     return tuple(out)
-
-
-def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    """Line numbers from 1 and lines, blank ones left out."""
-    number = 0
-    try:
-        with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8", newline="\n") as stream:
-            for number, line in enumerate(stream, 1):
-                if line.strip():
-                    yield number, line
-    except EOFError:
-        raise ValueError(f"{file} ends early, after line {number}: it is cut short. Fetch it again.") from None
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{file} is not a gzip file, or is damaged after line {number} ({error}).") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text after line {number} ({error.reason}).") from None
-
-
-def _parse(line: str, source: str) -> dict[str, str]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{source} is not valid JSON ({error}); each line is one object.") from None
-    bad = [name for name in ("chosen", "rejected") if not isinstance(row, dict) or not isinstance(row.get(name), str)]
-    if bad:
-        raise ValueError(f"{source} has no text in {' and '.join(bad)}; each line needs both transcripts.")
-    return row

@@ -1,28 +1,33 @@
-"""A real instruction-tuned model on real prompts: harmless and helpful, by reward heads on the model's own frozen base.
+"""The assistant benchmark: conversations of hh-rlhf, or of one's own, that the policy continues.
 
-Prompts are the conversations of hh-rlhf, half from harmless-base and half from helpful-base. Those whose first human
-turn falls into the split `policy` are trained on, those of `eval` are tested on, and the heads were fitted on those of
-`reward` (see `meal_jax.data.chat.split_of`): what is evaluated was seen by neither.
+How its prompts are divided, `config.data.split`:
 
-Letters: K objectives, S prompt tokens, V vocabulary.
+    hash        half from harmless-base and half from helpful-base. Those whose first human turn falls into the split
+                `policy` (see `meal_jax.data.chat.split_of`) are trained on, those of `eval` are tested on, and the shipped
+                reward heads were fitted on those of `reward`: what is evaluated was seen by neither.
+    published   trained on every subset's `train`, tested on every fourth row of the subsets' `test` one after the other, as
+                in the published evaluation (RiC, arXiv 2402.10207); prompts of 8 to 512 tokens under every tokenizer.
+
+`config.data.format=own` reads JSON lines of one's own (`meal_jax.data.own`) instead, split either way. Rewards are the
+heads on the model's own frozen base, or `config.reward.sources`.
+
+Letters: S prompt tokens.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from meal_jax.data import chat as chats
-from meal_jax.data import hh_rlhf
-from meal_jax.models import hf
-from meal_jax.models.lora import Lora
-from meal_jax.models.policy import Conditioning
-from meal_jax.rewards import linear_heads
+from meal_jax.data import hh_rlhf, own, templates
+from meal_jax.tasks import language
 from meal_jax.tasks.task import Prompts, Task
 
 FOLDERS = ("harmless-base", "helpful-base")
-LEVELS = 11  # weights that numerals can spell: 0.0, 0.1 … 1.0
+EVERY = 4  # of the published test rows, one in so many is evaluated on
 # Head scores have mean 0 and standard deviation 1 over people's pairs of answers. Before training the model averages
 # about -1 (harmless) and 0 to 1 (helpful), and may lose another 1 of an objective that it gives up. -2.5 lies behind
 # all that, so that no point of a front falls out of the hypervolume. Every method is measured from it.
@@ -30,56 +35,54 @@ REFERENCE = -2.5
 
 
 def build(config) -> Task:
-    """The benchmark for `config`.
+    """The benchmark for `config`; errors as of `language.build`."""
+    return language.build(config, "assistant", load, REFERENCE)
+
+
+def load(config, chat: chats.Chat, tokenizers: dict[str, Any]) -> tuple[Prompts, Prompts, str]:
+    """Training prompts, test prompts and the name of the evaluation set.
 
     Raises:
-      FileNotFoundError: weights, data or heads are not there; says how to get them.
-      ValueError: they do not fit together, or too few prompts are short enough.
+      FileNotFoundError: `config.data.path` has not what the split needs.
+      ValueError: a row that cannot be read, or too few prompts.
     """
-    objectives, p = tuple(config.objectives), config.policy
-    need_weights(p.source)
-    heads = linear_heads.load(config.reward.heads).pick(objectives)
-    chat = chats.make(hf.load_tokenizer(p.source))
-    linear_heads.check_format(heads, chats.describe(chat))
-    train, test = load_prompts(chat, config.data.path, config.data.prompt_length, config.eval.prompts)
-    lora = Lora(p.lora_rank, p.lora_alpha, p.lora_dropout, p.lora_targets) if p.lora_rank else None
-    transformer = hf.load_config(p.source, dtype=p.dtype, param_dtype=p.param_dtype, remat=p.remat, lora=lora)
-    weights = hf.load_params(p.source, transformer)
-    linear_heads.check_base(heads, weights, str(p.source))
-    return Task(
-        objectives=objectives,
-        transformer=transformer,
-        conditioning=make_conditioning(config.conditioning, chat, objectives),
-        weights=weights,
-        train=train,
-        test=test,
-        pad=chat.pad,
-        end=chat.end,
-        forbidden=forbidden_tokens(chat, transformer.vocab_size),
-        reward=heads.reward,
-        reward_params=heads.params,
-        reward_reads_base=True,
-        reference=np.full(len(objectives), REFERENCE),
-        truth=None,
-        show=lambda tokens: chat.tokenizer.decode(tokens, skip_special_tokens=True).strip(),
-        name="assistant",
-    )
-
-
-def need_weights(source: str) -> None:
-    """Refuses a path that is not there before anybody takes it for a hub id.
-
-    Raises:
-      FileNotFoundError: says how to get the weights.
-    """
-    source = str(source)
-    local = source.startswith((".", "/", "~", "weights/")) or source.count("/") > 1
-    if not source or (local and not Path(source).expanduser().exists()):
-        raise FileNotFoundError(
-            f"There are no weights at {source!r}. Fetch them with `bash launch/fetch_smollm2.sh` (540 MB, written to "
-            "weights/SmolLM2-135M-Instruct), or give a Hugging Face directory or a hub id such as "
-            "HuggingFaceTB/SmolLM2-135M-Instruct."
+    path, split = Path(config.data.path).expanduser(), config.data.split
+    if config.data.format == "own":
+        train, test = _own_rows(config, path)
+        name = f"own prompts, {split} split"
+    elif split == "hash":
+        return (
+            *load_prompts(chat, config.data.path, config.data.prompt_length, config.eval.prompts),
+            f"hh-rlhf {' and '.join(FOLDERS)}, hash split",
         )
+    else:
+        train, test = _published_rows(path)
+        name = f"hh-rlhf test, every {EVERY}th row"
+    train, test = (templates.within(rows, lambda row: row.text, tokenizers)[0] for rows in (train, test))
+    return *language.encode_splits(chat, train, test, config, str(path)), name
+
+
+def _published_rows(path: Path) -> tuple[list[templates.Row], list[templates.Row]]:
+    subsets = [path / name for name in hh_rlhf.SUBSETS if (path / name).is_dir()]
+    if not subsets:
+        raise FileNotFoundError(f"{path} has none of the directories {', '.join(hh_rlhf.SUBSETS)}. {hh_rlhf.HINT}")
+    try:
+        train, test = (
+            [turns for subset in subsets for turns in hh_rlhf.read(subset, part).prompts] for part in ("train", "test")
+        )
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error} Or set config.data.split=hash, which divides the rows at hand.") from None
+    return templates.assistant_rows(train), templates.assistant_rows(test[::EVERY])
+
+
+def _own_rows(config, path: Path) -> tuple[list[templates.Row], list[templates.Row]]:
+    if config.data.split == "published":
+        train, test = (own.read(path, part).prompts for part in ("train", "test"))
+    else:
+        turns = own.read(path).prompts
+        train = [t for t in turns if chats.split_of(t) in language.training_splits(config)]
+        test = [t for t in turns if chats.split_of(t) == "eval"]
+    return templates.assistant_rows(train), templates.assistant_rows(test)
 
 
 def load_prompts(chat: chats.Chat, path: str, length: int, tests: int) -> tuple[Prompts, Prompts]:
@@ -105,7 +108,7 @@ def load_prompts(chat: chats.Chat, path: str, length: int, tests: int) -> tuple[
                 chat, [turns for turns in conversations if chats.split_of(turns) == split], length
             )
             order = np.argsort(prompts.id)
-            found.append(Prompts(*(field[order] for field in prompts)))
+            found.append(prompts.rows(order))
             wanted = (tests + 1) // 2 if split == "eval" else 1
             if len(order) < wanted:
                 raise ValueError(
@@ -118,36 +121,7 @@ def load_prompts(chat: chats.Chat, path: str, length: int, tests: int) -> tuple[
 
 def _interleave(parts: list[Prompts], rows: int) -> Prompts:
     """The parts' rows in turn, `rows` of them. A row in both folders stays in twice; hh-rlhf has next to none."""
-    most = -(-rows // len(parts))
-    stacked = (np.stack([field[:most] for field in fields], axis=1) for fields in zip(*parts, strict=True))
-    return Prompts(*(field.reshape(-1, *field.shape[2:])[:rows] for field in stacked))
-
-
-def make_conditioning(config, chat: chats.Chat, objectives: tuple[str, ...]) -> Conditioning:
-    """How the policy reads a preference.
-
-    It stands between the conversation and the generation prompt, as embeddings or as " harmless: 0.3 helpful: 0.7".
-    """
-    table = ()
-    if config.kind == "text":
-        encode = lambda text: chat.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
-        rows = [[encode(f" {name}: {i / (LEVELS - 1):.1f}") for i in range(LEVELS)] for name in objectives]
-        width, space = max(len(row) for spelled in rows for row in spelled), encode(" ")[:1]
-        table = tuple(tuple(tuple(space * (width - len(row)) + row) for row in spelled) for spelled in rows)
-    return Conditioning(
-        kind=config.kind,
-        objectives=len(objectives),
-        slots=config.slots,
-        hidden=config.hidden,
-        table=table,
-        tail=tuple(chats.tail_ids(chat)),
-    )
-
-
-def forbidden_tokens(chat: chats.Chat, vocabulary: int) -> np.ndarray:
-    """[V] bool: special tokens but the end token, and ids that the tokenizer does not know."""
-    forbidden = np.arange(vocabulary) >= len(chat.tokenizer)
-    special = {i for i, token in chat.tokenizer.added_tokens_decoder.items() if token.special}
-    forbidden[sorted(special | set(chat.tokenizer.all_special_ids))] = True
-    forbidden[chat.end] = False
-    return forbidden
+    first = np.cumsum([0, *(len(part.id) for part in parts)])[:-1]
+    order = (np.arange(-(-rows // len(parts)))[:, None] + first).reshape(-1)[:rows]
+    arrays = (np.concatenate(fields) for fields in zip(*(part[:3] for part in parts), strict=True))
+    return Prompts(*arrays, sum((part.text for part in parts), ())).rows(order)

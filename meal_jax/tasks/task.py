@@ -17,11 +17,25 @@ PyTree = Any
 
 
 class Prompts(NamedTuple):
-    """Tokenised prompts in memory: tokens [R, S] int32 left-padded, mask [R, S] bool, id [R] int32 (names the row)."""
+    """Prompts in memory.
+
+    Attributes:
+      tokens: [R, S] int32, left-padded.
+      mask: [R, S] bool, False at padding.
+      id: [R] int32, names the row.
+      text: what a reward that reads text sees of each row, R strings; () where no such reward is used.
+    """
 
     tokens: np.ndarray
     mask: np.ndarray
     id: np.ndarray
+    text: tuple[str, ...] = ()
+
+    def rows(self, index: np.ndarray) -> Prompts:
+        """The rows that `index` picks, numbers or [R] bool."""
+        chosen = np.arange(len(self.id))[index]
+        text = tuple(self.text[i] for i in chosen) if self.text else ()
+        return Prompts(self.tokens[chosen], self.mask[chosen], self.id[chosen], text)
 
 
 class Task(NamedTuple):
@@ -36,13 +50,18 @@ class Task(NamedTuple):
       test: prompts to evaluate on; no row of `train` is among them.
       pad, end: token ids.
       forbidden: [V] bool, tokens that a response never holds; None if all may.
-      reward: see `meal.step.Setup.reward`.
+      reward: see `meal.step.Setup.reward`; None if `config.reward.sources` replaces all of the benchmark's own.
       reward_params: the reward's parameters, a pytree of arrays.
       reward_reads_base: the reward reads the base model's hidden states.
       reference: [K] reference point of the hypervolume, shared by every method.
       truth: None, or the exact best average rewards [M, K] on `test` for preferences [M, K].
       show: token ids of one response, or of one prompt, to text.
       name: of the benchmark, for titles.
+      text_rewards: for each objective, (mesh, Frozen) → a reward of texts (see `rewards/text.py`), or None where `reward`
+        has its column; () if it has all of them. `rewards.sources.attach` fills it in.
+      judged_by_base: one of `text_rewards` reads the frozen base.
+      evaluation_set: name, sha256 and number of the prompts of `test`, see `data.templates.evaluation_set`.
+      chat: a `data.chat.Chat`, how conversations become prompts; None for a benchmark that is not of text.
     """
 
     objectives: tuple[str, ...]
@@ -54,10 +73,14 @@ class Task(NamedTuple):
     pad: int
     end: int
     forbidden: np.ndarray | None
-    reward: Callable[..., Any]
+    reward: Callable[..., Any] | None
     reward_params: PyTree
     reward_reads_base: bool
     reference: np.ndarray
     truth: Callable[[np.ndarray], np.ndarray] | None
     show: Callable[[np.ndarray], str]
     name: str
+    text_rewards: tuple[Callable[..., Any] | None, ...] = ()
+    judged_by_base: bool = False
+    evaluation_set: dict[str, Any] | None = None
+    chat: Any = None

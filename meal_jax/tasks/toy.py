@@ -23,9 +23,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from meal_jax.data.templates import evaluation_set
 from meal_jax.meal.step import Batch
 from meal_jax.models.policy import Conditioning
 from meal_jax.models.transformer import TransformerConfig
+from meal_jax.rewards import sources
 from meal_jax.rollout.decode import Responses
 from meal_jax.tasks.task import Prompts, Task
 
@@ -75,6 +77,12 @@ def reward(params: dict, batch: Batch, responses: Responses, hidden: None = None
     return shaped * jnp.where(responses.ended, 1.0, 0.5)[..., None]
 
 
+def show(tokens) -> str:
+    """Token ids as words: "<" begins, ">" ends, "." pads, all others are their numbers."""
+    names = {PAD: ".", BEGIN: "<", END: ">"}
+    return " ".join(names.get(int(t), str(int(t))) for t in tokens)
+
+
 def make_prompts(per_type: int, seed: int, first_id: int) -> Prompts:
     """`per_type` prompts of every type, fillers drawn by `seed`."""
     rng = np.random.default_rng(seed)
@@ -85,7 +93,8 @@ def make_prompts(per_type: int, seed: int, first_id: int) -> Prompts:
         row = [BEGIN, FIRST + kind // MARKERS, SECOND + kind % MARKERS]
         row += rng.integers(FILLER, CONTENT, fillers).tolist()
         tokens[i, PROMPT_LENGTH - len(row) :] = row
-    return Prompts(tokens, tokens != PAD, np.arange(first_id, first_id + rows, dtype=np.int32))
+    text = tuple(show(row[row != PAD]) for row in tokens)
+    return Prompts(tokens, tokens != PAD, np.arange(first_id, first_id + rows, dtype=np.int32), text)
 
 
 def best_points(prompts: Prompts, preferences: np.ndarray, max_new: int) -> np.ndarray:
@@ -127,7 +136,7 @@ def build(config) -> Task:
     fresh = np.array([row.tobytes() not in seen for row in train.tokens])
     forbidden = np.zeros(VOCABULARY, bool)
     forbidden[[PAD, BEGIN]] = True
-    names = {PAD: ".", BEGIN: "<", END: ">"}
+    mine = list(sources.own(config))  # objectives that no other reward replaces
     return Task(
         objectives=tuple(config.objectives),
         transformer=transformer,
@@ -140,16 +149,17 @@ def build(config) -> Task:
             table=tuple(tuple((CONTENT + i,) for i in range(11)) for _ in range(objectives)),
         ),
         weights=None,
-        train=Prompts(*(a[fresh] for a in train)),
+        train=train.rows(fresh),
         test=test,
         pad=PAD,
         end=END,
         forbidden=forbidden,
         reward=reward,
-        reward_params={"values": jnp.asarray(values(objectives)), "gammas": jnp.asarray(gammas())},
+        reward_params={"values": jnp.asarray(values(objectives)[..., mine]), "gammas": jnp.asarray(gammas())},
         reward_reads_base=False,
         reference=np.zeros(objectives),
         truth=lambda preferences: best_points(test, preferences, config.sampling.max_new),
-        show=lambda tokens: " ".join(names.get(int(t), str(int(t))) for t in tokens),
+        show=show,
         name="toy",
+        evaluation_set=evaluation_set("toy", test.id, test.text),
     )

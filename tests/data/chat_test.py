@@ -37,7 +37,7 @@ def test_a_response_ends_with_the_end_of_turn_token_unless_cut(chat):
 
 def test_prompt_and_response_are_the_transcript(chat):
     whole = chats.prompt_ids(chat, TURNS) + chats.tail_ids(chat) + chats.response_ids(chat, "yes")
-    closed = chats._render(chat, (*TURNS, ("assistant", "yes")), False)
+    closed = chats.render(chat, (*TURNS, ("assistant", "yes")), False)
     assert chat.tokenizer.decode(whole) == closed.removesuffix("\n")
 
 

@@ -74,7 +74,7 @@ def test_a_directory_is_read_in_the_order_of_names(tmp_path):
         ("{'chosen': 1}", "not valid JSON"),
         ({"chosen": HEAD + "\n\nAssistant: x"}, "no text in rejected"),
         ({"chosen": 3, "rejected": None}, "no text in chosen and rejected"),
-        ("[1, 2]", "no text in chosen and rejected"),
+        ("[1, 2]", "is a JSON list"),
         (row(chosen="\n\nHuman: hello"), r"chosen has no .* turn"),
         (row(rejected="\n\nAssistant: hello"), "rejected does not begin with"),
         (row(rejected="hello\n\nHuman: a\n\nAssistant: b"), "rejected does not begin with"),

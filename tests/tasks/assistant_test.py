@@ -16,7 +16,7 @@ from meal_jax.data import chat as chats
 from meal_jax.meal.step import Batch, init_state, rollout, score
 from meal_jax.models import hf
 from meal_jax.rewards import linear_heads
-from meal_jax.tasks import assistant
+from meal_jax.tasks import assistant, language
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = ROOT.parent / "shared" / "data" / "hh_rlhf"
@@ -73,6 +73,7 @@ def test_prompts_are_split_balanced_and_short(config):
     assert 2 * sum(t.startswith("yes") for t in train) == len(train) >= config.batch_size
     assert not any("long" in t for t in train + test)
     assert task.train.tokens.shape[1] == config.data.prompt_length
+    assert task.evaluation_set["prompts"] == 7 and "hash split" in task.evaluation_set["name"]
     assert task.train.mask[:, -1].all() and len(set(task.train.id.tolist())) == len(train)
 
 
@@ -103,7 +104,7 @@ def test_a_rollout_is_scored_by_the_heads_on_the_unadapted_base(config):
     theta, frozen = jax.jit(lambda key: build.init_policy(setup, task, key))(jax.random.key(0))
     theta = jax.tree.map(lambda a: np.asarray(a) + 0.1, theta)  # adapters that adapt: the rewards must not see them
     state = jax.jit(lambda theta, key: init_state(setup, theta, key))(theta, jax.random.key(1))
-    batch = Batch(*(jnp.asarray(field[:4]) for field in task.train))
+    batch = Batch(*(jnp.asarray(field[:4]) for field in task.train[:3]))
     rolled = jax.jit(lambda state, frozen: rollout(setup, state, frozen, batch))(state, frozen)
     scores = jax.jit(lambda frozen, responses: score(setup, frozen, batch, responses))(frozen, rolled.responses)
     assert scores.rewards.shape == (4, config.meal.candidates, 2)
@@ -133,7 +134,7 @@ def states(policy, tokens):
 
 def test_numerals_have_one_width_and_read_as_meant(config, chat_tokenizer):
     config.conditioning.kind = "text"
-    c = assistant.make_conditioning(config.conditioning, chats.make(chat_tokenizer), ("harmless", "a much longer name"))
+    c = language.make_conditioning(config.conditioning, chats.make(chat_tokenizer), ("harmless", "a much longer name"))
     assert len({len(row) for spelled in c.table for row in spelled}) == 1
     decode = lambda ids: chat_tokenizer.decode(list(ids))  # noqa: E731
     assert decode(c.table[0][3]).lstrip() == "harmless: 0.3" and decode(c.table[1][10]) == " a much longer name: 1.0"
@@ -181,6 +182,56 @@ def test_heads_of_another_base_or_format_are_refused(config):
     linear_heads.save(heads._replace(format="other"), config.reward.heads)
     with pytest.raises(ValueError, match=r"format \[other\]"):
         assistant.build(config)
+
+
+def published(tmp_path, subsets=("harmless-base", "helpful-online"), splits=("train", "test")):
+    for subset in subsets:
+        for split in splits:
+            head = [f"\n\nHuman: {subset} {split} {i}, tell me something" for i in range(24)]
+            head += [f"\n\nHuman: {'long ' * 90}", "\n\nHuman: both"]  # too long; in both splits
+            rows = [{"chosen": h + "\n\nAssistant: a", "rejected": h + "\n\nAssistant: b"} for h in head]
+            write_rows(tmp_path / "published" / subset / f"{split}.jsonl.gz", rows)
+    return str(tmp_path / "published")
+
+
+def test_the_published_split(config, tmp_path):
+    config.data.path, config.data.split, config.eval.prompts = published(tmp_path), "published", 100
+    config.data.prompt_length = 400
+    task = build.build_task(config)
+    rows = [f"harmless-base test {i}" for i in range(24)] + ["long", "both"]
+    rows += [f"helpful-online test {i}" for i in range(24)] + ["long", "both"]
+    want = [row for row in rows[::4] if row != "long"]
+    assert [text.removeprefix("\n\nHuman: ").split(",")[0] for text in task.test.text] == want
+    assert len(task.train.id) == 49 and all(" train " in text or "both" in text for text in task.train.text)
+    assert task.evaluation_set == {
+        "name": "hh-rlhf test, every 4th row", "prompts": 12, "sha256": task.evaluation_set["sha256"],
+    }  # fmt: skip
+    assert openings(task, task.test)[0] == "harmless-base test 0, tell me something"
+
+
+def test_the_published_split_needs_both_files(config, tmp_path):
+    config.data.path, config.data.split = published(tmp_path, splits=("test",)), "published"
+    with pytest.raises(FileNotFoundError, match=r"no train split, only test\.jsonl\.gz.*config\.data\.split=hash"):
+        build.build_task(config)
+    config.data.path = str(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match="none of the directories harmless-base"):
+        build.build_task(config)
+
+
+def test_prompts_of_ones_own(config, tmp_path):
+    path = tmp_path / "own" / "prompts.jsonl"
+    path.parent.mkdir()
+    said = [f"my question number {i}" for i in range(120)]
+    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in said))
+    config.data.path, config.data.format, config.eval.prompts = str(path), "own", 100
+    task = build.build_task(config)
+    split = {text: chats.split_of((("user", text),)) for text in said}
+    assert openings(task, task.test) == [text for text in said if split[text] == "eval"]
+    assert openings(task, task.train) == [text for text in said if split[text] == "policy"]
+    assert task.evaluation_set["name"] == "own prompts, hash split"
+    config.data.split = "published"
+    with pytest.raises(FileNotFoundError, match="no row of split 'train'"):
+        build.build_task(config)
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the published rows are not at ../shared/data/hh_rlhf")

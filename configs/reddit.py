@@ -1,0 +1,65 @@
+"""Reddit Summary at the published comparisons' scale: Llama-2-7b, LoRA, posts of summarize-from-feedback.
+
+    python -m meal_jax.data.prepare --dataset=summarize_from_feedback
+    python -m meal_jax.main --config=configs/reddit.py:summary,faithful --workdir=runs/reddit
+
+After the colon any two or all three of summary, faithful, deberta (meal_jax/rewards/formats.py says which models); the
+evaluation grid is the published one, 11 preferences for two and 13 for three; --config.eval.grid=lattice is symmetric
+between objectives. Settings follow the papers on this benchmark (RiC, arXiv 2402.10207) where it fixes them: model, adapters,
+lengths, prompts, evaluation sampling. The rest is ours and has not been tuned at this scale.
+
+The published comparisons start from a model fine-tuned on the chosen summaries: give its directory in
+--config.policy.source. The weights of Llama-2 need their licence accepted on the hub. Hypervolumes are measured from
+-2.5 in every raw reward, an arbitrary point, until --config.eval.reference names one.
+
+Not run at this scale yet. Estimates, by arithmetic: weights 13.5 GB in bfloat16, adapters with their optimizer 0.5 GB,
+reward models 1.5 GB, key-value cache 7 GB, activations 15 GB; so one device of 80 GB, or several with less through
+--config.mesh.fsdp. About 15 seconds a step on one A100-80GB, 8 hours a method; an hour an evaluation.
+"""
+
+from meal_jax import config as base
+
+REWARDS = ("summary", "faithful", "deberta")
+
+
+def get_config(arg: str = "summary,faithful"):
+    """`arg`: two or three of REWARDS, separated by commas."""
+    objectives = tuple(arg.split(","))
+    if not set(objectives) <= set(REWARDS) or len(set(objectives)) != len(objectives) or len(objectives) < 2:
+        raise ValueError(f"configs/reddit.py takes two or three of {','.join(REWARDS)} after the colon, not {arg!r}.")
+    c = base.default()
+    c.task = "reddit"
+    c.objectives = objectives
+    c.reward.sources = objectives  # the published model of each
+    c.reward.dtype = "bfloat16"
+    c.steps = 2000
+    c.batch_size = 16
+    c.meal.candidates = 8
+    c.meal.beta = 0.02
+    c.meal.reuse_virtual = True
+    c.conditioning.slots = 4
+    c.sampling.max_new = 48
+    c.policy.source = "meta-llama/Llama-2-7b-hf"
+    c.policy.lora_rank = 64
+    c.policy.lora_alpha = 128.0
+    c.policy.lora_dropout = 0.05
+    c.policy.lora_targets = r"attention/(q|v)$"
+    c.policy.dtype = c.policy.param_dtype = "bfloat16"
+    c.policy.remat = "full"
+    c.policy.chunk = 16
+    c.optim.lr = 1.4e-4
+    c.optim.warmup = 20
+    c.data.path = "data/summarize_from_feedback"
+    c.data.split = "published"
+    c.data.template = "plain"  # Llama-2-7b is a base model
+    c.data.prompt_length = 512
+    c.data.buckets = (320,)  # most posts; one more program
+    c.eval.prompts = 2000
+    c.eval.batch_size = 16
+    c.eval.every = 1000
+    c.eval.grid = "paper"
+    c.eval.divisions = 10 if len(objectives) == 2 else 4  # of the lattice: 11 or 15 preferences
+    c.eval.top_p = 0.9
+    c.checkpoint.every = 50
+    c.mesh.data, c.mesh.fsdp = 1, -1  # weights are split over all devices
+    return c

@@ -1,0 +1,187 @@
+"""Writes a benchmark's data set as array_record, from the hub or from files at hand.
+
+    python -m meal_jax.data.prepare --dataset=hh_rlhf
+    python -m meal_jax.data.prepare --dataset=summarize_from_feedback --source=DIRECTORY --out=data
+
+writes OUT/DATASET/CONFIG/VERSION/, a TFDS data set that `tfds.builder_from_directory(…).as_data_source` reads, and beside
+it `checksums.json`: SHA-256 of the files written and of those they were made from. What is there and matches is left
+alone, what is damaged or was made from other files is made anew; after an interruption the same command goes on with the
+configs that are not done. A directory is complete or absent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from absl import app, flags, logging
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+
+from meal_jax.data import files, hh_rlhf, prepared
+from meal_jax.data import summarize_from_feedback as sff
+
+DATASETS = ("hh_rlhf", "summarize_from_feedback")
+# repository, revision, files of each config. The hub's own conversion to parquet is the only copy of the comparisons there.
+HUB = {
+    "hh_rlhf": (
+        "Anthropic/hh-rlhf",
+        "main",
+        {subset: (f"{subset}/train.jsonl.gz", f"{subset}/test.jsonl.gz") for subset in hh_rlhf.SUBSETS},
+    ),
+    "summarize_from_feedback": (
+        "openai/summarize_from_feedback",
+        "refs/convert/parquet",
+        {"comparisons": ("comparisons/train/0000.parquet", "comparisons/validation/0000.parquet")},
+    ),
+}
+CHECKSUMS = "checksums.json"
+
+FLAGS = flags.FLAGS
+flags.DEFINE_enum("dataset", None, DATASETS, "Data set to prepare.", required=True)
+flags.DEFINE_string("source", "", "Directory or file that holds the published files; empty fetches them from the hub.")
+flags.DEFINE_string("out", "data", "Directory to write to.")
+
+
+def prepare(dataset: str, source: str = "", out: str | Path = "data") -> list[Path]:
+    """Prepares every config of a data set that the source has.
+
+    Args:
+      dataset: one of DATASETS.
+      source: for hh_rlhf a directory that holds directories of subsets, or one of them; for summarize_from_feedback a file
+        or a directory of files; "" fetches from the hub.
+      out: directory to write to.
+
+    Returns:
+      The prepared directories.
+
+    Raises:
+      FileNotFoundError: the source has none of the files.
+      ConnectionError: the hub cannot be reached.
+      ValueError: a row that cannot be read; names file and line.
+    """
+    configs = local_sources(dataset, source) if source else dict.fromkeys(HUB[dataset][2])
+    return [_prepare_config(dataset, config, found, Path(out).expanduser()) for config, found in configs.items()]
+
+
+def local_sources(dataset: str, source: str) -> dict[str, list[Path]]:
+    """The published files of each config that a path holds."""
+    path = Path(source).expanduser()
+    if dataset == "summarize_from_feedback":
+        inner = path / "comparisons"
+        return {"comparisons": files.find(inner if inner.is_dir() else path, sff.HINT, sff.SUFFIXES)}
+    if (path if path.is_dir() else path.parent).name in hh_rlhf.SUBSETS:
+        return {(path if path.is_dir() else path.parent).name: files.find(path, hh_rlhf.HINT)}
+    found = {name: files.find(path / name, hh_rlhf.HINT) for name in hh_rlhf.SUBSETS if (path / name).is_dir()}
+    if not found:
+        raise FileNotFoundError(
+            f"{path} has none of the directories {', '.join(hh_rlhf.SUBSETS)}, and its name is none of them. {hh_rlhf.HINT}"
+        )
+    return found
+
+
+def hub_sources(dataset: str, config: str) -> list[Path]:
+    """The published files of a config in the hub's cache, fetched if need be; a broken-off download goes on.
+
+    Raises:
+      ConnectionError: they cannot be fetched; names --source.
+    """
+    from huggingface_hub import hf_hub_download
+
+    repository, revision, configs = HUB[dataset]
+    try:
+        return [
+            Path(hf_hub_download(repository, name, repo_type="dataset", revision=revision)) for name in configs[config]
+        ]
+    except Exception as error:  # the hub's client raises errors of its own, of httpx, and OSError
+        raise ConnectionError(
+            f"{', '.join(configs[config])} cannot be fetched from https://huggingface.co/datasets/{repository} ({error}). "
+            "Without network, fetch them elsewhere and give their directory by --source=DIRECTORY."
+        ) from error
+
+
+def state(directory: Path, sources: Iterable[Path] | None) -> str:
+    """What a prepared directory is: "absent", "whole", "damaged", or "other" (made from other files than `sources`)."""
+    if not directory.is_dir():
+        return "absent"
+    try:
+        recorded = json.loads((directory / CHECKSUMS).read_text())
+        if {name: files.sha256(directory / name) for name in recorded["files"]} != recorded["files"]:
+            return "damaged"
+    except (OSError, ValueError, KeyError):  # killed before the checksums were written, or after something was deleted
+        return "damaged"
+    if sources is not None and recorded["sources"] != _digests(sources):
+        return "other"
+    return "whole"
+
+
+def _prepare_config(dataset: str, config: str, sources: list[Path] | None, out: Path) -> Path:
+    from meal_jax.data import builders  # imports TFDS
+
+    make = functools.partial(builders.BUILDERS[dataset], config=config, data_dir=out)
+    directory = Path(make().data_dir)
+    found = state(directory, sources)
+    if found == "whole":
+        print(f"{directory} is there and matches its checksums: {_counts(directory)}.")
+        return directory
+    if found != "absent":
+        why = "does not match its checksums" if found == "damaged" else "was made from other files"
+        print(f"{directory} {why}: making it anew.")
+    sources = hub_sources(dataset, config) if sources is None else sources
+    for left in (directory, *directory.parent.glob("incomplete.*")):  # also what an interrupted run left behind
+        shutil.rmtree(left, ignore_errors=True)
+    # TFDS prints lines and bars of its own; ours say more.
+    builders.tfds.disable_progress_bar()
+    with _progress(f"{dataset}/{config}") as tick, contextlib.redirect_stdout(io.StringIO()):
+        make(sources=sources, tick=tick).download_and_prepare()
+    for empty in (out / "downloads" / "extracted", out / "downloads"):  # TFDS's, which downloads nothing here
+        with contextlib.suppress(OSError):
+            empty.rmdir()
+    written = sorted(file for file in directory.iterdir() if file.name != CHECKSUMS)
+    part = directory / (CHECKSUMS + ".part")
+    part.write_text(
+        json.dumps({"files": {f.name: files.sha256(f) for f in written}, "sources": _digests(sources)}, indent=1) + "\n"
+    )
+    part.replace(directory / CHECKSUMS)
+    print(f"{directory}: {_counts(directory)}.")
+    return directory
+
+
+def _digests(sources: Iterable[Path]) -> dict[str, str]:
+    return {"/".join(file.parts[-2:]): files.sha256(file) for file in sources}
+
+
+def _counts(directory: Path) -> str:
+    return ", ".join(f"{rows} rows of {split}" for split, rows in prepared.splits(directory).items())
+
+
+@contextlib.contextmanager
+def _progress(label: str):
+    """Yields tick(done, total)."""
+
+    class Rate(ProgressColumn):
+        def render(self, task):
+            return f"{task.speed:,.0f} rows/s" if task.speed else ""
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    with Progress(*columns, redirect_stdout=False) as bar:
+        task = bar.add_task(f"reading {label}", total=None)
+        yield lambda done, total: bar.update(task, description=f"writing {label}", completed=done, total=total)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments: {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)  # TFDS tells much
+    try:
+        prepare(FLAGS.dataset, FLAGS.source, FLAGS.out)
+    except (FileNotFoundError, ConnectionError, ValueError, ImportError) as error:
+        raise SystemExit(f"{error}") from None
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,163 @@
+"""What the benchmarks on pretrained language models share: the policy, its prompt format, its prompts and its rewards.
+
+A benchmark's module gives `build` a loader of its prompts and the reference point of its own rewards.
+
+Letters: K objectives, S prompt tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from meal_jax.data import chat as chats
+from meal_jax.data import templates
+from meal_jax.models import hf
+from meal_jax.models.lora import Lora
+from meal_jax.models.policy import Conditioning
+from meal_jax.rewards import formats, linear_heads, sources
+from meal_jax.tasks.task import Prompts, Task
+
+LEVELS = 11  # weights that numerals can spell: 0.0, 0.1 … 1.0
+# Load = (config, chat, tokenizers in play by name) → training prompts, test prompts, name of the evaluation set.
+Load = Callable[[Any, chats.Chat, dict[str, Any]], tuple[Prompts, Prompts, str]]
+
+
+def build(config, name: str, load: Load, reference: float) -> Task:
+    """The benchmark `name` for `config`.
+
+    Args:
+      config: of the run.
+      name: of the benchmark and of its plain template.
+      load: reads its prompts.
+      reference: of the hypervolume, in every objective, where rewards are the shipped heads.
+
+    Raises:
+      FileNotFoundError: weights, data or heads are not there; says how to get them.
+      ValueError: they do not fit together, or too few prompts are short enough.
+    """
+    objectives, p = tuple(config.objectives), config.policy
+    need_weights(p.source)
+    mine = tuple(objectives[k] for k in sources.own(config))  # those that no other reward replaces
+    heads = linear_heads.load(config.reward.heads).pick(mine) if mine else None
+    chat = templates.make_chat(hf.load_tokenizer(p.source), config.data.template, name)
+    if heads:
+        linear_heads.check_format(heads, chats.describe(chat))
+    train, test, evaluated = load(config, chat, tokenizers_in_play(config, chat))
+    lora = Lora(p.lora_rank, p.lora_alpha, p.lora_dropout, p.lora_targets) if p.lora_rank else None
+    transformer = hf.load_config(p.source, dtype=p.dtype, param_dtype=p.param_dtype, remat=p.remat, lora=lora)
+    weights = hf.load_params(p.source, transformer)
+    if heads:
+        linear_heads.check_base(heads, weights, str(p.source))
+    return Task(
+        objectives=objectives,
+        transformer=transformer,
+        conditioning=make_conditioning(config.conditioning, chat, objectives),
+        weights=weights,
+        train=train,
+        test=test,
+        pad=chat.pad,
+        end=chat.end,
+        forbidden=forbidden_tokens(chat, transformer.vocab_size),
+        reward=heads and heads.reward,
+        reward_params=heads.params if heads else {},
+        reward_reads_base=heads is not None,
+        reference=np.full(len(objectives), reference),
+        truth=None,
+        show=lambda tokens: chat.tokenizer.decode(tokens, skip_special_tokens=True).strip(),
+        name=name,
+        evaluation_set=templates.evaluation_set(evaluated, test.id, test.text),
+        chat=chat,
+    )
+
+
+def need_weights(source: str) -> None:
+    """Refuses a path that is not there before anybody takes it for a hub id.
+
+    Raises:
+      FileNotFoundError: says how to get the weights.
+    """
+    source = str(source)
+    local = source.startswith((".", "/", "~", "weights/")) or source.count("/") > 1
+    if not source or (local and not Path(source).expanduser().exists()):
+        raise FileNotFoundError(
+            f"There are no weights at {source!r}. Fetch them with `bash launch/fetch_smollm2.sh` (540 MB, written to "
+            "weights/SmolLM2-135M-Instruct), or give a Hugging Face directory or a hub id such as "
+            "HuggingFaceTB/SmolLM2-135M-Instruct."
+        )
+
+
+def tokenizers_in_play(config, chat: chats.Chat) -> dict[str, Any]:
+    """The policy's tokenizer and those of the reward models of `config.reward.sources`, by directory or hub id."""
+    out = {str(config.policy.source): chat.tokenizer}
+    for source in map(sources.parse, config.reward.sources):
+        if source.kind == "model":
+            at = source.directory or formats.PRESETS[source.value].source
+            out[at] = hf.load_tokenizer(at)
+    return out
+
+
+def training_splits(config) -> tuple[str, ...]:
+    """Keys of `chat.SPLITS` that a policy is trained on where rows are split by hash.
+
+    The share of the reward heads is theirs alone where heads give a reward; else nothing was fitted on it.
+    """
+    return ("policy",) if sources.own(config) else ("policy", "reward")
+
+
+def encode_splits(
+    chat: chats.Chat, train: Sequence[templates.Row], test: Sequence[templates.Row], config, where: str
+) -> tuple[Prompts, Prompts]:
+    """Rows as training and test prompts; a training row whose text or id is in the evaluation split is left out.
+
+    Of more test rows than `config.eval.prompts`, as many are taken, evenly spaced.
+
+    Raises:
+      ValueError: none are left of either; `where` says of what.
+    """
+    length = config.data.prompt_length
+    tests, kept = templates.encode(chat, test, length)
+    seen, ids = {row.text for row in test}, set(tests.id.tolist())
+    trains, _ = templates.encode(chat, [row for row in train if row.text not in seen], length)
+    trains = trains.rows(np.array([i not in ids for i in trains.id.tolist()], bool))
+    for split, rows, found in (("training", train, trains), ("evaluation", test, tests)):
+        if not len(found.id):
+            raise ValueError(
+                f"{where} has no prompt for {split} that can be used: {len(rows)} passed the benchmark's filter, none has at "
+                f"most config.data.prompt_length={length} tokens and is new."
+            )
+    wanted = min(config.eval.prompts, len(kept))
+    return trains, tests.rows(np.arange(wanted) * len(kept) // wanted)
+
+
+def make_conditioning(config, chat: chats.Chat, objectives: tuple[str, ...]) -> Conditioning:
+    """How the policy reads a preference.
+
+    It stands between the conversation and the generation prompt, as embeddings or as " harmless: 0.3 helpful: 0.7".
+    """
+    table = ()
+    if config.kind == "text":
+        encode = lambda text: chat.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+        rows = [[encode(f" {name}: {i / (LEVELS - 1):.1f}") for i in range(LEVELS)] for name in objectives]
+        width, space = max(len(row) for spelled in rows for row in spelled), encode(" ")[:1]
+        table = tuple(tuple(tuple(space * (width - len(row)) + row) for row in spelled) for spelled in rows)
+    return Conditioning(
+        kind=config.kind,
+        objectives=len(objectives),
+        slots=config.slots,
+        hidden=config.hidden,
+        table=table,
+        tail=tuple(chats.tail_ids(chat)),
+    )
+
+
+def forbidden_tokens(chat: chats.Chat, vocabulary: int) -> np.ndarray:
+    """[V] bool: special tokens but the end token, and ids that the tokenizer does not know."""
+    forbidden = np.arange(vocabulary) >= len(chat.tokenizer)
+    special = {i for i, token in chat.tokenizer.added_tokens_decoder.items() if token.special}
+    forbidden[sorted(special | set(chat.tokenizer.all_special_ids))] = True
+    forbidden[chat.end] = False
+    return forbidden

@@ -1,0 +1,76 @@
+"""The Reddit summary benchmark: posts of summarize-from-feedback, each to be summed up in one sentence.
+
+Posts have more than 100 and fewer than 1200 characters, newlines become spaces, each id counts once, and the prompt has 8
+to 512 tokens under the tokenizers of the policy and of every reward model. `config.data.split`:
+
+    published   trained on the posts of `train`, tested on the first 2000 ids in sorted order of `validation`, as in the
+                published evaluation (RiC, arXiv 2402.10207)
+    hash        for a part of the files: every post at hand, divided by a hash of its id
+
+Rewards are `config.reward.sources`, whose prompt is the post, or heads in `config.reward.heads`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from meal_jax.data import chat as chats
+from meal_jax.data import summarize_from_feedback as sff
+from meal_jax.data import templates
+from meal_jax.tasks import language
+from meal_jax.tasks.task import Prompts, Task
+
+FIRST = 2000  # ids of the published evaluation
+REFERENCE = (
+    -2.5
+)  # for heads, whose scores have mean 0 and standard deviation 1 over people's pairs; see tasks/assistant.py
+
+
+def build(config) -> Task:
+    """The benchmark for `config`; errors as of `language.build`."""
+    return language.build(config, "reddit", load, REFERENCE)
+
+
+def load(config, chat: chats.Chat, tokenizers: dict[str, Any]) -> tuple[Prompts, Prompts, str]:
+    """Training prompts, test prompts and the name of the evaluation set.
+
+    Raises:
+      FileNotFoundError: `config.data.path` is not there, or lacks a split.
+      ValueError: a row that cannot be read, or too few prompts.
+    """
+    path = Path(config.data.path).expanduser()
+    train, test = posts_of(config, sff.read(path), path)
+    rows = [templates.reddit_rows(posts, config.data.template) for posts in (train, test)]
+    name = "summarize-from-feedback comparisons, hash split"
+    if config.data.split == "published":
+        rows[1] = rows[1][:FIRST]
+        name = f"summarize-from-feedback comparisons, validation, first {FIRST} ids"
+    prompt_of = lambda row: templates.reddit_prompt(row.text)  # noqa: E731
+    train, test = (templates.within(part, prompt_of, tokenizers)[0] for part in rows)
+    return *language.encode_splits(chat, train, test, config, str(path)), name
+
+
+def posts_of(config, comparisons: Sequence[sff.Comparison], path: Path) -> tuple[list[sff.Post], list[sff.Post]]:
+    """The posts to train on and those of the evaluation split, each sorted by id.
+
+    Raises:
+      FileNotFoundError: `config.data.split=published` and one of the splits is not there.
+    """
+    if config.data.split == "published":
+        parts = [sff.posts(row for row in comparisons if row.split == split) for split in ("train", "validation")]
+        for split, posts in zip(("train", "validation"), parts, strict=True):
+            if not posts:
+                raise FileNotFoundError(
+                    f"{path} has no posts of the {split} split. {sff.HINT} Or set config.data.split=hash, which divides the "
+                    "posts at hand."
+                )
+        return parts[0], parts[1]
+    posts = sff.posts(comparisons)
+    splits = [chats.split_of((("user", post.id),)) for post in posts]
+    trained = language.training_splits(config)
+    return (
+        [post for post, split in zip(posts, splits, strict=True) if split in trained],
+        [post for post, split in zip(posts, splits, strict=True) if split == "eval"],
+    )

@@ -1,0 +1,54 @@
+"""Prompts and pairs of one's own."""
+
+import pytest
+
+from meal_jax.data import own
+
+TURNS = [{"role": "user", "content": " a "}, {"role": "assistant", "content": ""}, {"role": "user", "content": "é"}]
+
+
+def test_prompts_conversations_and_pairs(write, tmp_path):
+    rows = [
+        {"prompt": "Which tea?"},
+        {"messages": TURNS, "chosen": " yes\n", "rejected": "no", "note": "other fields do no harm"},
+        {"prompt": "x", "chosen": "", "rejected": "no"},
+        {"prompt": "y", "chosen": "no", "rejected": " no"},
+    ]
+    path = write(tmp_path / "a.jsonl", rows)
+    found = own.read(path)
+    conversation = (("user", "a"), ("assistant", ""), ("user", "é"))
+    assert found.prompts == [(("user", "Which tea?"),), conversation, (("user", "x"),), (("user", "y"),)]
+    assert found.pairs == [(conversation, "yes", "no", f"{path}:2")]
+    assert found.skipped == [(f"{path}:3", "an empty answer"), (f"{path}:4", "the same answer twice")]
+
+
+def test_splits_by_row_and_by_name(write, tmp_path):
+    write(tmp_path / "train.jsonl", [{"prompt": "1"}, {"prompt": "2", "split": "test"}])
+    write(tmp_path / "test.jsonl.gz", [{"prompt": "3"}])
+    said = lambda split: [turns[0][1] for turns in own.read(tmp_path, split).prompts]  # noqa: E731
+    assert (said("train"), said("test"), said(None)) == (["1"], ["3", "2"], ["3", "1", "2"])
+    with pytest.raises(FileNotFoundError, match="no row of split 'validation'"):
+        own.read(tmp_path, "validation")
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ({}, "one of prompt and messages"),
+        ({"prompt": "a", "messages": TURNS}, "one of prompt and messages"),
+        ({"prompt": 3}, "no text in prompt"),
+        ({"prompt": "  "}, "an empty prompt"),
+        ({"messages": []}, "no list of objects in messages"),
+        ({"messages": "hello"}, "no list of objects in messages"),
+        ({"messages": [{"role": "user"}]}, r"messages\[0\] has no text in content"),
+        ({"messages": TURNS[:2]}, "roles user, assistant; they must be"),
+        ({"messages": [{"role": "system", "content": "s"}, TURNS[0]]}, "system message is the configuration's"),
+        ({"prompt": "a", "chosen": "b"}, "no text in rejected; a pair needs both"),
+        ({"prompt": "a", "chosen": ["b"], "rejected": "c"}, "no text in chosen"),
+    ],
+)
+def test_a_bad_row_is_named_by_file_and_line(write, tmp_path, bad, says):
+    path = write(tmp_path / "a.jsonl", [{"prompt": "ok"}, bad])
+    with pytest.raises(ValueError, match=says) as error:
+        own.read(path)
+    assert f"{path}:2" in str(error.value)
