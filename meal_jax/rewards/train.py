@@ -29,7 +29,7 @@ from meal_jax.data import hh_rlhf
 from meal_jax.models import hf
 from meal_jax.models.policy import Conditioning, Policy
 from meal_jax.rewards import linear_heads
-from meal_jax.tasks.assistant import need_weights
+from meal_jax.tasks.language import need_weights
 
 BUCKET = 16  # prompts are padded to a multiple of this, so that few shapes are compiled
 Z95 = 1.959963984540054

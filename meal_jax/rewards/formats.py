@@ -1,0 +1,83 @@
+"""What a reward model reads: the published models by objective, and the layouts of prompt and response they were trained on.
+
+A layout is a function (tokenizer, prompt, response, limit) → `Encoded`. Parts are joined as token ids or by the tokenizer's
+own pairing, never by cutting or stripping text, and no end token is appended: the published code scores without one.
+
+Truncation is the one of the published code, `truncation=True, max_length=limit` of transformers: a single sequence loses
+its end; of a pair, the longer part loses its end until both fit. `limit` gives the length.
+
+Source of layouts and labels: RiC (arXiv 2402.10207), `ric/multi_reward_models.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+MOST = 1024  # tokens that a reward model is ever given
+
+
+class Encoded(NamedTuple):
+    """One row for a reward model: token ids, and segment ids (0, or 1 in the second part of a pair) for models with them."""
+
+    ids: list[int]
+    types: list[int]
+
+
+def plain(tokenizer, prompt: str, response: str, limit: int) -> Encoded:
+    """The prompt's ids and then the response's, nothing between or around them (GPT-2)."""
+    return _zeros(_encode(tokenizer, prompt, response, limit, add_special_tokens=False).ids)
+
+
+def response_only(tokenizer, prompt: str, response: str, limit: int) -> Encoded:
+    """The response alone, in the tokenizer's special tokens: [CLS] response [SEP]."""
+    return _encode(tokenizer, response, None, limit)
+
+
+def response_bos_post(tokenizer, prompt: str, response: str, limit: int) -> Encoded:
+    """The ids of response + " " + begin + " " + post; the prompt is the post."""
+    ids = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+    return _zeros([*ids(f"{response} "), tokenizer.bos_token_id, *ids(f" {prompt}")][:limit])
+
+
+def response_pair(tokenizer, prompt: str, response: str, limit: int) -> Encoded:
+    """(response, post) as the tokenizer pairs texts; the prompt is the post."""
+    return _encode(tokenizer, response, prompt, limit)
+
+
+def prompt_pair(tokenizer, prompt: str, response: str, limit: int) -> Encoded:
+    """(prompt, response) as the tokenizer pairs texts: [CLS] prompt [SEP] response [SEP]."""
+    return _encode(tokenizer, prompt, response, limit)
+
+
+class Preset(NamedTuple):
+    """A published reward model: its hub id, its layout, and the label whose raw logit is the reward."""
+
+    source: str
+    layout: Callable[..., Encoded]
+    label: int = 0
+
+
+# By the name of the objective they stand for in config.reward.sources. All point upwards: more is better.
+PRESETS = {
+    "harmless": Preset("Ray2333/gpt2-large-harmless-reward_model", plain),
+    "helpful": Preset("Ray2333/gpt2-large-helpful-reward_model", plain),
+    "humor": Preset("mohameddhiab/humor-no-humor", response_only, label=1),  # 0 is "no humor"
+    "summary": Preset("Tristan/gpt2_reward_summarization", response_bos_post),
+    "faithful": Preset("CogComp/bart-faithful-summary-detector", response_pair, label=1),  # 0 is "hallucinated"
+    "deberta": Preset("OpenAssistant/reward-model-deberta-v3-large-v2", prompt_pair),
+}
+
+
+def limit(tokenizer, positions: int = MOST) -> int:
+    """Most tokens of a row: the least of the tokenizer's own limit, the model's positions and 1024."""
+    return min(tokenizer.model_max_length, positions, MOST)
+
+
+def _encode(tokenizer, first: str, second: str | None, limit: int, **options) -> Encoded:
+    encoded = tokenizer(first, second, truncation=True, max_length=limit, return_token_type_ids=True, **options)
+    return Encoded(list(encoded["input_ids"]), list(encoded["token_type_ids"]))
+
+
+def _zeros(ids: list[int]) -> Encoded:
+    return Encoded(ids, [0] * len(ids))

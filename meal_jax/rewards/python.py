@@ -1,0 +1,100 @@
+"""Rewards that users write: a Python function of texts, or a JAX function of tokens.
+
+A reward of texts is named `python:path/to/file.py:function` or `python:package.module:function`:
+
+    def short(prompts: list[str], responses: list[str]) -> list[float]:
+        return [-len(response.split()) for response in responses]
+
+It is called once a step with all rows, one number a row is its answer, and it should not depend on the other rows. A
+reward of tokens is named `jax:…` in the same two ways and runs inside the jitted step:
+
+    def short(tokens, mask, prompt_tokens, prompt_mask):   # [B, N, T], [B, N, T], [B, S], [B, S] → [B, N]
+        return -mask.sum(-1)
+
+Letters: B prompts, N candidates, T response tokens, S prompt tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import jax
+import jax.numpy as jnp
+
+from meal_jax.meal.step import Batch
+from meal_jax.rollout.decode import Responses
+
+
+def load(name: str, where: str) -> Callable:
+    """The function that `path/to/file.py:function` or `package.module:function` names.
+
+    Args:
+      name: as above; a path is relative to the working directory.
+      where: what to call it in messages.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: no such module or function, or not of that form.
+    """
+    place, colon, function = name.rpartition(":")
+    if not colon or not place or not function.isidentifier():
+        raise ValueError(f"{where} must end in path/to/file.py:function or package.module:function, not {name!r}.")
+    if place.endswith(".py"):
+        path = Path(place).expanduser().resolve()
+        if not path.is_file():
+            raise FileNotFoundError(f"{where}: there is no file {path}.")
+        module = _module_of(path, path.stat().st_mtime_ns)
+    else:
+        try:
+            module = importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{place}.".startswith(f"{error.name}."):
+                raise  # the module is there; something that it imports is not
+            raise ValueError(
+                f"{where}: there is no module {place}; a file is named by its path, ending in .py."
+            ) from None
+    found = getattr(module, function, None)
+    if not callable(found):
+        defined = [
+            n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__
+        ]
+        raise ValueError(f"{where}: {place} has no function {function}; it defines {', '.join(defined) or 'none'}.")
+    return found
+
+
+@functools.lru_cache(maxsize=64)
+def _module_of(path: Path, modified: int) -> ModuleType:
+    """The file as a module, executed once as long as it stays the same."""
+    name = f"meal_jax_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickles of the file look their module up
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def token_column(function: Callable, objective: str, batch: Batch, responses: Responses) -> jax.Array:
+    """The column [B, N] float32 of a reward of tokens.
+
+    Raises:
+      ValueError: it returns another shape, or no numbers.
+    """
+    column = jnp.asarray(function(responses.tokens, responses.mask, batch.tokens, batch.mask))
+    wanted = responses.tokens.shape[:2]
+    if column.shape != wanted or jnp.issubdtype(column.dtype, jnp.complexfloating):
+        raise ValueError(
+            f"The reward of objective {objective!r} returned {column.dtype}{list(column.shape)} for tokens "
+            f"{list(responses.tokens.shape)}; it must return one number for each response, shape {list(wanted)}."
+        )
+    return column.astype(jnp.float32)

@@ -1,0 +1,236 @@
+"""Rewards that read text: computed on the host's side of a step, between the rollout and the update.
+
+A text reward is a callable (prompts, responses) → float32 [R], two lists of R strings in; what it returns is the raw
+score, never rounded. It may be a model with a tokenizer of its own (`ModelReward`), a judge (`rewards/judge.py`) or a
+user's function (`rewards/python.py`). Its scores then go the way of every reward: the running mean and variance in
+`State.rewards`, which is checkpointed, put the objectives on one scale before preferences weigh them.
+
+`TextScorer` adds the columns of the text rewards to those that the device computed.
+
+Letters: B prompts, N candidates, K objectives, T response tokens, R rows, S tokens of a row.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from meal_jax.models.classifier import Classifier
+from meal_jax.rewards.formats import Encoded, limit
+from meal_jax.runtime import sharding
+
+PyTree = Any
+TextReward = Callable[[list[str], list[str]], np.ndarray]
+SHORTEST = 32  # tokens of the shortest bucket
+KEPT = 65_536  # scores that a model's cache holds
+
+
+class ModelReward:
+    """A text reward computed by a model: tokenises, sorts rows into buckets by length, and remembers scores.
+
+    Every batch has one number of rows, and a length out of `buckets`, so that at most that many programs are compiled.
+    A pair of prompt and response is scored once; the newest `kept` scores are remembered.
+
+    Attributes:
+      params: the model's parameters, as they lie on the mesh.
+      scored: rows that the model was run on so far.
+      compiled: the jitted score; `compiled._cache_size()` is the number of programs.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[str, str], Encoded],
+        score: Callable[..., jax.Array],
+        params: PyTree,
+        mesh: jax.sharding.Mesh,
+        *,
+        limit: int,
+        pad: int,
+        left: bool = False,
+        batch_size: int = 32,
+        kept: int = KEPT,
+    ):
+        """Takes the parts.
+
+        Args:
+          encode: (prompt, response) → Encoded of 1 to `limit` tokens.
+          score: (params, tokens [R, S] int32, mask [R, S] bool, types [R, S] int32) → [R] float32, pure.
+          params: on the mesh.
+          mesh: rows are split over its data axes.
+          limit: most tokens of a row.
+          pad: token id that fills rows.
+          left: rows are padded on the left, as decoders that answer want it, not on the right.
+          batch_size: rows at a time; rounded up to what the mesh divides.
+          kept: most scores remembered.
+        """
+        self.params, self.scored, self.compiled = params, 0, jax.jit(score)
+        self._encode, self._limit, self._pad, self._left = encode, limit, pad, left
+        self._placed = sharding.batch_sharding(mesh)
+        pieces = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
+        self._rows, self._kept, self._most = -(-batch_size // pieces) * pieces, {}, kept
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+        """Scores [R] float32."""
+        pairs = list(zip(prompts, responses, strict=True))
+        new = [pair for pair in dict.fromkeys(pairs) if pair not in self._kept]
+        fresh = dict(zip(new, self._score(new), strict=True))
+        known = {pair: self._kept.pop(pair) for pair in dict.fromkeys(pairs) if pair not in fresh}
+        scores = known | fresh
+        self._kept |= scores  # what was asked for last stands last, and goes last
+        for oldest in list(self._kept)[: max(len(self._kept) - self._most, 0)]:
+            del self._kept[oldest]
+        self.scored += len(new)
+        return np.array([scores[pair] for pair in pairs], np.float32)
+
+    def _score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        rows = [self._encode(*pair) for pair in pairs]
+        groups = defaultdict(list)
+        for i, row in enumerate(rows):
+            groups[bucket(len(row.ids), self._limit)].append(i)
+        running = []  # all is dispatched before any of it is waited for
+        for length, group in sorted(groups.items()):
+            for at in range(0, len(group), self._rows):
+                index = group[at : at + self._rows]
+                batch = pad([rows[i] for i in index], self._rows, length, self._pad, self._left)
+                running.append((index, self.compiled(self.params, *jax.device_put(batch, self._placed))))
+        scores = np.empty(len(rows), np.float32)
+        for index, found in running:
+            scores[index] = np.asarray(found)[: len(index)]
+        return scores
+
+
+def of_classifier(
+    classifier: Classifier, tokenizer, layout: Callable[..., Encoded], label: int, mesh: jax.sharding.Mesh, **options
+) -> ModelReward:
+    """The reward that is a classifier's raw logit.
+
+    Args:
+      classifier: of `models.classifier`; its parameters are copied to every device.
+      tokenizer: the model's.
+      layout: of `rewards.formats`.
+      label: which logit.
+      mesh: rows are split over its data axes.
+      **options: batch_size and kept of `ModelReward`.
+
+    Returns:
+      ModelReward.
+    """
+    most = limit(tokenizer, classifier.max_length)
+    return ModelReward(
+        lambda prompt, response: layout(tokenizer, prompt, response, most),
+        lambda params, *rows: classifier.apply(params, *rows)[:, label],
+        jax.device_put(classifier.params, sharding.replicated(mesh)),
+        mesh,
+        limit=most,
+        pad=classifier.pad,
+        **options,
+    )
+
+
+def bucket(length: int, limit: int) -> int:
+    """The padded length of a row of `length` tokens: the next power of two from SHORTEST on, but at most `limit`."""
+    return min(max(SHORTEST, 1 << (length - 1).bit_length()), limit)
+
+
+def pad(
+    rows: Sequence[Encoded], count: int, length: int, pad: int, left: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows to tokens, mask and types [count, length]; the rows that are missing repeat the first one.
+
+    Raises:
+      ValueError: a row without tokens: no model can read it.
+    """
+    tokens, types = np.full((count, length), pad, np.int32), np.zeros((count, length), np.int32)
+    mask = np.zeros((count, length), bool)
+    for i in range(count):
+        row = rows[i if i < len(rows) else 0]
+        if not row.ids:
+            raise ValueError("An empty prompt with an empty response has no tokens, so no reward model can score it.")
+        at = slice(length - len(row.ids), length) if left else slice(0, len(row.ids))
+        tokens[i, at], types[i, at], mask[i, at] = row.ids, row.types, True
+    return tokens, mask, types
+
+
+def check(name: str, values: Any, responses: Sequence[str]) -> np.ndarray:
+    """A reward's return as float32 [R].
+
+    Raises:
+      ValueError: it is not one number for each response.
+      FloatingPointError: some are not finite.
+    """
+    try:
+        scores = np.asarray(values, np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"The reward of objective {name!r} did not return a sequence of numbers: {error}") from error
+    if scores.shape != (len(responses),):
+        raise ValueError(
+            f"The reward of objective {name!r} returned shape {list(scores.shape)} for {len(responses)} responses; "
+            f"it must return one number for each, shape [{len(responses)}]."
+        )
+    bad = np.flatnonzero(~np.isfinite(scores))
+    if len(bad):
+        raise FloatingPointError(
+            f"The reward of objective {name!r} is not a finite number for {len(bad)} of {len(scores)} responses; the "
+            f"first is {scores[bad[0]]} for {responses[bad[0]][:80]!r}."
+        )
+    return scores
+
+
+class TextScorer(NamedTuple):
+    """The host's part of scoring.
+
+    Attributes:
+      objectives: K names.
+      rewards: K text rewards, None where the device computes the objective.
+      texts: the prompt's text by its id, for training batches.
+      show: token ids of a response to its text.
+    """
+
+    objectives: tuple[str, ...]
+    rewards: tuple[TextReward | None, ...]
+    texts: dict[int, str]
+    show: Callable[[np.ndarray], str]
+
+    def complete(
+        self, prompts: Sequence[str], tokens: np.ndarray, mask: np.ndarray, device: np.ndarray
+    ) -> tuple[np.ndarray, dict[str, float]]:
+        """Adds the columns of the text rewards.
+
+        Args:
+          prompts: B texts.
+          tokens, mask: responses [B, N, T].
+          device: rewards [B, N, number of None in `rewards`] that the device computed, in the objectives' order.
+
+        Returns:
+          Raw rewards [B, N, K] float32; and metrics: seconds it took, and the share of rows that no model was run on
+          because they were known (0 without models).
+
+        Raises:
+          ValueError, FloatingPointError: what a reward returned is of a wrong shape or not finite; names the objective.
+        """
+        began, before = time.perf_counter(), _scored(self.rewards)
+        lead = tokens.shape[:2]
+        repeated = [text for text in prompts for _ in range(lead[1])]
+        rows = zip(tokens.reshape(-1, tokens.shape[-1]), mask.reshape(-1, mask.shape[-1]), strict=True)
+        responses = [self.show(row[real]) for row, real in rows]
+        columns, on_device = [], iter(np.moveaxis(device, -1, 0))
+        for name, reward in zip(self.objectives, self.rewards, strict=True):
+            if reward is None:
+                columns.append(next(on_device))
+            else:
+                columns.append(check(name, reward(repeated, responses), responses).reshape(lead))
+        models = sum(isinstance(reward, ModelReward) for reward in self.rewards)
+        asked = models * len(responses)
+        known = 1 - (_scored(self.rewards) - before) / asked if asked else 0.0
+        cost = {"time/score": time.perf_counter() - began, "score/known": known}
+        return np.stack(columns, axis=-1).astype(np.float32), cost
+
+
+def _scored(rewards: Sequence[TextReward | None]) -> int:
+    return sum(reward.scored for reward in rewards if isinstance(reward, ModelReward))
