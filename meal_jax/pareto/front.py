@@ -41,6 +41,45 @@ def mean_inner_product(points: np.ndarray, preferences: np.ndarray) -> float:
     return float(np.mean(np.sum(points * preferences, axis=1)))
 
 
+def sparsity(points: np.ndarray) -> float:
+    """Mean squared gap between neighbours of the front, summed over objectives: large where the front has holes.
+
+    Σ_k Σ_i (s_k(i) − s_k(i + 1))² / (M' − 1) over the M' non-dominated points, sorted for each objective (Xu et al. 2020,
+    PGMORL, section 3.1); 0 for fewer than two. In squared units of the rewards; smaller is denser, which a front collapsed
+    to a point is too, so read it beside the hypervolume.
+    """
+    front = np.sort(_matrix(points, "points")[non_dominated(points)], axis=0)
+    return float(np.sum(np.diff(front, axis=0) ** 2) / (len(front) - 1)) if len(front) > 1 else 0.0
+
+
+def spacing(points: np.ndarray) -> float:
+    """Standard deviation of the distances (sum of absolute differences) from each non-dominated point to its nearest
+    neighbour (Schott 1995): 0 where the points are evenly spread; 0 too for fewer than two points."""
+    front = _matrix(points, "points")[non_dominated(points)]
+    if len(front) < 2:
+        return 0.0
+    distance = np.abs(front[:, None] - front).sum(-1) + np.diag(np.full(len(front), np.inf))
+    nearest = distance.min(axis=1)
+    return float(nearest.std(ddof=1))
+
+
+def monotonicity(points: np.ndarray, preferences: np.ndarray) -> np.ndarray:
+    """How surely more weight on an objective gives more of it: the share of pairs of preferences that differ in w_k in
+    which the larger weight has the larger mean reward r_k (ties count half). 1 is always, 0.5 is chance.
+
+    Args:
+      points: [M, K].
+      preferences: [M, K].
+
+    Returns:
+      [K].
+    """
+    weight = np.sign(preferences[:, None] - preferences)  # [M, M, K]
+    reward = np.sign(points[:, None] - points)
+    pairs = weight > 0
+    return np.sum(pairs * (1 + reward) / 2, axis=(0, 1)) / np.maximum(np.sum(pairs, axis=(0, 1)), 1)
+
+
 def bootstrap(
     scores: np.ndarray, fn: Callable[[np.ndarray], float | np.ndarray], samples: int = 1000, seed: int = 0
 ) -> tuple[float | np.ndarray, float | np.ndarray, float | np.ndarray]:

@@ -5,6 +5,7 @@ Letters: B prompts, N candidates, K objectives, S prompt tokens, P conditioning 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -67,17 +68,84 @@ def decode(
     Returns:
       Responses.
     """
+    start, step = _one_model(policy, params, prompt, w, max_new)
+    return _generate(start, step, keys, max_new, sampling, end, pad, forbidden)
+
+
+def decode_mixture(
+    models: Sequence[tuple[Policy, PyTree]],
+    scales: jax.Array,
+    tokens: jax.Array,
+    mask: jax.Array,
+    w: jax.Array,
+    keys: jax.Array,
+    *,
+    max_new: int,
+    sampling: Sampling,
+    end: int,
+    pad: int,
+    forbidden: jax.Array | None = None,
+) -> Responses:
+    """Samples from a product of policies, log π = Σ_i scale_i log π_i + constant: one forward pass of each a token.
+
+    Args:
+      models: I (module, parameters) pairs, over one vocabulary.
+      scales: [B, N, I] float32.
+      tokens, mask: left-padded prompts [B, S].
+      w: [B, N, K] preferences for the models that read them.
+      keys, max_new, sampling, end, pad, forbidden: as in `decode`.
+
+    Returns:
+      Responses; logp is that of the product.
+    """
+    parts = []
+    for policy, params in models:
+        prompt = policy.apply({"params": params}, tokens, mask, method="prefill")
+        parts.append(_one_model(policy, params, prompt, w, max_new))
+
+    def mix(logits):
+        return sum(scales[..., i, None] * jax.nn.log_softmax(one) for i, one in enumerate(logits))
+
+    def start():
+        logits, caches = zip(*(start_one() for start_one, _ in parts), strict=True)
+        return mix(logits), caches
+
+    def step(token, caches, t):
+        done = [step_one(token, cache, t) for (_, step_one), cache in zip(parts, caches, strict=True)]
+        logits, caches = zip(*done, strict=True)
+        return mix(logits), caches
+
+    return _generate(start, step, keys, max_new, sampling, end, pad, forbidden)
+
+
+def _one_model(policy: Policy, params: PyTree, prompt: Prefilled, w: jax.Array, max_new: int):
+    """start() → (logits of the first token [B, N, V], cache); step(token [B, N], cache, t) → (logits of token t, cache)."""
     batch, candidates = w.shape[:2]
     apply = lambda method, *args: policy.apply({"params": params}, *args, method=method)  # noqa: E731
-
-    def draw(hidden, t):
-        step_keys = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(keys, t)
-        return sample(step_keys, apply("unembed", hidden), sampling, forbidden)
-
     slots = policy.conditioning.length
-    cache = empty_cache(policy.config, batch, candidates, max(slots + max_new - 1, 1))
-    hidden, cache = apply("start", prompt, w, cache)
-    token, logp = draw(hidden, 0)
+
+    def start():
+        cache = empty_cache(policy.config, batch, candidates, max(slots + max_new - 1, 1))
+        hidden, cache = apply("start", prompt, w, cache)
+        return apply("unembed", hidden), cache
+
+    def step(token, cache, t):
+        hidden, cache = apply("step", prompt, token, cache, slots + t - 1)
+        return apply("unembed", hidden), cache
+
+    return start, step
+
+
+def _generate(start, step, keys, max_new, sampling, end, pad, forbidden) -> Responses:
+    """The loop: draws from `start`'s logits and then from `step`'s until every response has ended."""
+    batch, candidates = keys.shape
+
+    def draw(logits, t):
+        step_keys = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(keys, t)
+        return sample(step_keys, logits, sampling, forbidden)
+
+    logits, cache = start()
+    token, logp = draw(logits, 0)
     blank = Responses(
         jnp.full((batch, candidates, max_new), pad, jnp.int32),
         jnp.zeros((batch, candidates, max_new), bool),
@@ -99,8 +167,8 @@ def decode(
 
     def body(state):
         t, token, live, cache, out = state
-        hidden, cache = apply("step", prompt, token, cache, slots + t - 1)
-        token, logp = draw(hidden, t)
+        logits, cache = step(token, cache, t)
+        token, logp = draw(logits, t)
         out = write(out, t, token, logp, live)
         return t + 1, token, live & (token != end), cache, out
 

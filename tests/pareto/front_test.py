@@ -106,3 +106,27 @@ def test_paper_grid_is_on_the_simplex():
     assert points.shape == (13, 3)
     assert len({tuple(point) for point in points}) == 13
     np.testing.assert_allclose(points.sum(axis=1), 1.0, atol=1e-12)
+
+
+def test_sparsity_is_the_mean_squared_gap_of_the_front():
+    points = np.array([[0.0, 4.0], [1.0, 3.0], [3.0, 0.0], [0.5, 0.5]])  # the last is dominated
+    assert front.sparsity(points) == pytest.approx(((1 + 4) + (9 + 1)) / 2)
+    assert front.sparsity(points[:1]) == 0.0
+
+
+def test_spacing_is_the_spread_of_the_nearest_distances():
+    even = np.array([[0.0, 3.0], [1.0, 2.0], [2.0, 1.0], [3.0, 0.0]])
+    assert front.spacing(even) == 0.0
+    uneven = np.array([[0.0, 4.0], [1.0, 3.0], [4.0, 0.0]])
+    assert front.spacing(uneven) == pytest.approx(np.std([2.0, 2.0, 6.0], ddof=1))
+    assert front.spacing(even[:1]) == 0.0
+
+
+def test_monotonicity_is_the_share_of_pairs_in_the_right_order():
+    preferences = front.grid(2, 2)  # (0, 1), (0.5, 0.5), (1, 0)
+    assert front.monotonicity(preferences, preferences).tolist() == [1.0, 1.0]
+    assert front.monotonicity(-preferences, preferences).tolist() == [0.0, 0.0]
+    points = np.array(
+        [[0.0, 5.0], [2.0, 5.0], [1.0, 7.0]]
+    )  # first: two of three pairs rise; second: one tie, two falls
+    assert front.monotonicity(points, preferences) == pytest.approx([2 / 3, 0.5 / 3])

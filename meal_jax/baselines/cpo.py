@@ -1,0 +1,143 @@
+"""Controllable preference optimisation (CPO, arXiv 2402.19085): scores to reach in the prompt, by SFT and then by DPO.
+
+    CPSFT   the starting policy's answers, each under the scores that it obtained
+    CDPO    a prompt's candidates all answer under the same targets t; R(y) = − λ Σ_{k controlled} |s_k(y) − t_k| +
+            Σ_{k free} s_k(y) ranks them, and best and worst make a pair, under those targets
+
+As in `ric`, scores s are positions between low and high, here two standard deviations on either side of the running mean. One
+objective, drawn with the targets, is controlled; the free ones are asked for at high. π_ref of the DPO is the policy
+at the end of the first stage.
+
+Letters: B prompts, N candidates, K objectives, T response tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from meal_jax.baselines import dpo, family, ric
+from meal_jax.meal import step as meal
+from meal_jax.meal.step import Batch, Frozen, Rollout, Scores, Setup
+from meal_jax.models.lora import merge
+from meal_jax.models.policy import token_stats
+from meal_jax.rewards.normalise import RewardStats, absorb, init_stats
+from meal_jax.rollout.sampling import Sampling
+
+PyTree = Any
+SPREAD = 2.0  # standard deviations from the mean to low and to high
+
+
+@flax.struct.dataclass
+class State:
+    """Everything that training changes: as in `meal.step.State`, without a net, with the first stage's θ as `anchor`."""
+
+    step: jax.Array
+    policy: PyTree
+    policy_opt: PyTree
+    anchor: PyTree
+    rewards: RewardStats
+    key: jax.Array
+
+
+def configure(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Neither net nor adaptation; the first stage is half of the run where nothing else is said."""
+    c = config.copy_and_resolve_references()
+    c.meal.net = c.meal.adapt = False
+    if c.dpo.sft < 0:
+        c.dpo.sft = c.steps // 2
+    c.dpo.candidates, c.dpo.divisions = max(2, c.meal.candidates), 0  # of MODPO; here the pool is Meal's
+    return c
+
+
+def init(setup: Setup, theta: PyTree, key: jax.Array) -> State:
+    """A state at step 0."""
+    copy = jax.tree.map(jnp.copy, theta)  # the state is donated: no buffer may be in it twice
+    k = len(setup.objectives)
+    return State(jnp.zeros((), jnp.int32), theta, setup.policy_tx.init(theta), copy, init_stats(k), key)
+
+
+def rollout(setup: Setup, state: State, frozen: Frozen, batch: Batch) -> Rollout:
+    """CPSFT: the starting policy answers. CDPO: the policy answers under targets that a prompt's candidates share."""
+    sample_key, target_key = _step_keys(state)
+    size, n, k = batch.tokens.shape[0], setup.meal.candidates, len(setup.objectives)
+    targets = ric.goals(target_key, size, jnp.zeros(k), jnp.ones(k))
+    wanted = jnp.broadcast_to(targets[:, None], (size, n, k))
+    responses = jax.lax.cond(
+        state.step < setup.options.sft,
+        lambda: family.respond_as_base(setup, frozen, batch, sample_key, n),
+        lambda: meal.respond(setup, state.policy, None, frozen, batch, wanted, sample_key, setup.sampling).responses,
+    )
+    return Rollout(jnp.full((size, n, k), 1.0 / k), wanted, None, responses)
+
+
+def targeted(s: jax.Array, t: jax.Array, lam: float) -> jax.Array:
+    """R [...] of scores s for targets t, both [..., K] positions; an objective asked for at 1 is free, the others are
+    controlled."""
+    free = t >= 1.0
+    return jnp.sum(jnp.where(free, s, -lam * jnp.abs(s - t)), axis=-1)
+
+
+def update(
+    setup: Setup, state: State, frozen: Frozen, batch: Batch, rolled: Rollout, scores: Scores
+) -> tuple[State, dict[str, jax.Array]]:
+    """Two updates, by SFT or by DPO according to the stage."""
+    o = setup.options
+    stats = absorb(state.rewards, scores.rewards, setup.meal.horizon)
+    obtained = _position(stats, scores.rewards)
+    responses, first = rolled.responses, state.step < o.sft
+    best, worst, proper = dpo.best_and_worst(targeted(obtained, rolled.w_hat, o.lam))
+
+    def logp(theta, w):
+        apply = functools.partial(setup.policy.apply, {"params": merge(theta, frozen.policy)})
+        hidden = apply(apply(batch.tokens, batch.mask, method="prefill"), w, responses.tokens, method="respond")
+        unembed = functools.partial(apply, method="unembed")
+        out = token_stats(unembed, hidden, responses.tokens, forbidden=setup.forbidden, chunk=setup.chunk).logp
+        return out * responses.mask
+
+    anchored = jax.lax.cond(
+        first, lambda: jnp.zeros(responses.ended.shape), lambda: jnp.sum(logp(state.anchor, rolled.w_hat), axis=-1)
+    )
+
+    def loss(theta):
+        token = logp(theta, jnp.where(first, obtained, rolled.w_hat))
+        sft = -jnp.sum(token) / jnp.maximum(jnp.sum(responses.mask), 1)
+        delta = jnp.sum(token, axis=-1) - anchored
+        pairs = dpo.dpo_loss(dpo.take(delta, best), dpo.take(delta, worst), o.beta)
+        return jnp.where(first, sft, dpo.pair_mean(pairs, proper))
+
+    def descend(carry, _):
+        theta, opt = carry
+        value, grads = jax.value_and_grad(loss)(theta)
+        updates, opt = setup.policy_tx.update(grads, opt, theta)
+        return (optax.apply_updates(theta, updates), opt), (value, optax.tree.norm(grads))
+
+    (theta, opt), (values, norms) = jax.lax.scan(descend, (state.policy, state.policy_opt), length=o.epochs)
+    anchor = jax.tree.map(lambda new, old: jnp.where(first, new, old), theta, state.anchor)
+    metrics = {"loss/base": jnp.mean(values), "grad_norm/policy": norms[-1]} | family.describe(setup, rolled, scores)
+    new = state.replace(step=state.step + 1, policy=theta, policy_opt=opt, anchor=anchor, rewards=stats)
+    return new, metrics
+
+
+def answer(
+    setup: Setup, state: State, frozen: Frozen, batch: Batch, w: jax.Array, key: jax.Array, sampling: Sampling
+) -> Rollout:
+    """Answers preferences w [B, M, K] by the targets that RiC's l2 map gives them; `w_hat` holds these."""
+    k = w.shape[-1]
+    asked = ric.target_scores(w, jnp.zeros(k), jnp.ones(k), "l2")
+    return meal.respond(setup, state.policy, None, frozen, batch, asked, key, sampling)._replace(w=w, pooled=None)
+
+
+def _position(stats: RewardStats, rewards: jax.Array) -> jax.Array:
+    half = SPREAD * jnp.sqrt(stats.var)
+    return ric.code(rewards, stats.mean - half, stats.mean + half)
+
+
+def _step_keys(state: State) -> jax.Array:
+    return jax.random.split(jax.random.fold_in(state.key, state.step))

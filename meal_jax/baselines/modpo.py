@@ -1,0 +1,89 @@
+"""MODPO (arXiv 2310.03708): one policy for each preference, by DPO with the other objectives as margins.
+
+A preference's heaviest objective labels the pairs, the others enter the loss as margins; the original fixes which is
+which, and divides by a weight that may be small. Pairs are the best and the worst of a member's own fresh candidates (the
+original has a fixed data set of people's pairs), and margins are the rewards themselves, already computed in scoring
+(the original computes an implicit reward of a second model, again at every step).
+
+Letters: B prompts, N candidates, T response tokens, E members, K objectives.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from meal_jax.baselines import dpo, family
+from meal_jax.meal.step import Setup
+from meal_jax.models.lora import merge
+from meal_jax.models.policy import token_stats
+from meal_jax.pareto import front
+
+
+def configure(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A policy that reads no preference, and π_ref's states at hand."""
+    c = config.copy_and_resolve_references()
+    c.meal.net = c.meal.adapt = False
+    c.meal.beta = c.dpo.beta  # above 0: scoring then keeps π_ref's hidden states
+    c.conditioning.kind = "none"
+    if c.dpo.divisions < 0:
+        c.dpo.divisions = c.eval.divisions
+    if c.dpo.candidates < 0:
+        c.dpo.candidates = max(2, c.meal.candidates // grid_size(c))
+    return c
+
+
+def grid_size(config: ml_collections.ConfigDict) -> int:
+    """Members: the preferences of the lattice."""
+    return len(front.grid(len(config.objectives), config.dpo.divisions))
+
+
+def init(setup: Setup, theta, key: jax.Array) -> family.State:
+    """One member for each preference of the grid."""
+    preferences = jnp.asarray(front.grid(len(setup.objectives), setup.options.divisions))
+    return family.init({"policy": theta, "opt": setup.policy_tx.init(theta)}, preferences, key)
+
+
+def log_ratio(setup, frozen, theta, batch, w, responses, reference) -> jax.Array:
+    """Δ [B, N] of whole responses [B, N, T], from π_ref's hidden states [B, N, T, D]; the policy reads w [B, N, K]."""
+    apply = functools.partial(setup.policy.apply, {"params": merge(theta, frozen.policy)})
+    stats_of = functools.partial(token_stats, forbidden=setup.forbidden, chunk=setup.chunk)
+    hidden = apply(apply(batch.tokens, batch.mask, method="prefill"), w, responses.tokens, method="respond")
+    logp = stats_of(functools.partial(apply, method="unembed"), hidden, responses.tokens).logp
+    ref_unembed = functools.partial(setup.base.apply, {"params": frozen.base}, method="unembed")
+    ref = stats_of(ref_unembed, reference, responses.tokens).logp
+    return jnp.sum((logp - ref) * responses.mask, axis=-1)
+
+
+def learn(setup, frozen, batch, member, w, key, responses, r, reference):
+    """`family.Learn`: `epochs` updates on the step's pairs."""
+    o = setup.options
+    main = jnp.argmax(w)
+    best, worst, proper = dpo.best_and_worst(r[..., main])
+    others = jnp.where(jnp.arange(w.shape[0]) == main, 0.0, w)
+    margin = (dpo.take(r, best) - dpo.take(r, worst)) @ others
+    pick = lambda x: jnp.stack([dpo.take(x, best), dpo.take(x, worst)], axis=1)  # noqa: E731
+    pair, pair_reference = jax.tree.map(lambda x: pick(x), (responses, reference))
+    unused = jnp.zeros((*pair.ended.shape, w.shape[0]))
+
+    def loss(theta):
+        delta = log_ratio(setup, frozen, theta, batch, unused, pair, pair_reference)
+        return dpo.pair_mean(dpo.modpo_loss(delta[:, 0], delta[:, 1], o.beta, w[main], margin), proper)
+
+    def descend(carry, _):
+        theta, opt = carry
+        value, grads = jax.value_and_grad(loss)(theta)
+        updates, opt = setup.policy_tx.update(grads, opt, theta)
+        return (optax.apply_updates(theta, updates), opt), (value, optax.tree.norm(grads))
+
+    (theta, opt), (values, norms) = jax.lax.scan(descend, (member["policy"], member["opt"]), length=o.epochs)
+    return {"policy": theta, "opt": opt}, {"loss/base": jnp.mean(values), "grad_norm/policy": norms[-1]}
+
+
+rollout = family.rollout
+update = functools.partial(family.update, learn)
+answer = family.answer_nearest

@@ -1,0 +1,184 @@
+"""PARM (arXiv 2505.06274): a preference-aware autoregressive reward model guides a frozen policy as it decodes.
+
+The reward model π_a is the base with a bilinear adapter of its linear layers (PBLoRA),
+    ΔW(w) = s (A_1 W_1 B_1 + A_2 W_2(w) B_2),   W_2(w) = Σ_k w_k W_2k,   s = alpha / r_2,
+with A = [A_1 A_2] of ranks r_1 and r_2, and W_1 [r_1, r_1], W_2k [r_2, r_2] small. The preference acts on the r_2 × r_2
+matrix alone, so an adapter for a preference is A and [W_1 B_1; W_2(w) B_2]: factors for a plain low-rank layer, one pair
+for each example's preference, and never a matrix of the layer's size.
+
+It learns from pairs of the base's own answers, one of each objective, under preferences drawn from a Dirichlet:
+    L = Σ_k w_k [− log σ(β (log π_a(y⁺_k | x, w) − log π_a(y⁻_k | x, w)))],
+and answers with log π(y_t) = log π_base + log π_a / β_decode + constant.
+
+Letters: B prompts, N candidates, K objectives, M preferences, T response tokens, L layers, D, F widths, R = r_1 + r_2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from flax import traverse_util
+
+from meal_jax.baselines import dpo, family
+from meal_jax.meal.step import Batch, Frozen, Rollout, Scores, Setup
+from meal_jax.models.lora import merge
+from meal_jax.models.policy import token_stats
+from meal_jax.rewards.normalise import RewardStats, absorb, init_stats
+from meal_jax.rollout.decode import decode_mixture, sample_keys
+from meal_jax.rollout.sampling import Sampling
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class ParmConfig:
+    """The choices of PARM; the fields are explained in `meal_jax/config.py`."""
+
+    r1: int = 4
+    r2: int = 4
+    alpha: float = 8.0
+    beta: float = 0.1
+    decode_beta: float = 1.0
+    dirichlet: float = 1.0
+
+    def __post_init__(self):
+        if self.r1 < 1 or self.r2 < 1 or self.beta <= 0 or self.decode_beta <= 0 or self.dirichlet <= 0:
+            raise ValueError(f"config.parm needs r1, r2 >= 1 and beta, decode_beta, dirichlet > 0, not {self}.")
+
+
+@flax.struct.dataclass
+class State:
+    """Everything that training changes; `policy` is {"adapter": A and B, "core": {path: {"w1", "w2"}}}."""
+
+    step: jax.Array
+    policy: PyTree
+    policy_opt: PyTree
+    rewards: RewardStats
+    key: jax.Array
+
+
+def configure(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Adapters of rank r_1 + r_2 at the scale s, and no preference in the prompt."""
+    c = config.copy_and_resolve_references()
+    c.meal.net = c.meal.adapt = False
+    c.conditioning.kind = "none"
+    c.policy.lora_rank = c.parm.r1 + c.parm.r2
+    c.policy.lora_alpha = c.policy.lora_rank * c.parm.alpha / c.parm.r2
+    return c
+
+
+def init(setup: Setup, theta: PyTree, key: jax.Array) -> State:
+    """B begins at 0, as in any adapter; W_1 and W_2 as in PARM's code, uniform in ± 1 / √(their inputs)."""
+    o, k = setup.options, len(setup.objectives)
+    core = {}
+    for i, (path, b) in enumerate(sorted(_factors(theta).items())):
+        one, two = jax.random.split(jax.random.fold_in(key, i))
+        uniform = lambda key, shape, fan: jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) * fan**-0.5  # noqa: E731
+        layers = b.shape[:-2]
+        core[path.replace("/", ".")] = {
+            "w1": uniform(one, (*layers, o.r1, o.r1), o.r1),
+            "w2": uniform(two, (*layers, k, o.r2, o.r2), o.r2**2),
+        }
+    policy = {"adapter": theta, "core": core}
+    return State(jnp.zeros((), jnp.int32), policy, setup.policy_tx.init(policy), init_stats(k), key)
+
+
+def adapter_for(policy: PyTree, w: jax.Array) -> PyTree:
+    """The plain low-rank leaves of one preference w [K]: A as it is, B replaced by [W_1 B_1; W_2(w) B_2]."""
+    flat = traverse_util.flatten_dict(policy["adapter"], sep="/")
+    for path, b in _factors(policy["adapter"]).items():
+        core = policy["core"][path.replace("/", ".")]
+        r1 = core["w1"].shape[-1]
+        mixed = jnp.einsum("k,...kij->...ij", w, core["w2"])
+        flat[path] = jnp.concatenate([core["w1"] @ b[..., :r1, :], mixed @ b[..., r1:, :]], axis=-2)
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def rollout(setup: Setup, state: State, frozen: Frozen, batch: Batch) -> Rollout:
+    """The base answers; it is never changed."""
+    sample_key, _ = _step_keys(state)
+    size, n, k = batch.tokens.shape[0], setup.meal.candidates, len(setup.objectives)
+    w = jnp.full((size, n, k), 1.0 / k)
+    return Rollout(w, w, None, family.respond_as_base(setup, frozen, batch, sample_key, n))
+
+
+def update(
+    setup: Setup, state: State, frozen: Frozen, batch: Batch, rolled: Rollout, scores: Scores
+) -> tuple[State, dict[str, jax.Array]]:
+    """Two updates, on the pairs of the even and of the odd prompts, each prompt under a preference of its own."""
+    o, k = setup.options, len(setup.objectives)
+    _, key = _step_keys(state)
+    alpha = jnp.full(k, o.dirichlet)
+    w = jax.random.dirichlet(key, alpha, (batch.tokens.shape[0],))
+    best, worst, proper = jax.vmap(dpo.best_and_worst, in_axes=-1, out_axes=-1)(scores.rewards)  # [B, K]
+    picked = jnp.concatenate([best, worst], axis=-1)  # [B, 2 K]
+    pick = lambda x: jnp.take_along_axis(x, picked.reshape(*picked.shape, *[1] * (x.ndim - 2)), axis=1)  # noqa: E731
+    pairs = (pick(rolled.responses.tokens), pick(rolled.responses.mask))
+    data = (batch, pairs, proper, w)
+    halves = jax.tree.map(lambda x: jnp.stack([x[0::2], x[1::2]]), data)
+
+    def loss(policy, part):
+        batch, (tokens, mask), proper, w = part
+        one = functools.partial(_log_likelihood, setup, frozen, policy)
+        total = jax.vmap(one)(batch, w, tokens, mask)  # [B, 2 K]
+        each = dpo.dpo_loss(total[:, :k], total[:, k:], o.beta)
+        return jnp.sum(jnp.where(proper, w * each, 0.0)) / jnp.maximum(jnp.sum(jnp.any(proper, axis=-1)), 1)
+
+    def descend(carry, part):
+        policy, opt = carry
+        value, grads = jax.value_and_grad(loss)(policy, part)
+        updates, opt = setup.policy_tx.update(grads, opt, policy)
+        return (optax.apply_updates(policy, updates), opt), (value, optax.tree.norm(grads))
+
+    (policy, opt), (values, norms) = jax.lax.scan(descend, (state.policy, state.policy_opt), halves)
+    metrics = {"loss/base": jnp.mean(values), "grad_norm/policy": norms[-1]} | family.describe(setup, rolled, scores)
+    stats = absorb(state.rewards, scores.rewards, setup.meal.horizon)
+    return state.replace(step=state.step + 1, policy=policy, policy_opt=opt, rewards=stats), metrics
+
+
+def answer(
+    setup: Setup, state: State, frozen: Frozen, batch: Batch, w: jax.Array, key: jax.Array, sampling: Sampling
+) -> Rollout:
+    """Answers w [B, M, K], the same for every prompt of a batch, by guided decoding: two forward passes a token."""
+    keys = sample_keys(key, batch.id, w.shape[1])
+    scales = jnp.broadcast_to(jnp.array([1.0, 1.0 / setup.options.decode_beta]), (w.shape[0], 1, 2))
+
+    def one(w, keys):  # [K], [B]
+        params = merge(adapter_for(state.policy, w), frozen.policy)
+        models = ((setup.base, frozen.base), (setup.policy, params))
+        unused = jnp.zeros((keys.shape[0], 1, w.shape[0]))
+        return decode_mixture(
+            models, scales, batch.tokens, batch.mask, unused, keys[:, None], max_new=setup.max_new,
+            sampling=sampling, end=setup.end, pad=setup.pad, forbidden=setup.forbidden,
+        )  # fmt: skip
+
+    responses = family.side_by_side(jax.vmap(one, in_axes=(0, 1))(w[0], keys))
+    return Rollout(w, w, None, responses)
+
+
+def _log_likelihood(setup, frozen, policy, batch: Batch, w, tokens, mask) -> jax.Array:
+    """log π_a(y | x, w) [N] of one prompt's responses [N, T] under one preference [K]."""
+    apply = functools.partial(setup.policy.apply, {"params": merge(adapter_for(policy, w), frozen.policy)})
+    prompt = apply(batch.tokens[None], batch.mask[None], method="prefill")
+    unused = jnp.zeros((1, tokens.shape[0], w.shape[0]))
+    hidden = apply(prompt, unused, tokens[None], method="respond")
+    unembed = functools.partial(apply, method="unembed")
+    logp = token_stats(unembed, hidden, tokens[None], forbidden=setup.forbidden, chunk=setup.chunk).logp
+    return jnp.sum(logp[0] * mask, axis=-1)
+
+
+def _factors(adapter: PyTree) -> dict[str, jax.Array]:
+    """Path to B [..., R, F] of every adapted layer."""
+    flat = traverse_util.flatten_dict(adapter, sep="/")
+    return {path: leaf for path, leaf in flat.items() if path.endswith("lora_b")}
+
+
+def _step_keys(state: State) -> jax.Array:
+    return jax.random.split(jax.random.fold_in(state.key, state.step))

@@ -1,0 +1,148 @@
+"""Proximal policy optimisation of one scalar reward: what MORLHF and Rewarded Soups are made of.
+
+Letters: B prompts, N candidates, T response tokens, D width.
+
+A response is an episode, a token an action. The reward of a token is −κ (log π_old − log π_ref), and the last token also
+gets the response's scalar reward R (Ziegler et al. 2019, arXiv 1909.08593). Log-probabilities are those of the sampler's own
+temperature everywhere: scored at another one, the ratio of a fresh sample is not 1 and the KL estimate can turn negative.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+ESTIMATORS = ("gae", "rloo")
+SOUPS = ("factor", "merged")
+
+
+@dataclasses.dataclass(frozen=True)
+class PpoConfig:
+    """The choices of PPO; the fields are explained in `meal_jax/config.py`."""
+
+    divisions: int = 10
+    estimator: str = "gae"
+    candidates: int = 4
+    epochs: int = 2
+    minibatches: int = 1
+    clip: float = 0.2
+    value_clip: float = 0.2
+    value_coef: float = 0.1
+    gamma: float = 1.0
+    gae_lambda: float = 0.95
+    kl: float = 0.05
+    kl_target: float = 0.0
+    kl_horizon: float = 10_000.0
+    soup: str = "merged"
+
+    def __post_init__(self):
+        if self.estimator not in ESTIMATORS:
+            raise ValueError(f"config.ppo.estimator={self.estimator!r} is not one of {', '.join(ESTIMATORS)}.")
+        if self.estimator == "rloo" and self.candidates < 2:
+            raise ValueError(
+                "config.ppo.estimator=rloo compares the candidates of a prompt: set config.ppo.candidates >= 2."
+            )
+        if self.soup not in SOUPS:
+            raise ValueError(f"config.ppo.soup={self.soup!r} is not one of {', '.join(SOUPS)}.")
+        if self.kl <= 0:
+            raise ValueError(f"config.ppo.kl={self.kl} must be above 0: the policy would leave its language.")
+
+
+class Advantage(NamedTuple):
+    """Per token, [..., T]: the advantage, and the return that the value head learns."""
+
+    advantage: jax.Array
+    value_target: jax.Array
+
+
+def token_rewards(reward: jax.Array, logp: jax.Array, ref_logp: jax.Array, mask: jax.Array, kl: jax.Array) -> jax.Array:
+    """−κ (log π_old − log π_ref) at each token, and R [...] added at the last one; 0 after the end. All [..., T]."""
+    position = jnp.arange(mask.shape[-1])
+    last = position == jnp.sum(mask, axis=-1, keepdims=True) - 1
+    return jnp.where(mask, -kl * (logp - ref_logp), 0.0) + jnp.where(last, reward[..., None], 0.0)
+
+
+def gae(rewards: jax.Array, values: jax.Array, mask: jax.Array, gamma: float, lam: float) -> Advantage:
+    """Generalised advantage estimation (Schulman et al. 2016, arXiv 1506.02438), backwards in time by `lax.scan`.
+
+    δ_t = r_t + γ V_{t+1} − V_t and A_t = δ_t + γ λ A_{t+1}, V and A being 0 after a response's last token.
+
+    Args:
+      rewards, values: [..., T] float32.
+      mask: [..., T] bool, True on the response's tokens (a prefix).
+      gamma, lam: γ, λ.
+
+    Returns:
+      Advantage; the value's target is A + V. 0 outside of the mask.
+    """
+    values = jnp.where(mask, values, 0.0)
+    following = jnp.concatenate([values[..., 1:], jnp.zeros_like(values[..., :1])], axis=-1)
+    delta = jnp.where(mask, rewards + gamma * following - values, 0.0)
+    time_first = lambda x: jnp.moveaxis(x, -1, 0)  # noqa: E731
+
+    def back(later, delta_t):
+        now = delta_t + gamma * lam * later
+        return now, now
+
+    _, advantage = jax.lax.scan(back, jnp.zeros(delta.shape[:-1]), time_first(delta), reverse=True)
+    advantage = jnp.where(mask, jnp.moveaxis(advantage, 0, -1), 0.0)
+    return Advantage(advantage, advantage + values)
+
+
+def leave_one_out(rewards: jax.Array, mask: jax.Array) -> jax.Array:
+    """RLOO's advantage (arXiv 2402.14740): a response's total reward less the mean of its prompt's other candidates.
+
+    Args:
+      rewards: per token [B, N, T].
+      mask: [B, N, T] bool.
+
+    Returns:
+      [B, N, T], the same at each token of a response.
+    """
+    total = jnp.sum(rewards, axis=-1)
+    others = total.shape[-1] - 1
+    gain = total - (jnp.sum(total, axis=-1, keepdims=True) - total) / others
+    return jnp.where(mask, gain[..., None], 0.0)
+
+
+def estimate(rewards: jax.Array, values: jax.Array, mask: jax.Array, o: PpoConfig) -> Advantage:
+    """Whitened advantages [B, N, T] by the configured estimator; RLOO has no use for values."""
+    if o.estimator == "gae":
+        advantage, target = gae(rewards, values, mask, o.gamma, o.gae_lambda)
+    else:
+        advantage, target = leave_one_out(rewards, mask), values
+    return Advantage(whiten(advantage, mask), target)
+
+
+def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean of x over the tokens of the mask."""
+    return jnp.sum(jnp.where(mask, x, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
+
+
+def whiten(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """x to mean 0 and variance 1 over the tokens of the mask."""
+    mean = masked_mean(x, mask)
+    return (x - mean) * jax.lax.rsqrt(masked_mean(jnp.square(x - mean), mask) + 1e-8)
+
+
+def policy_loss(logp, old_logp, advantage, mask, clip: float) -> jax.Array:
+    """The clipped surrogate of PPO (arXiv 1707.06347, eq. 7), a mean over tokens."""
+    ratio = jnp.exp(jnp.where(mask, logp - old_logp, 0.0))
+    clipped = jnp.clip(ratio, 1.0 - clip, 1.0 + clip)
+    return -masked_mean(jnp.minimum(ratio * advantage, clipped * advantage), mask)
+
+
+def value_loss(value, old_value, target, mask, clip: float) -> jax.Array:
+    """½ (V − target)², pessimistic about a V that moved by more than `clip`; a mean over tokens."""
+    near = old_value + jnp.clip(value - old_value, -clip, clip)
+    return 0.5 * masked_mean(jnp.maximum(jnp.square(value - target), jnp.square(near - target)), mask)
+
+
+def next_kl(kl: jax.Array, measured: jax.Array, target: float, horizon: float, samples: int) -> jax.Array:
+    """The adaptive coefficient of Ziegler et al. 2019: grows where the measured KL is above its target. 0 keeps it fixed."""
+    if not target:
+        return kl
+    return kl * (1.0 + jnp.clip(measured / target - 1.0, -0.2, 0.2) * samples / horizon)

@@ -1,0 +1,272 @@
+"""Rewards-in-Context (RiC, arXiv 2402.10207): the policy reads the scores that its answer shall have.
+
+    offline   the starting policy answers without being asked for anything; the policy is fine-tuned on its answers, each
+              under the scores that it did obtain (hindsight: an answer is always right for its own scores)
+    online    scores near the front are asked for, the answers scored, relabelled with what they obtained, filtered by a
+              quantile and, with the offline answers that pass the same filter, fine-tuned on
+    answering a preference is mapped to scores between the data's own low and high quantiles
+
+Two things differ from the original code on purpose. Scores reach the policy as positions between those quantiles, by the
+same conditioning as every method's preferences, and not as z-scores rounded to a digit: their meaning then follows the
+data as the policy improves. And the two stages are steps of one jitted function with a buffer of answers in its state,
+with as many updates and fresh answers a step as other methods have.
+
+Letters: B prompts, N candidates, K objectives, S prompt tokens, T response tokens, R rows of the buffer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from meal_jax.baselines import family
+from meal_jax.meal import step as meal
+from meal_jax.meal.step import Batch, Frozen, Rollout, Scores, Setup
+from meal_jax.models.lora import merge
+from meal_jax.models.policy import token_stats
+from meal_jax.rewards.normalise import RewardStats, absorb, init_stats
+from meal_jax.rollout.decode import Responses
+from meal_jax.rollout.sampling import Sampling
+
+PyTree = Any
+MAPS = ("l2", "linf", "linear")
+
+
+@dataclasses.dataclass(frozen=True)
+class RicConfig:
+    """The choices of RiC; the fields are explained in `meal_jax/config.py`."""
+
+    offline: int = 300
+    buffer: int = 4096
+    keep_quantile: float = 0.7
+    low: float = 0.01
+    high: float = 0.99
+    map: str = "l2"
+
+    def __post_init__(self):
+        if self.map not in MAPS:
+            raise ValueError(f"config.ric.map={self.map!r} is not one of {', '.join(MAPS)}.")
+        if not 0 <= self.low < self.high <= 1 or not 0 <= self.keep_quantile < 1:
+            raise ValueError("config.ric needs 0 <= low < high <= 1 and 0 <= keep_quantile < 1.")
+
+
+class Rows(NamedTuple):
+    """Scored answers: prompts [R, S], responses [R, T], raw rewards [R, K], online [R] (not of the starting policy), and
+    how many were written ever (a scalar)."""
+
+    tokens: jax.Array
+    mask: jax.Array
+    response: jax.Array
+    response_mask: jax.Array
+    rewards: jax.Array
+    online: jax.Array
+    written: jax.Array
+
+
+@flax.struct.dataclass
+class State:
+    """Everything that training changes: as in `meal.step.State`, without a weight-net, with a ring buffer of answers."""
+
+    step: jax.Array
+    policy: PyTree
+    policy_opt: PyTree
+    rewards: RewardStats
+    buffer: Rows
+    key: jax.Array
+
+
+def configure(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Neither net nor adaptation; the offline stage is half of the run where nothing else is said."""
+    c = config.copy_and_resolve_references()
+    c.meal.net = c.meal.adapt = False
+    if c.ric.offline < 0:
+        c.ric.offline = c.steps // 2
+    if c.ric.buffer < c.batch_size * c.meal.candidates:
+        raise ValueError(
+            f"config.ric.buffer={c.ric.buffer} does not hold the {c.batch_size * c.meal.candidates} answers of one step."
+        )
+    return c
+
+
+def init(setup: Setup, theta: PyTree, key: jax.Array) -> State:
+    """An empty buffer."""
+    o, k = setup.options, len(setup.objectives)
+    rows = Rows(
+        jnp.zeros((o.buffer, setup.prompt_length), jnp.int32),
+        jnp.zeros((o.buffer, setup.prompt_length), bool),
+        jnp.zeros((o.buffer, setup.max_new), jnp.int32),
+        jnp.zeros((o.buffer, setup.max_new), bool),
+        jnp.zeros((o.buffer, k), jnp.float32),
+        jnp.zeros(o.buffer, bool),
+        jnp.zeros((), jnp.int32),
+    )
+    return State(jnp.zeros((), jnp.int32), theta, setup.policy_tx.init(theta), init_stats(k), rows, key)
+
+
+def target_scores(w: jax.Array, low: jax.Array, high: jax.Array, kind: str) -> jax.Array:
+    """A preference as the scores to ask for, RiC's `map_rewards_from_preference`.
+
+    l2: w_k / ‖w‖₂ of the way from low to high; linf: the largest weight asks for high, others for min(K w_k, 1) of the
+    way; linear: w_k of the way.
+
+    Args:
+      w: [..., K].
+      low, high: [K], quantiles of the scores seen.
+      kind: one of MAPS.
+
+    Returns:
+      [..., K].
+    """
+    if kind == "l2":
+        share = w / jnp.linalg.norm(w, axis=-1, keepdims=True)
+    elif kind == "linf":
+        most = w >= jnp.max(w, axis=-1, keepdims=True)
+        share = jnp.where(most, 1.0, jnp.minimum(w.shape[-1] * w, 1.0))
+    else:
+        share = w
+    return share * (high - low) + low
+
+
+def code(scores: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+    """Scores [..., K] as the policy reads them: the position between low and high, 0 to 1."""
+    return jnp.clip((scores - low) / jnp.maximum(high - low, 1e-6), 0.0, 1.0)
+
+
+def goals(key: jax.Array, rows: int, low: jax.Array, high: jax.Array) -> jax.Array:
+    """Scores near the front to ask for [rows, K]: drawn evenly, all but each row's smallest (by position) set to high."""
+    share = jax.random.uniform(key, (rows, low.shape[0]))
+    share = jnp.where(share <= jnp.min(share, axis=-1, keepdims=True), share, 1.0)
+    return share * (high - low) + low
+
+
+def quantile(x: jax.Array, valid: jax.Array, q: float) -> jax.Array:
+    """The q-quantile [K] of the valid rows of x [R, K]; 0 where there is none."""
+    value = jnp.nanquantile(jnp.where(valid[:, None], x, jnp.nan), q, axis=0)
+    return jnp.where(jnp.any(valid), value, 0.0)
+
+
+def kept(rows: Rows, q: float) -> jax.Array:
+    """[R] bool: rows with at least one score not below its q-quantile, among answers of their own kind."""
+    valid = _valid(rows)
+
+    def passes(kind):
+        bar = quantile(rows.rewards, valid & kind, q)
+        return valid & kind & jnp.any(rows.rewards >= bar, axis=-1)
+
+    return passes(rows.online) | passes(~rows.online)
+
+
+def rollout(setup: Setup, state: State, frozen: Frozen, batch: Batch) -> Rollout:
+    """Offline: the starting policy answers. Online: the policy answers for scores near the front."""
+    sample_key, goal_key, _ = _step_keys(state)
+    size, n, k = batch.tokens.shape[0], setup.meal.candidates, len(setup.objectives)
+    low, high = _range(setup, state.buffer)
+    wanted = code(goals(goal_key, size * n, low, high), low, high).reshape(size, n, k)
+
+    def offline():
+        return family.respond_as_base(setup, frozen, batch, sample_key, n)
+
+    def online():
+        return meal.respond(setup, state.policy, None, frozen, batch, wanted, sample_key, setup.sampling).responses
+
+    responses = jax.lax.cond(state.step < setup.options.offline, offline, online)
+    return Rollout(jnp.full((size, n, k), 1.0 / k), wanted, None, responses)
+
+
+def update(
+    setup: Setup, state: State, frozen: Frozen, batch: Batch, rolled: Rollout, scores: Scores
+) -> tuple[State, dict[str, jax.Array]]:
+    """Writes the answers to the buffer; two updates on rows of it, each under the scores that it obtained."""
+    o = setup.options
+    online = state.step >= o.offline
+    rows = _write(state.buffer, batch, rolled.responses, scores.rewards, online)
+    low, high = _range(setup, rows)
+    valid = _valid(rows)
+    chosen = jnp.where(online, kept(rows, o.keep_quantile), valid)
+    _, _, row_key = _step_keys(state)
+    each = max(1, batch.tokens.shape[0] * setup.meal.candidates // 2)  # as many rows as a half-batch of other methods
+    picked = jax.random.categorical(row_key, jnp.where(chosen, 0.0, -jnp.inf), shape=(2, each))
+
+    def loss(theta, part: Rows):
+        w = code(part.rewards, low, high)[:, None]
+        return sft_loss(setup, theta, frozen, part, w)
+
+    def descend(carry, at):
+        theta, opt = carry
+        part = Rows(*(field[at] for field in rows[:-1]), rows.written)
+        value, grads = jax.value_and_grad(loss)(theta, part)
+        updates, opt = setup.policy_tx.update(grads, opt, theta)
+        return (optax.apply_updates(theta, updates), opt), (value, optax.tree.norm(grads))
+
+    (theta, opt), (losses, norms) = jax.lax.scan(descend, (state.policy, state.policy_opt), picked)
+    metrics = {
+        "loss/base": jnp.mean(losses),
+        "grad_norm/policy": norms[-1],
+        "ric/kept": jnp.sum(chosen) / jnp.maximum(jnp.sum(valid), 1),
+    }
+    for k, name in enumerate(setup.objectives):
+        metrics[f"ric/{name}/low"], metrics[f"ric/{name}/high"] = low[k], high[k]
+    metrics |= family.describe(setup, rolled, scores)
+    stats = absorb(state.rewards, scores.rewards, setup.meal.horizon)
+    new = state.replace(step=state.step + 1, policy=theta, policy_opt=opt, rewards=stats, buffer=rows)
+    return new, metrics
+
+
+def answer(
+    setup: Setup, state: State, frozen: Frozen, batch: Batch, w: jax.Array, key: jax.Array, sampling: Sampling
+) -> Rollout:
+    """Answers preferences w [B, M, K] by asking for the scores that they map to; `w_hat` holds these as read."""
+    low, high = _range(setup, state.buffer)
+    asked = code(target_scores(w, low, high, setup.options.map), low, high)
+    answered = meal.respond(setup, state.policy, None, frozen, batch, asked, key, sampling)
+    return answered._replace(w=w, pooled=None)
+
+
+def sft_loss(setup: Setup, theta: PyTree, frozen: Frozen, rows: Rows, w: jax.Array) -> jax.Array:
+    """− mean over response tokens of log π_θ(y_t | x, w, y_<t); a row is a prompt with one response, w [R, 1, K]."""
+    variables = {"params": merge(theta, frozen.policy)}
+    apply = functools.partial(setup.policy.apply, variables)
+    tokens, mask = rows.response[:, None], rows.response_mask[:, None]
+    hidden = apply(apply(rows.tokens, rows.mask, method="prefill"), w, tokens, method="respond")
+    unembed = functools.partial(apply, method="unembed")
+    logp = token_stats(unembed, hidden, tokens, forbidden=setup.forbidden, chunk=setup.chunk).logp
+    return -jnp.sum(logp * mask) / jnp.maximum(jnp.sum(mask), 1)
+
+
+def _valid(rows: Rows) -> jax.Array:
+    return jnp.arange(rows.online.shape[0]) < rows.written
+
+
+def _range(setup: Setup, rows: Rows) -> tuple[jax.Array, jax.Array]:
+    valid = _valid(rows)
+    return quantile(rows.rewards, valid, setup.options.low), quantile(rows.rewards, valid, setup.options.high)
+
+
+def _write(rows: Rows, batch: Batch, responses: Responses, rewards: jax.Array, online: jax.Array) -> Rows:
+    """Puts B · N answers behind the ones written last, over the oldest where the buffer is full."""
+    size, n = responses.ended.shape
+    capacity = rows.online.shape[0]
+    at = (rows.written + jnp.arange(size * n)) % capacity
+    flat = lambda x: x.reshape(size * n, *x.shape[2:])  # noqa: E731
+    per_prompt = lambda x: jnp.repeat(x, n, axis=0)  # noqa: E731
+    new = (
+        per_prompt(batch.tokens),
+        per_prompt(batch.mask),
+        flat(responses.tokens),
+        flat(responses.mask),
+        flat(rewards),
+        jnp.broadcast_to(online, (size * n,)),
+    )
+    fields = [old.at[at].set(value) for old, value in zip(rows[:-1], new, strict=True)]
+    return Rows(*fields, rows.written + size * n)
+
+
+def _step_keys(state: State) -> jax.Array:
+    return jax.random.split(jax.random.fold_in(state.key, state.step), 3)

@@ -1,0 +1,91 @@
+"""Every method through the functions that training and evaluation call, on the toy benchmark in miniature."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from configs import toy
+from meal_jax import build, evaluate, methods
+from meal_jax.data.pipeline import batch_at
+from meal_jax.rollout.sampling import Sampling
+
+# A compile each of a quarter of a minute: the default suite has one of each kind, `-m slow` the rest.
+IN_DEFAULT = ("ric", "soups", "parm")
+
+
+def miniature():
+    c = toy.get_config()
+    c.steps, c.batch_size, c.meal.candidates = 4, 4, 4
+    c.policy.width = c.policy.hidden = 16
+    c.policy.heads = c.policy.kv_heads = c.policy.layers = 1
+    c.sampling.max_new = 5
+    c.eval.prompts, c.eval.divisions = 16, 2
+    c.ric.buffer, c.ric.offline, c.dpo.sft = 64, 1, 1
+    return c
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in IN_DEFAULT else pytest.param(n, marks=pytest.mark.slow) for n in methods.METHODS]
+)
+def test_a_method_trains_and_answers(name):
+    config = methods.configure(name, miniature())
+    method, cost = methods.get(name), methods.get(name).cost(config)
+    task = build.build_task(config)
+    setup = build.build_setup(config, task)
+    key = jax.random.key(0)
+    theta, frozen = jax.jit(functools.partial(build.init_policy, setup, task))(key)
+    state = jax.jit(functools.partial(method.init, setup))(theta, key)
+    before = jax.device_get(state)
+    step = jax.jit(functools.partial(method.step, setup))
+    for at in range(2):  # the two stages of those that have two
+        batch = batch_at(task.train, at, config.batch_size, 0)
+        state, metrics = step(state, frozen, batch)
+        assert all(np.isfinite(value) for value in jax.device_get(metrics).values()), metrics
+    assert step._cache_size() == 1 and int(state.step) == 2
+    assert {"utility", "response/length", "reward/first/mean", "reward/second/std"} <= metrics.keys()
+    rolled = jax.eval_shape(functools.partial(method.rollout, setup), state, frozen, batch)
+    assert rolled.responses.tokens.shape == (config.batch_size, cost.answers, config.sampling.max_new)
+    learned = lambda s: jax.tree.leaves(s.members["policy"] if hasattr(s, "members") else s.policy)  # noqa: E731
+    assert any(
+        np.abs(np.asarray(new) - old).max() > 1e-5 for new, old in zip(learned(state), learned(before), strict=True)
+    )
+
+    preferences = evaluate.grid(config)
+    answer = jax.jit(evaluate.answer_fn(setup, method, Sampling()))
+    answers = evaluate.evaluate(
+        answer, state, frozen, task.test, preferences, batch_size=16, seed=0, place=lambda batch: batch
+    )
+    assert answers.scores.shape == (16, len(preferences), 2) and np.isfinite(answers.scores).all()
+    assert answers.tokens.shape == (16, len(preferences), config.sampling.max_new)
+    again = evaluate.evaluate(
+        answer, state, frozen, task.test, preferences, batch_size=16, seed=0, place=lambda batch: batch
+    )
+    np.testing.assert_array_equal(answers.tokens, again.tokens)
+
+
+def test_what_a_method_cannot_do_is_refused_before_anything_is_built():
+    c = miniature()
+    c.ric.buffer = 3
+    with pytest.raises(ValueError, match="config.ric.buffer=3 does not hold the 16 answers"):
+        methods.configure("ric", c)
+    c.ppo.minibatches = 3
+    with pytest.raises(ValueError, match="minibatches=3 does not divide"):
+        methods.configure("soups", c)
+    with pytest.raises(ValueError, match="'dpo' is not one of meal, static"):
+        methods.configure("dpo", c)
+
+
+def test_costs_count_models_and_passes():
+    c = toy.get_config()
+    cost = {name: methods.get(name).cost(methods.configure(name, c)) for name in methods.METHODS}
+    assert {name: (x.models, x.forwards) for name, x in cost.items() if (x.models, x.forwards) != (1, 1)} == {
+        "morlhf": (11, 1), "soups": (2, 1), "mod": (2, 2), "parm": (2, 2), "modpo": (11, 1),
+    }  # fmt: skip
+    assert cost["meal"].answers == cost["static"].answers == cost["ric"].answers == 16
+    assert cost["morlhf"].answers == 11 and cost["soups"].answers == 16 and cost["modpo"].answers == 22
+    assert cost["static"].backward == 1.0 and cost["meal"].backward == 2.0  # θ' is reused, so two halves more
+    m = toy.get_config()
+    m.meal.reuse_virtual, m.meal.hypergradient = False, "first_order"
+    assert methods.get("meal").cost(m).backward == 2.0
