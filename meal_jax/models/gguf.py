@@ -1,28 +1,36 @@
-"""A Llama-architecture GGUF file turned into a Hugging Face directory: weights, settings, tokenizer, chat template.
+"""A GGUF file as a source: its settings, tokenizer and weights, and a command that turns it into a Hugging Face directory.
 
     python -m meal_jax.models.gguf --source=FILE.gguf --out=DIR [--dtype=bfloat16]
 
-It needs the gguf package (pip install "meal_jax[gguf]"), and no torch. Quantized weights are expanded to what they
-stand for; nothing brings back what quantizing lost.
+Configs take the file itself too: `unpack` writes what is not weights to a directory, from which the weights are read in
+place, tensor by tensor. Layouts of Llama (Mistral among them), Qwen 2 and 3, Gemma 3. It needs the gguf package (pip install
+"meal_jax[gguf]"), and no torch. Quantized weights are expanded to what they stand for; nothing brings back what quantizing
+lost.
+
+What llama.cpp stores otherwise than Hugging Face: query and key matrices of "llama" with their rows in another order, norms
+of Gemma as w + 1, Llama 3.1's rotary scaling as the divisors themselves; and what it does not store: Gemma 3's pattern of
+local layers and their rotary base.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-import tokenizers
-from rich.progress import track
-from tokenizers import decoders, models, pre_tokenizers, processors
+import rich.progress
 
-from meal_jax.models import hf
-from meal_jax.models.transformer import TransformerConfig
+from meal_jax.models import gguf_tokenizer, hf
+from meal_jax.models.families import FAMILIES, weights
+from meal_jax.models.gguf_tokenizer import get
+from meal_jax.models.storage import GGUF, Tensor
+from meal_jax.models.transformer import RopeScaling, TransformerConfig, rope_divisors
 
 # Our parameter's path to the GGUF tensor's name.
 NAMES = {
@@ -31,26 +39,28 @@ NAMES = {
     "layers/attention/q/kernel": "blk.{}.attn_q.weight",
     "layers/attention/k/kernel": "blk.{}.attn_k.weight",
     "layers/attention/v/kernel": "blk.{}.attn_v.weight",
+    "layers/attention/q/bias": "blk.{}.attn_q.bias",
+    "layers/attention/k/bias": "blk.{}.attn_k.bias",
+    "layers/attention/v/bias": "blk.{}.attn_v.bias",
+    "layers/attention/q_norm": "blk.{}.attn_q_norm.weight",
+    "layers/attention/k_norm": "blk.{}.attn_k_norm.weight",
     "layers/attention/o/kernel": "blk.{}.attn_output.weight",
+    "layers/attention_post_norm": "blk.{}.post_attention_norm.weight",
     "layers/mlp_norm": "blk.{}.ffn_norm.weight",
     "layers/mlp/gate/kernel": "blk.{}.ffn_gate.weight",
     "layers/mlp/up/kernel": "blk.{}.ffn_up.weight",
     "layers/mlp/down/kernel": "blk.{}.ffn_down.weight",
+    "layers/mlp_post_norm": "blk.{}.post_ffw_norm.weight",
     "final_norm": "output_norm.weight",
     "output": "output.weight",
 }
-# What GGUF calls a pre-tokenizer to how it splits text before the merges.
-PRE_TOKENIZERS = {
-    "smollm": lambda: [
-        pre_tokenizers.Digits(individual_digits=True),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-    ],
-}
-CONTROL, USER_DEFINED = 3, 4  # GGUF's token types: read as one piece wherever they stand; the former are special
+DIVISORS = "rope_freqs.weight"
+ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}  # GGUF's to ours
+GEMMA3_27B = 62  # layers; llama.cpp knows by them the one size whose query scale is not that of its head width
 
 
 def convert(source: str | Path, out: str | Path, dtype: str = "float32", progress: bool = False) -> None:
-    """Writes the Hugging Face directory `out`; model.safetensors comes last, so its presence means completeness.
+    """Writes the Hugging Face directory `out`; its weights come last, so their presence means completeness.
 
     Args:
       source: GGUF file.
@@ -62,27 +72,66 @@ def convert(source: str | Path, out: str | Path, dtype: str = "float32", progres
       ModuleNotFoundError: the gguf package is not installed.
       FileNotFoundError, ValueError: no such file; not a GGUF file; or it holds what is not implemented, named.
     """
-    reader = _open(Path(source))
-    meta = {key: field.contents() for key, field in reader.fields.items()}
-    config = read_config(meta, {tensor.name for tensor in reader.tensors}, dtype)
-    tokenizer, settings = read_tokenizer(meta)
-    tensors = _read_tensors(reader.tensors, config, progress)
+    reader, meta, config = _read(Path(source), dtype)
+    tokenizer, settings = gguf_tokenizer.read(meta)
+    tensors = _tensors(reader, config)
+    Path(out).mkdir(parents=True, exist_ok=True)
+    ids = _write_tokenizer(Path(out), meta, tokenizer, settings)
+    with rich.progress.Progress(disable=not progress) as bar:
+        task = bar.add_task("Expanding weights", total=len(tensors))
 
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+        def counted(read):
+            return lambda index: (bar.advance(task), read(index))[1]
+
+        tensors = {name: Tensor(t.shape, t.dtype, counted(t.read)) for name, t in tensors.items()}
+        hf.write(Path(out), config, tensors, ids)
+
+
+def unpack(source: Path) -> Path:
+    """A directory of the file's settings and tokenizer, with a link to the file; it lasts as long as this process.
+
+    Raises:
+      as `convert`.
+    """
+    state = source.stat()
+    return Path(_unpacked(source, state.st_mtime_ns, state.st_size).name)
+
+
+@functools.cache
+def _unpacked(source: Path, _modified: int, _size: int) -> tempfile.TemporaryDirectory:
+    reader, meta, config = _read(source, "float32")
+    tokenizer, settings = gguf_tokenizer.read(meta)
+    _tensors(reader, config)  # for its checks
+    directory = tempfile.TemporaryDirectory(prefix="meal_jax_gguf_")
+    out = Path(directory.name)
+    ids = _write_tokenizer(out, meta, tokenizer, settings)
+    _write_json(out / "config.json", hf.config_entries(config) | ids)
+    (out / GGUF).symlink_to(source)
+    return directory
+
+
+def open_tensors(source: Path) -> dict[str, Tensor]:
+    """Hugging Face name to tensor, expanded when it is read."""
+    reader, _, config = _read(source, "float32")
+    return _tensors(reader, config)
+
+
+def _write_tokenizer(out: Path, meta: Mapping[str, Any], tokenizer, settings: dict[str, Any]) -> dict[str, Any]:
+    """Writes the tokenizer's files; returns entries of config.json that the weights do not decide."""
+    context = get(meta, f"{meta['general.architecture']}.context_length")
     tokenizer.save(str(out / "tokenizer.json"))
-    settings["model_max_length"] = meta["llama.context_length"]
-    _write_json(out / "tokenizer_config.json", settings)
+    _write_json(out / "tokenizer_config.json", settings | {"model_max_length": context})
     ids = {
         f"{ours}_token_id": meta[f"tokenizer.ggml.{theirs}_token_id"]
         for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
         if f"tokenizer.ggml.{theirs}_token_id" in meta
     }
     _write_json(out / "generation_config.json", ids)
-    hf.write(out, config, tensors, ids | {"max_position_embeddings": meta["llama.context_length"]})
+    return ids | {"max_position_embeddings": context}
 
 
-def _open(source: Path):
+def _read(source: Path, dtype: str):
+    """The open file, its metadata and the decoder that it holds."""
     try:
         import gguf
     except ModuleNotFoundError:
@@ -90,78 +139,128 @@ def _open(source: Path):
     if not source.is_file():
         raise FileNotFoundError(f"There is no file {source}.")
     try:
-        return gguf.GGUFReader(source)
+        reader = gguf.GGUFReader(source)
     except (ValueError, IndexError, KeyError) as error:
         raise ValueError(f"{source} is not a GGUF file, or is cut short ({error}); fetch it again.") from error
+    meta = {key: field.contents() for key, field in reader.fields.items()}
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    divisors = np.array(tensors[DIVISORS].data, np.float32) if DIVISORS in tensors else None
+    return reader, meta, read_config(meta, tensors.keys(), dtype, divisors)
 
 
-def read_config(meta: Mapping[str, Any], names: set[str], dtype: str) -> TransformerConfig:
-    """The decoder that a GGUF file's metadata and tensor names describe, refusing what is not implemented."""
+def read_config(meta: Mapping[str, Any], names, dtype: str, divisors: np.ndarray | None = None) -> TransformerConfig:
+    """The decoder that a GGUF file describes, refusing what is not implemented.
+
+    Args:
+      meta: its metadata.
+      names: of its tensors.
+      dtype: to keep weights in.
+      divisors: of the rotary frequencies [C/2], or None.
+    """
     architecture = meta.get("general.architecture")
-    if architecture != "llama":
-        raise ValueError(f"The GGUF architecture {architecture!r} is not implemented ('llama' is). Use another file.")
-    get = lambda key, *default: _get(meta, f"llama.{key}", *default)  # noqa: E731
+    if architecture not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise ValueError(f"The GGUF architecture {architecture!r} is not implemented ({known} are). Use another file.")
+    family = FAMILIES[ARCHITECTURES[architecture]]
+    own = lambda key, *default: get(meta, f"{architecture}.{key}", *default)  # noqa: E731
     bad = []
-    if get("expert_count", 0):
-        bad.append("experts (llama.expert_count)")
-    if get("rope.scaling.type", "none") != "none" or "rope_freqs.weight" in names:
-        bad.append(f"rotary scaling ({get('rope.scaling.type', 'rope_freqs.weight')})")
-    heads, width = get("attention.head_count"), get("embedding_length")
-    head_dim = get("attention.key_length", width // heads)
-    if get("rope.dimension_count", head_dim) != head_dim or get("attention.value_length", head_dim) != head_dim:
+    if own("expert_count", 0):
+        bad.append(f"experts ({architecture}.expert_count)")
+    heads, width = own("attention.head_count"), own("embedding_length")
+    head_dim = own("attention.key_length", width // heads)
+    if own("rope.dimension_count", head_dim) != head_dim or own("attention.value_length", head_dim) != head_dim:
         bad.append("heads that are rotated in part or whose values differ in width from their keys")
+    base = float(own("rope.freq_base", 10_000.0))
+    kind = own("rope.scaling.type", "none")
+    scaling = RopeScaling("linear", float(own("rope.scaling.factor"))) if kind == "linear" else None
+    if divisors is not None:
+        kind, scaling = "as in Llama 3.1", _scaling(divisors, base, head_dim)
+    if scaling is None and kind != "none":
+        bad.append(f"rotary scaling ({kind}), other than linear or Llama 3.1's")
     if bad:
         raise ValueError(f"The GGUF file holds what is not implemented: {'; '.join(bad)}. Use another file.")
     return TransformerConfig(
-        vocab_size=get("vocab_size", len(_get(meta, "tokenizer.ggml.tokens"))),
+        vocab_size=own("vocab_size", len(get(meta, "tokenizer.ggml.tokens"))),
         width=width,
-        layers=get("block_count"),
+        layers=own("block_count"),
         heads=heads,
-        kv_heads=get("attention.head_count_kv", heads),
+        kv_heads=own("attention.head_count_kv", heads),
         head_dim=head_dim,
-        hidden=get("feed_forward_length"),
-        rope_base=float(get("rope.freq_base", 10_000.0)),
+        hidden=own("feed_forward_length"),
+        rope_base=base,
+        rope_scaling=scaling,
         # Stored as float32: the shortest decimal that means the same float32 is what was written (1e-05).
-        norm_eps=float(str(np.float32(get("attention.layer_norm_rms_epsilon")))),
+        norm_eps=float(str(np.float32(own("attention.layer_norm_rms_epsilon")))),
         tied=NAMES["output"] not in names,
         param_dtype=dtype,
+        family=family.model_type,
+        **family.fixed,
+        **(_gemma3(own, heads, width, head_dim) if architecture == "gemma3" else {}),
     )
 
 
-def _get(meta: Mapping[str, Any], key: str, *default):
-    if key in meta:
-        return meta[key]
-    if default:
-        return default[0]
-    raise ValueError(f"The GGUF file has no entry {key}; it is incomplete.")
+def _scaling(divisors: np.ndarray, base: float, head_dim: int) -> RopeScaling | None:
+    """Llama 3.1's scaling with these divisors [C/2]; None if there is none with that paper's other constants."""
+    scaling = RopeScaling("llama3", float(divisors.max()))
+    frequency = base ** (-np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
+    expected = rope_divisors(frequency, scaling)
+    return scaling if divisors.shape == expected.shape and np.allclose(divisors, expected, rtol=1e-3) else None
 
 
-def _read_tensors(tensors, config: TransformerConfig, progress: bool) -> dict[str, np.ndarray]:
-    """Hugging Face name to value, in torch's layout and the config's type; every tensor used once, none left out."""
+def _gemma3(own, heads: int, width: int, head_dim: int) -> dict[str, Any]:
+    """Fields that Gemma 3 alone has; the constants are llama.cpp's own, which its files leave out."""
+    layers, window = own("block_count"), own("attention.sliding_window", 0)
+    pattern = own("attention.sliding_window_pattern", 6)
+    every = list(pattern) if isinstance(pattern, list) else [(i + 1) % pattern != 0 for i in range(layers)]
+    local = tuple(map(bool, every)) if window else ()
+    return {
+        "window": window if any(local) else 0,
+        "local": local if any(local) else (),
+        "local_rope_base": float(own("rope.freq_base_swa", 10_000.0)),
+        "query_scalar": float(width // heads if layers == GEMMA3_27B else head_dim),
+        "logit_softcap": own("final_logit_softcapping", None),
+        "activation": "gelu_tanh",
+    }
+
+
+def _tensors(reader, config: TransformerConfig) -> dict[str, Tensor]:
+    """Hugging Face name to tensor in torch's layout, expanded when it is read; every tensor used once, none left out."""
     from gguf.quants import dequantize
 
-    shapes = hf.param_shapes(config)
     wanted = {}  # GGUF name to (path, Hugging Face name)
-    for weight in hf.WEIGHTS:
-        if weight.path in shapes:
-            theirs = NAMES[weight.path]
-            for i, name in enumerate(weight.names(config.layers)):
-                wanted[theirs.format(i)] = weight.path, name
-    found = {tensor.name for tensor in tensors}
+    for weight in weights(config):
+        for i, name in enumerate(weight.names(config.layers)):
+            wanted[NAMES[weight.path].format(i)] = weight.path, name
+    found = {tensor.name for tensor in reader.tensors} - ({DIVISORS} if config.rope_scaling else set())
     if wanted.keys() != found:
         raise ValueError(
-            "The GGUF file's tensors are not those of a Llama model: "
+            f"The GGUF file's tensors are not those of a {FAMILIES[config.family].architecture}: "
             f"missing {sorted(wanted.keys() - found) or 'none'}, left over {sorted(found - wanted.keys()) or 'none'}."
         )
+    for kind, tensor in {tensor.tensor_type: tensor for tensor in reader.tensors}.items():
+        try:
+            dequantize(tensor.data[:1], kind)
+        except NotImplementedError:
+            raise ValueError(
+                f"The GGUF file's quantization {kind.name} is not implemented. Use another file."
+            ) from None
     heads = {"layers/attention/q/kernel": config.heads, "layers/attention/k/kernel": config.kv_heads}
-    out = {}
-    for tensor in track(tensors, "Expanding weights", disable=not progress):
-        path, name = wanted[tensor.name]
+
+    def expand(tensor, path, index):
         value = dequantize(tensor.data, tensor.tensor_type)
-        if path in heads:
+        if config.family == "llama" and path in heads:
             value = unpermute(value, heads[path])
-        out[name] = value.astype(jnp.dtype(config.param_dtype))
-    return out
+        return (value - 1.0 if config.norm_plus_one and path.endswith("_norm") else value)[index]
+
+    return {
+        wanted[tensor.name][1]: Tensor(
+            tuple(int(n) for n in reversed(tensor.shape)),
+            "F32",
+            functools.partial(expand, tensor, wanted[tensor.name][0]),
+        )
+        for tensor in reader.tensors
+        if tensor.name in wanted
+    }
 
 
 def unpermute(rows: np.ndarray, heads: int) -> np.ndarray:
@@ -179,54 +278,6 @@ def unpermute(rows: np.ndarray, heads: int) -> np.ndarray:
     """
     pairs = rows.reshape(heads, -1, 2, rows.shape[-1])  # [heads, C/2, 2, D]
     return pairs.swapaxes(1, 2).reshape(rows.shape)
-
-
-def read_tokenizer(meta: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
-    """The byte-level BPE tokenizer in a GGUF file's metadata, and the entries of its tokenizer_config.json."""
-    model, pre = meta.get("tokenizer.ggml.model"), meta.get("tokenizer.ggml.pre")
-    if model != "gpt2":
-        raise ValueError(f"The GGUF tokenizer model {model!r} is not implemented ('gpt2', byte-level BPE, is).")
-    if pre not in PRE_TOKENIZERS:
-        raise ValueError(f"The GGUF pre-tokenizer {pre!r} is not implemented ({', '.join(PRE_TOKENIZERS)} is).")
-    tokens = _get(meta, "tokenizer.ggml.tokens")
-    types = _get(meta, "tokenizer.ggml.token_type")
-    vocabulary = {token: i for i, token in enumerate(tokens)}
-    if len(vocabulary) != len(tokens):
-        raise ValueError("The GGUF file's vocabulary holds a token twice: an id would be lost.")
-    merges = [tuple(merge.split(" ")) for merge in _get(meta, "tokenizer.ggml.merges")]
-    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(PRE_TOKENIZERS[pre]())
-    tokenizer.decoder = decoders.ByteLevel()
-    of_type = lambda wanted: [  # noqa: E731
-        tokenizers.AddedToken(token, normalized=False)
-        for token, type_ in zip(tokens, types, strict=True)
-        if type_ == wanted
-    ]
-    tokenizer.add_special_tokens(of_type(CONTROL))
-    tokenizer.add_tokens(of_type(USER_DEFINED))
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",  # takes tokenizer.json as it is
-        "clean_up_tokenization_spaces": False,
-    }
-    for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
-        key = f"tokenizer.ggml.{theirs}_token_id"
-        if key in meta:
-            settings[f"{ours}_token"] = tokens[meta[key]]
-    if "tokenizer.chat_template" in meta:
-        settings["chat_template"] = meta["tokenizer.chat_template"]
-    _add_ends(tokenizer, meta, settings)
-    return tokenizer, settings
-
-
-def _add_ends(tokenizer: tokenizers.Tokenizer, meta: Mapping[str, Any], settings: Mapping[str, str]) -> None:
-    """Makes the tokenizer put its begin and end tokens around a text, where the file says that it does."""
-    added = lambda end: [settings[f"{end}_token"]] if meta.get(f"tokenizer.ggml.add_{end}_token") else []  # noqa: E731
-    before, after = added("bos"), added("eos")
-    if before or after:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=[*before, "$A", *after],
-            special_tokens=[(token, tokenizer.token_to_id(token)) for token in dict.fromkeys(before + after)],
-        )
 
 
 def _write_json(path: Path, entries: Mapping[str, Any]) -> None:

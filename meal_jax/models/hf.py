@@ -1,7 +1,8 @@
 """Weights, settings and tokenizers of Hugging Face directories, in and out, without torch.
 
 A directory holds config.json, one model.safetensors or shards with model.safetensors.index.json, and the tokenizer's
-files. `WEIGHTS` is the one table that pairs our parameters with their tensors: it serves reading and writing.
+files. What their entries and tensors are called is in `families`. Weights in torch's own files (pytorch_model.bin) are
+read where torch is installed; a GGUF file is read like a directory.
 
 Letters: L layers.
 """
@@ -11,100 +12,85 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from meal_jax.models.families import Weight, parse, weights
+from meal_jax.models.families import entries as config_entries
+from meal_jax.models.storage import (  # noqa: F401 - the names of its files are part of this module too
+    FLOATS,
+    INDEX,
+    PICKLED,
+    SINGLE,
+    Tensor,
+    few,
+    open_weights,
+    read_json,
+    weight_files,
+    write_files,
+)
 from meal_jax.models.transformer import Transformer, TransformerConfig
 
 PyTree = Any
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-FLOATS = ("F16", "BF16", "F32", "F64")
+PIECES = "tokenizer.model"  # sentencepiece's file
+FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")  # what is fetched of a hub id
 
 
-class Weight(NamedTuple):
-    """One parameter and its tensor.
-
-    Attributes:
-      path: of our parameter; "layers/..." is stacked [L, ...].
-      name: of the tensor; "{}" stands for the layer's number.
-      transposed: torch keeps a linear layer's matrix [out, in], we keep [in, out].
-    """
-
-    path: str
-    name: str
-    transposed: bool = False
-
-    def names(self, layers: int) -> list[str]:
-        """Names of the tensors that make up the parameter: one for each layer, or one."""
-        return [self.name.format(i) for i in range(layers)] if "{}" in self.name else [self.name]
-
-
-WEIGHTS = (
-    Weight("embedding", "model.embed_tokens.weight"),
-    Weight("layers/attention_norm", "model.layers.{}.input_layernorm.weight"),
-    *(
-        Weight(f"layers/attention/{ours}/kernel", f"model.layers.{{}}.self_attn.{theirs}.weight", True)
-        for ours, theirs in (("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj"), ("o", "o_proj"))
-    ),
-    Weight("layers/mlp_norm", "model.layers.{}.post_attention_layernorm.weight"),
-    *(
-        Weight(f"layers/mlp/{ours}/kernel", f"model.layers.{{}}.mlp.{theirs}.weight", True)
-        for ours, theirs in (("gate", "gate_proj"), ("up", "up_proj"), ("down", "down_proj"))
-    ),
-    Weight("final_norm", "model.norm.weight"),
-    Weight("output", "lm_head.weight"),
-)
-
-
-def resolve(source: str | os.PathLike) -> Path:
+def resolve(source: str | os.PathLike, patterns: Iterable[str] = FILES) -> Path:
     """The directory that `source` names: itself where it exists, else the local snapshot of that hub id.
+
+    A GGUF file is unpacked (settings and tokenizer; the weights stay in it) to a directory that lasts as long as this process.
 
     Raises:
       FileNotFoundError: it is neither a directory nor a hub id that could be fetched.
-      NotADirectoryError: it is a file.
+      NotADirectoryError: it is a file, and none of GGUF.
+      ModuleNotFoundError, ValueError: see `gguf.unpack`.
     """
-    directory = Path(source).expanduser()
-    if directory.is_dir():
-        return directory
-    if directory.exists():
-        hint = " A GGUF file is converted by python -m meal_jax.models.gguf." if directory.suffix == ".gguf" else ""
-        raise NotADirectoryError(f"{source} is a file; a Hugging Face directory or a hub id is needed.{hint}")
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file() and path.suffix == ".gguf":
+        from meal_jax.models import gguf  # it imports this module
+
+        return gguf.unpack(path.absolute())
+    if path.exists():
+        raise NotADirectoryError(f"{source} is a file; a Hugging Face directory, a hub id or a .gguf file is needed.")
     from huggingface_hub import snapshot_download  # only here: most runs read a directory
 
     try:
-        return Path(
-            snapshot_download(
-                str(source),
-                allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"],
-                ignore_patterns=["*/*"],  # copies of the weights in other formats
-            )
-        )
+        # The folders of a repository hold copies of its weights in other formats.
+        return Path(snapshot_download(str(source), allow_patterns=list(patterns), ignore_patterns=["*/*"]))
     except Exception as error:  # the hub's client raises many unrelated types, from bad ids to lost connections
         reason = " ".join(str(error).split())
         raise FileNotFoundError(
-            f"{source} could not be read either way. As a directory: there is none at {directory.absolute()}. "
+            f"{source} could not be read either way. As a directory: there is none at {path.absolute()}. "
             f"As a Hugging Face hub id: {type(error).__name__}: {reason} Correct the path, or, for a hub id, check its "
             "spelling, the network and (for a gated model) `hf auth login`, or download it where there is a network "
             "and give the directory."
         ) from error
 
 
+def resolve_weights(source: str | os.PathLike) -> Path:
+    """`resolve`, with torch's .bin files of a hub id that has no safetensors."""
+    directory = resolve(source)
+    if not weight_files(directory) and not Path(source).expanduser().exists():
+        directory = resolve(source, [f"{PICKLED}*.bin", f"{PICKLED}*.json"])
+    return directory
+
+
 def load_config(source: str | os.PathLike, **overrides) -> TransformerConfig:
-    """Reads config.json of a Llama-family model.
+    """Reads config.json of a decoder; `families.FAMILIES` are those that are known.
 
     Args:
-      source: directory or hub id.
+      source: directory, hub id or GGUF file.
       **overrides: fields of TransformerConfig that no file decides: dtype, param_dtype, remat, unroll, lora.
 
     Returns:
@@ -115,61 +101,11 @@ def load_config(source: str | os.PathLike, **overrides) -> TransformerConfig:
       ValueError: the file asks for something that is not implemented, named in the message; or lacks an entry.
       TypeError: an override that is not a field.
     """
-    path = resolve(source) / "config.json"
-    c = _read_json(path)
     unknown = set(overrides) - {field.name for field in dataclasses.fields(TransformerConfig)}
     if unknown:
         raise TypeError(f"TransformerConfig has no field {', '.join(sorted(unknown))}.")
-    _refuse_unimplemented(path, c)
-    try:
-        fields = {
-            "vocab_size": c["vocab_size"],
-            "width": c["hidden_size"],
-            "layers": c["num_hidden_layers"],
-            "heads": c["num_attention_heads"],
-            "kv_heads": c.get("num_key_value_heads") or c["num_attention_heads"],
-            "head_dim": c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"],
-            "hidden": c["intermediate_size"],
-            "rope_base": float(_rope(c).get("rope_theta", c.get("rope_theta", 10_000.0))),
-            "norm_eps": float(c.get("rms_norm_eps", 1e-6)),  # the defaults of Hugging Face's LlamaConfig
-            "tied": bool(c.get("tie_word_embeddings", False)),
-        }
-    except KeyError as error:
-        raise ValueError(f"{path} has no entry {error}: it does not describe a Llama-family model.") from None
-    return TransformerConfig(**(fields | overrides))
-
-
-def _rope(c: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The rotary settings of config.json under their new name or their old one."""
-    return c.get("rope_parameters") or c.get("rope_scaling") or {}
-
-
-def _refuse_unimplemented(path: Path, c: Mapping[str, Any]) -> None:
-    """Raises ValueError naming every setting of config.json that the decoder would silently get wrong."""
-    rope = _rope(c)
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    architectures = c.get("architectures") or [f"model_type {c.get('model_type')}"]
-    bad = []
-    if architectures != ["LlamaForCausalLM"]:
-        bad.append(f"architecture {', '.join(architectures)} (LlamaForCausalLM is)")
-    if rope_type != "default":
-        bad.append(f"rotary scaling of type {rope_type}")
-    if rope.get("partial_rotary_factor", c.get("partial_rotary_factor", 1.0)) != 1.0:
-        bad.append("partial_rotary_factor other than 1")
-    if c.get("hidden_act", "silu") != "silu":
-        bad.append(f"hidden_act {c['hidden_act']} (silu is)")
-    bad += [name for name in ("attention_bias", "mlp_bias", "rope_interleaved", "quantization_config") if c.get(name)]
-    if bad:
-        raise ValueError(f"{path} asks for what is not implemented: {'; '.join(bad)}. Use another model.")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise FileNotFoundError(f"{path.parent} has no {path.name}: it is not a Hugging Face model directory.")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); fetch it again.") from None
+    path = resolve(source) / "config.json"
+    return dataclasses.replace(parse(read_json(path), path), **overrides)
 
 
 @functools.cache
@@ -188,12 +124,13 @@ def param_shapes(config: TransformerConfig) -> dict[str, jax.ShapeDtypeStruct]:
 def load_params(source: str | os.PathLike, config: TransformerConfig, sharding: PyTree | None = None) -> PyTree:
     """Reads the decoder's base parameters, what `Policy.init` without LoRA makes under "transformer".
 
-    Every name and shape is checked against the files' headers before the first value is read. Values are then read
-    tensor by tensor into one stacked host buffer at a time and put on the device in the parameters' type
-    (`config.param_dtype`; float32 for the norms).
+    Every name and shape is checked against the files' headers before the first value is read. Values are then read tensor
+    by tensor (one layer of one parameter), each device's slice alone, in the parameters' type (`config.param_dtype`;
+    float32 for the norms), and put in their place on the device before the next is read: the host never holds more than
+    one tensor of the file and its copy in the parameters' type.
 
     Args:
-      source: directory or hub id.
+      source: directory, hub id or GGUF file.
       config: as from `load_config`.
       sharding: None for the default device, or a tree like the result with a sharding for each leaf.
 
@@ -201,61 +138,45 @@ def load_params(source: str | os.PathLike, config: TransformerConfig, sharding: 
       {"embedding": [V, D], "final_norm": [D], ["output": [V, D],] "layers": {... [L, ...]}}.
 
     Raises:
-      FileNotFoundError: no safetensors, or a shard that the index names is missing.
+      FileNotFoundError: no weights, or a shard that the index names is missing.
+      ModuleNotFoundError: the weights are torch's .bin files and there is no torch.
       ValueError: a damaged file, or tensors missing, misshapen, of a type that is not floating point, or left over.
     """
-    directory = resolve(source)
     shapes = param_shapes(config)
     placement = dict.fromkeys(shapes)
     if sharding is not None:
         placement = traverse_util.flatten_dict(sharding, sep="/")
         if placement.keys() != shapes.keys():
             raise ValueError(f"Parameters and shardings differ in: {', '.join(placement.keys() ^ shapes.keys())}.")
+    directory = resolve_weights(source)
     with contextlib.ExitStack() as stack:
-        tensors = _open(directory, stack)
+        tensors = _rename(open_weights(directory, stack), config)
         _check(directory, tensors, config)
-        flat = {}
-        for weight in WEIGHTS:
-            if weight.path in shapes:
-                flat[weight.path] = jax.device_put(
-                    _read(weight, tensors, shapes[weight.path], config.layers), placement[weight.path]
-                )
+        flat = {
+            weight.path: _load(weight, tensors, shapes[weight.path], config.layers, placement[weight.path])
+            for weight in weights(config)
+        }
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def _open(directory: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
-    """Name of each tensor in the directory's safetensors to its lazily read slice."""
-    if (directory / SINGLE).exists():
-        files = [SINGLE]
-    elif (directory / INDEX).exists():
-        files = sorted(set(_read_json(directory / INDEX).get("weight_map", {}).values()))
-        absent = [name for name in files if not (directory / name).exists()]
-        if absent:
-            raise FileNotFoundError(
-                f"{directory / INDEX} names files that are missing; fetch them: {', '.join(absent)}"
-            )
-    else:
-        other = sorted(path.name for path in directory.glob("*.bin"))
-        why = f" It has {', '.join(other)}: save the model again with safetensors." if other else ""
-        raise FileNotFoundError(f"{directory} has neither {SINGLE} nor {INDEX}.{why}")
-    tensors = {}
-    for name in files:
-        try:
-            file = stack.enter_context(safe_open(directory / name, framework="numpy"))
-        except SafetensorError as error:
-            raise ValueError(f"{directory / name} is cut short or damaged ({error}); fetch it again.") from error
-        tensors |= {key: file.get_slice(key) for key in file.keys()}
-    return tensors
+def _rename(tensors: Mapping[str, Tensor], config: TransformerConfig) -> Mapping[str, Tensor]:
+    """Gemma 3 with vision: its text part, by the names that it has alone."""
+    if config.family != "gemma3_text" or not any("language_model." in name for name in tensors):
+        return tensors
+    return {
+        name.replace("language_model.model.", "model.").replace("language_model.", ""): tensor
+        for name, tensor in tensors.items()
+        if "vision_tower." not in name and "multi_modal_projector." not in name
+    }
 
 
-def _check(directory: Path, tensors: Mapping[str, Any], config: TransformerConfig) -> None:
+def _check(directory: Path, tensors: Mapping[str, Tensor], config: TransformerConfig) -> None:
     """Raises ValueError naming every tensor that is missing, misshapen, of a wrong type or left over."""
     shapes = param_shapes(config)
     expected = {}
-    for weight in WEIGHTS:
-        if weight.path in shapes:
-            shape = _tensor_shape(weight, shapes[weight.path].shape)
-            expected |= dict.fromkeys(weight.names(config.layers), shape)
+    for weight in weights(config):
+        shape = _tensor_shape(weight, shapes[weight.path].shape)
+        expected |= dict.fromkeys(weight.names(config.layers), shape)
     found = {name: tuple(tensor.get_shape()) for name, tensor in tensors.items()}
     problems = {
         "missing": sorted(expected.keys() - found.keys()),
@@ -271,7 +192,7 @@ def _check(directory: Path, tensors: Mapping[str, Any], config: TransformerConfi
         ),
         "left over": sorted(name for name in found.keys() - expected.keys() if not _is_redundant(name, config)),
     }
-    lines = [f"  {what}: {_few(names)}" for what, names in problems.items() if names]
+    lines = [f"  {what}: {few(names)}" for what, names in problems.items() if names]
     if lines:
         raise ValueError(f"The tensors in {directory} are not those of its config.json:\n" + "\n".join(lines))
 
@@ -281,24 +202,53 @@ def _is_redundant(name: str, config: TransformerConfig) -> bool:
     return (config.tied and name == "lm_head.weight") or name.endswith("rotary_emb.inv_freq")
 
 
-def _few(names: list[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
 def _tensor_shape(weight: Weight, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Shape of the tensor behind a parameter of a shape: without L, and reversed if it is transposed."""
     shape = shape[1:] if "{}" in weight.name else shape
     return shape[::-1] if weight.transposed else shape
 
 
-def _read(weight: Weight, tensors: Mapping[str, Any], leaf: jax.ShapeDtypeStruct, layers: int) -> np.ndarray:
-    """One parameter, its layers stacked, in a host buffer of the parameter's shape and type."""
-    buffer = np.empty(leaf.shape, leaf.dtype)
-    rows = buffer if "{}" in weight.name else buffer[None]
-    for row, name in zip(rows, weight.names(layers), strict=True):
-        value = tensors[name][:]
-        row[...] = value.T if weight.transposed else value
-    return buffer
+def _load(
+    weight: Weight, tensors: Mapping[str, Tensor], leaf: jax.ShapeDtypeStruct, layers: int, sharding
+) -> jax.Array:
+    """One parameter on its devices; a stacked one is filled layer by layer in place."""
+    if "{}" not in weight.name:
+        return _read(tensors[weight.name], weight.transposed, leaf.shape, leaf.dtype, sharding)
+    one_layer = sharding
+    if isinstance(sharding, jax.NamedSharding):
+        one_layer = jax.NamedSharding(sharding.mesh, jax.P(*sharding.spec[1:]))
+    stacked = jnp.zeros(leaf.shape, leaf.dtype, device=sharding)
+    set_layer = _set_layer(sharding)
+    for i, name in enumerate(weight.names(layers)):
+        row = _read(tensors[name], weight.transposed, leaf.shape[1:], leaf.dtype, one_layer)
+        stacked = jax.block_until_ready(set_layer(stacked, row, i))  # else rows that wait pile up on the host
+    return stacked
+
+
+@functools.cache
+def _set_layer(sharding):
+    update = lambda stacked, row, i: jax.lax.dynamic_update_index_in_dim(stacked, row, i, 0)  # noqa: E731
+    return jax.jit(update, donate_argnums=0, out_shardings=sharding)
+
+
+def _read(tensor: Tensor, transposed: bool, shape: tuple[int, ...], dtype, sharding) -> jax.Array:
+    """One tensor on its devices, each reading its slice; devices that hold the same slice read it once."""
+
+    def part(index):
+        value = tensor[index[::-1] if transposed else index]
+        return np.ascontiguousarray(value.T if transposed else value, dtype)
+
+    if sharding is None:
+        return jnp.asarray(part((slice(None),) * len(shape)))
+    parts = {}
+
+    def once(index):
+        key = str(index)
+        if key not in parts:
+            parts[key] = part(index)
+        return parts[key]
+
+    return jax.make_array_from_callback(shape, sharding, once)
 
 
 def save(
@@ -308,6 +258,7 @@ def save(
     *,
     settings: Mapping[str, Any] | None = None,
     files: Iterable[str | os.PathLike] = (),
+    max_shard_bytes: int = 5 * 10**9,
 ) -> None:
     """Writes a directory that `load_params`, transformers and others read: the inverse of loading.
 
@@ -317,9 +268,10 @@ def save(
       params: as from `load_params`, adapters merged into their kernels.
       settings: more entries of config.json, such as eos_token_id.
       files: copied along, the tokenizer's for one.
+      max_shard_bytes: weights of more than this are cut into several files; the host holds one at a time.
 
     Raises:
-      ValueError: parameters missing, misshapen or unknown.
+      ValueError: parameters missing, misshapen or unknown, or a config that its family cannot express.
     """
     flat = traverse_util.flatten_dict(params, sep="/")
     shapes = param_shapes(config)
@@ -327,66 +279,45 @@ def save(
     wrong += sorted(path for path in flat.keys() & shapes.keys() if np.shape(flat[path]) != shapes[path].shape)
     if wrong:
         hint = " Merge the adapters into their kernels first." if any("lora_" in path for path in wrong) else ""
-        raise ValueError(f"Parameters that are missing, unknown or misshapen: {_few(wrong)}.{hint}")
+        raise ValueError(f"Parameters that are missing, unknown or misshapen: {few(wrong)}.{hint}")
     tensors = {}
-    for weight in WEIGHTS:
-        if weight.path in shapes:
-            value = np.asarray(flat[weight.path]).astype(jnp.dtype(config.param_dtype))
-            rows = value if "{}" in weight.name else value[None]
-            for row, name in zip(rows, weight.names(config.layers), strict=True):
-                tensors[name] = row.T if weight.transposed else row
+    for weight in weights(config):
+        shape = _tensor_shape(weight, shapes[weight.path].shape)
+        for i, name in enumerate(weight.names(config.layers)):
+            layer = i if "{}" in weight.name else None
+            tensors[name] = Tensor(shape, "", functools.partial(_part, flat[weight.path], layer, weight.transposed))
+    config_entries(config)  # raises before anything is written
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     for file in map(Path, files):
         shutil.copyfile(file, directory / file.name)
-    write(directory, config, tensors, settings)
+    write(directory, config, tensors, settings, max_shard_bytes)
+
+
+def _part(leaf: jax.Array, layer: int | None, transposed: bool, index: Any) -> np.ndarray:
+    """A layer of a parameter in torch's layout; taken from the device only now."""
+    value = np.asarray(leaf if layer is None else leaf[layer])
+    return (value.T if transposed else value)[index]
 
 
 def write(
     directory: Path,
     config: TransformerConfig,
-    tensors: Mapping[str, np.ndarray],
+    tensors: Mapping[str, Tensor],
     settings: Mapping[str, Any] | None = None,
+    max_shard_bytes: int = 5 * 10**9,
 ) -> None:
-    """Writes config.json, then model.safetensors whole or not at all, so that its presence means completeness.
+    """Writes config.json, then the weights; the file that names them comes last, so that its presence means completeness.
 
     Args:
       directory: exists.
-      config: of the decoder.
+      config: of the decoder; tensors are stored in `config.param_dtype`.
       tensors: by Hugging Face name, in torch's layout.
       settings: more entries of config.json.
+      max_shard_bytes: see `save`.
     """
     entries = config_entries(config) | dict(settings or {})
-    (directory / "config.json").write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
-    partial = directory / f"{SINGLE}.partial"
-    # The writer takes an array's memory as it lies, so a transposed view would be stored wrong.
-    dense = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    save_file(dense, partial, metadata={"format": "pt"})  # transformers refuses files without this mark
-    shutil.copymode(directory / "config.json", partial)  # the writer makes it readable for its owner alone
-    os.replace(partial, directory / SINGLE)
-
-
-def config_entries(config: TransformerConfig) -> dict[str, Any]:
-    """What config.json says of a decoder: the inverse of `load_config`."""
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.width,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_dim,
-        "intermediate_size": config.hidden,
-        "hidden_act": "silu",
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_base,  # transformers 4 and most servers
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},  # transformers 5
-        "attention_bias": False,
-        "mlp_bias": False,
-        "tie_word_embeddings": config.tied,
-        "torch_dtype": config.param_dtype,
-    }
+    write_files(directory, entries, tensors, dict.fromkeys(tensors, jnp.dtype(config.param_dtype)), max_shard_bytes)
 
 
 def load_tokenizer(source: str | os.PathLike):
@@ -403,7 +334,10 @@ def load_tokenizer(source: str | os.PathLike):
 
     directory = resolve(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(directory))
+        if (directory / PIECES).exists() and not (directory / "tokenizer.json").exists():
+            tokenizer = _from_pieces(directory)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(str(directory))
     except (OSError, ValueError, KeyError) as error:
         raise FileNotFoundError(f"{directory} has no tokenizer that can be read: {error}") from error
     if tokenizer.pad_token is None:
@@ -413,3 +347,18 @@ def load_tokenizer(source: str | os.PathLike):
             )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _from_pieces(directory: Path):
+    """The tokenizer of a directory that has sentencepiece's file alone, as Llama 2's first repositories."""
+    from transformers import PreTrainedTokenizerFast
+
+    from meal_jax.models import sentencepiece
+
+    tokenizer, settings = sentencepiece.read(directory / PIECES)
+    file = directory / "tokenizer_config.json"
+    named = read_json(file) if file.exists() else {}
+    text = lambda token: token["content"] if isinstance(token, dict) else token  # noqa: E731
+    own = ("bos_token", "eos_token", "unk_token", "pad_token", "chat_template")
+    settings |= {key: text(named[key]) for key in own if named.get(key)}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **settings)

@@ -96,6 +96,30 @@ def merge(trainable: PyTree, frozen: PyTree) -> PyTree:
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
+def fold(params: PyTree, lora: Lora | None) -> PyTree:
+    """Adds every adapter to its kernel, W + (alpha / R) A B, and drops it; all other leaves are as they were.
+
+    The sum is taken in float32 and stored in the kernel's type, so a bfloat16 kernel rounds what it learned.
+
+    Args:
+      params: nested dict with kernels [..., D, F] and, beside some of them, lora_a [..., D, R] and lora_b [..., R, F].
+      lora: the settings that the adapters were trained under.
+    """
+    flat = traverse_util.flatten_dict(params, sep="/")
+    folded = {}
+    for path, leaf in flat.items():
+        layer, _, name = path.rpartition("/")
+        if name in ADAPTER_LEAVES:
+            continue
+        if name == "kernel" and f"{layer}/lora_a" in flat:
+            a, b = (jnp.asarray(flat[f"{layer}/{factor}"], jnp.float32) for factor in ADAPTER_LEAVES)
+            # Accelerators multiply float32 in fewer digits unless told.
+            delta = lora.alpha / lora.rank * jnp.matmul(a, b, precision="highest")
+            leaf = (jnp.asarray(leaf, jnp.float32) + delta).astype(leaf.dtype)
+        folded[path] = leaf
+    return traverse_util.unflatten_dict(folded, sep="/")
+
+
 def is_adapter(path: str) -> bool:
     """True for the leaves trained under LoRA: the low-rank factors and the preference conditioning."""
     return path.rsplit("/", 1)[-1] in ADAPTER_LEAVES or path.startswith("conditioner/")

@@ -195,7 +195,7 @@ class Conditioner(nn.Module):
         c = self.conditioning
         x = nn.Dense(c.hidden, name="hidden")(2.0 * c.objectives * w - 2.0)  # centred: the uniform preference maps to 0
         x = nn.Dense(c.slots * self.config.width, name="slots")(nn.gelu(x))
-        x = x * self.config.width**-0.5
+        x = x * (self.config.width**-0.5 * self.config.embedding_scale)
         return x.reshape(*w.shape[:-1], c.slots, self.config.width).astype(self.config.dtype)
 
 

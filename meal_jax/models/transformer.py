@@ -1,4 +1,8 @@
-"""A decoder-only transformer of the Llama family: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+"""A decoder-only transformer: RMSNorm, rotary positions, grouped-query attention, a gated MLP.
+
+One decoder serves Llama, Mistral, Qwen and Gemma: `TransformerConfig` says what differs, and what is switched off costs
+nothing. Layers are scanned, so what differs from layer to layer (a sliding window, its rotary base) is chosen inside the
+scan by a flag for each layer.
 
 Letters: B prompts, N candidates, T query tokens, S key tokens, V vocabulary, D width, H heads, G key-value heads,
 R = H / G query heads that share one, C head width, F hidden width of the MLP, L layers.
@@ -12,6 +16,7 @@ prompt), training (T response tokens) and decoding (T = 1, keys in a cache that 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -21,6 +26,34 @@ import jax.numpy as jnp
 from meal_jax.models.lora import Linear, Lora
 
 MASKED = -1e30  # finite, so that a row whose keys are all masked gives numbers (ignored later) and not NaN
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are lowered, so that a model reads more than the context it was first trained on.
+
+    Attributes:
+      kind: "linear" divides all frequencies by `factor` (arXiv 2306.15595); "llama3" divides those of long wavelength, keeps
+        those of short wavelength, and goes from one to the other between (Llama 3.1).
+      factor: at least 1.
+      low, high: for "llama3": wavelengths longer than context / low are divided, shorter than context / high are kept.
+      context: for "llama3": positions of the first training.
+    """
+
+    kind: str
+    factor: float
+    low: float = 1.0
+    high: float = 4.0
+    context: int = 8192
+
+    def __post_init__(self):
+        if self.kind not in ("linear", "llama3"):
+            raise ValueError(f"Rotary scaling {self.kind!r} is not one of linear, llama3.")
+        if self.factor < 1 or not 0 < self.low < self.high:
+            raise ValueError(
+                f"Rotary scaling needs factor >= 1 and 0 < low < high, not factor={self.factor}, low={self.low}, "
+                f"high={self.high}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +69,22 @@ class TransformerConfig:
       head_dim: C, even.
       hidden: F.
       rope_base: base of the rotary frequencies.
+      rope_scaling: how they are lowered, or None.
+      local_rope_base: base of the frequencies of local layers, which are not scaled; None: as all layers.
+      window: positions that a local layer sees, its own among them; 0 where no layer is local.
+      local: for each layer, whether it is local; () where none is.
       norm_eps: added to the mean square in RMSNorm.
+      norm_plus_one: norms multiply by 1 + their scale (Gemma).
+      post_norms: norms after attention and after the MLP too, before their sums (Gemma).
+      qk_norm: a norm over the features of each query head and key head, before rotation (Qwen 3, Gemma 3).
+      qkv_bias: queries, keys and values have biases (Qwen 2).
+      query_scalar: queries are multiplied by query_scalar ** -0.5; None: by head_dim ** -0.5.
+      attention_softcap: c, scores s become c · tanh(s / c) (Gemma 2); None leaves them.
+      logit_softcap: the same for logits.
+      activation: of the MLP's gate, "silu" or "gelu_tanh".
+      scaled_embedding: token embeddings are multiplied by the root of the width (Gemma).
       tied: the output projection is the transposed embedding.
+      family: the name that config.json gives the model; it decides nothing here.
       dtype: compute type, "float32" or "bfloat16"; norms, softmax and logits are float32 either way.
       param_dtype: storage type of the base weights.
       remat: what the backward pass keeps: "none" (everything), "dots" (matrix products), "full" (layer inputs only).
@@ -53,8 +100,22 @@ class TransformerConfig:
     head_dim: int
     hidden: int
     rope_base: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    local_rope_base: float | None = None
+    window: int = 0
+    local: tuple[bool, ...] = ()
     norm_eps: float = 1e-5
+    norm_plus_one: bool = False
+    post_norms: bool = False
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    query_scalar: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    activation: str = "silu"
+    scaled_embedding: bool = False
     tied: bool = True
+    family: str = "llama"
     dtype: str = "float32"
     param_dtype: str = "float32"
     remat: str = "none"
@@ -68,6 +129,17 @@ class TransformerConfig:
             raise ValueError(f"head_dim={self.head_dim} must be even: rotary positions rotate pairs of features.")
         if self.remat not in REMAT:
             raise ValueError(f"remat={self.remat!r} is not one of {sorted(REMAT)}.")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation={self.activation!r} is not one of {sorted(ACTIVATIONS)}.")
+        if len(self.local) not in (0, self.layers):
+            raise ValueError(f"local has {len(self.local)} flags for {self.layers} layers.")
+        if any(self.local) != (self.window > 0):
+            raise ValueError(f"window={self.window} and local={self.local}: local layers and a window go together.")
+
+    @property
+    def embedding_scale(self) -> float:
+        """What the embeddings of tokens are multiplied by."""
+        return self.width**0.5 if self.scaled_embedding else 1.0
 
 
 REMAT = {
@@ -75,6 +147,7 @@ REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": lambda x: nn.gelu(x, approximate=True)}
 
 
 class KeyValues(NamedTuple):
@@ -96,18 +169,55 @@ class Prompt(NamedTuple):
     mask: jax.Array
 
 
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+class View(NamedTuple):
+    """What the layers of one kind, global or local, take positions from and may look at.
+
+    Attributes:
+      rope: cos and sin [B, N, T, 1, C/2], as from `rope_tables`.
+      mask: bool, broadcastable to [B, N, T, S]: a candidate's own keys.
+      prompt_mask: bool, broadcastable to [B, N, T, S']: its prompt's keys; None without a prompt.
+    """
+
+    rope: tuple[jax.Array, jax.Array]
+    mask: jax.Array
+    prompt_mask: jax.Array | None
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float, plus_one: bool = False) -> jax.Array:
     """x / rms(x) · scale, in float32 (a sum of squares in bfloat16 loses half its digits); returns x's type."""
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
-    return (y * scale.astype(jnp.float32)).astype(x.dtype)
+    scale = scale.astype(jnp.float32)
+    return (y * (1.0 + scale if plus_one else scale)).astype(x.dtype)
 
 
-def rope_tables(positions: jax.Array, head_dim: int, base: float) -> tuple[jax.Array, jax.Array]:
+def softcap(x: jax.Array, cap: float | None) -> jax.Array:
+    """cap · tanh(x / cap), or x (Gemma 2, arXiv 2408.00118)."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def rope_tables(
+    positions: jax.Array, head_dim: int, base: float, scaling: RopeScaling | None = None
+) -> tuple[jax.Array, jax.Array]:
     """cos and sin [..., 1, C/2] in float32 for integer positions [...] (RoFormer, arXiv 2104.09864)."""
     frequency = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    if scaling is not None:
+        frequency = frequency / rope_divisors(frequency, scaling)
     angle = positions[..., None, None].astype(jnp.float32) * frequency
     return jnp.cos(angle), jnp.sin(angle)
+
+
+def rope_divisors(frequency: jax.Array, scaling: RopeScaling) -> jax.Array:
+    """What each frequency [C/2] is divided by; numpy's arrays give numpy's.
+
+    For "llama3" the scaled frequency is (1 - t) · f / factor + t · f, with t rising from 0 at the wavelength context / low
+    to 1 at context / high, linearly in the frequency.
+    """
+    if scaling.kind == "linear":
+        return scaling.factor + 0.0 * frequency
+    turns = scaling.context * frequency / (2 * math.pi)  # that a pair makes over the first training's context
+    t = ((turns - scaling.low) / (scaling.high - scaling.low)).clip(0.0, 1.0)
+    return 1.0 / ((1.0 - t) / scaling.factor + t)
 
 
 def rotate(x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -117,8 +227,53 @@ def rotate(x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
+def views(
+    config: TransformerConfig,
+    positions: jax.Array,
+    mask: jax.Array,
+    prompt_mask: jax.Array | None,
+    write_at: jax.Array | int,
+    steps: int,
+    keys: int,
+) -> tuple[View, ...]:
+    """The views that the layers choose from: (all layers',), or (the global layers', the local layers').
+
+    A local layer sees keys less than `window` positions back. Among own keys that is a distance of indices; the prompt's
+    are padded on the left, so their positions count real tokens.
+
+    Args:
+      config: of the decoder.
+      positions: [B, N, T] int, or broadcastable.
+      mask: bool, broadcastable to [B, N, T, S].
+      prompt_mask: [B, S'] bool, or None.
+      write_at: index in S of the first query's own key.
+      steps: T.
+      keys: S.
+    """
+    c = config
+    seen = None if prompt_mask is None else prompt_mask[:, None, None, :]
+    everywhere = View(rope_tables(positions, c.head_dim, c.rope_base, c.rope_scaling), mask, seen)
+    if not any(c.local):
+        return (everywhere,)
+    rope = everywhere.rope
+    if c.local_rope_base is not None:
+        rope = rope_tables(positions, c.head_dim, c.local_rope_base)
+    back = (write_at + jnp.arange(steps))[:, None] - jnp.arange(keys)  # [T, S]
+    if prompt_mask is not None:
+        at = jnp.cumsum(prompt_mask, axis=-1) - 1
+        seen = seen & (positions[..., None] - at[:, None, None, :] < c.window)
+    nearby = View(rope, mask & (back < c.window), seen)
+    return (nearby,) if all(c.local) else (everywhere, nearby)
+
+
 def attend(
-    q: jax.Array, own: KeyValues, own_mask: jax.Array, prompt: KeyValues | None, prompt_mask: jax.Array | None
+    q: jax.Array,
+    own: KeyValues,
+    own_mask: jax.Array,
+    prompt: KeyValues | None,
+    prompt_mask: jax.Array | None,
+    scale: float | None = None,
+    cap: float | None = None,
 ) -> jax.Array:
     """Softmax attention over the prompt's keys, shared by its candidates, and a candidate's own keys.
 
@@ -127,19 +282,21 @@ def attend(
       own: k, v [B, N, S, G, C].
       own_mask: bool, broadcastable to [B, N, T, S]; True where the query may look.
       prompt: k, v [B, S', G, C], or None.
-      prompt_mask: [B, S'] bool.
+      prompt_mask: bool, broadcastable to [B, N, T, S'].
+      scale: queries are multiplied by it; C ** -0.5 unless given.
+      cap: see `softcap`.
 
     Returns:
       [B, N, T, H, C]. The softmax is float32.
     """
     batch, candidates, length, heads, width = q.shape
     groups = own.k.shape[-2]
-    q = q.reshape(batch, candidates, length, groups, heads // groups, width) * (width**-0.5)
+    q = q.reshape(batch, candidates, length, groups, heads // groups, width) * (width**-0.5 if scale is None else scale)
     scores = jnp.einsum("bntgrc,bnsgc->bngrts", q, own.k, preferred_element_type=jnp.float32)
-    scores = jnp.where(own_mask[:, :, None, None], scores, MASKED)
+    scores = jnp.where(own_mask[:, :, None, None], softcap(scores, cap), MASKED)
     if prompt is not None:
         shared = jnp.einsum("bntgrc,bsgc->bngrts", q, prompt.k, preferred_element_type=jnp.float32)
-        shared = jnp.where(prompt_mask[:, None, None, None, None, :], shared, MASKED)
+        shared = jnp.where(prompt_mask[:, :, None, None], softcap(shared, cap), MASKED)
         scores = jnp.concatenate([shared, scores], axis=-1)
     weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
     split = 0 if prompt is None else prompt.k.shape[1]
@@ -149,27 +306,37 @@ def attend(
     return out.reshape(batch, candidates, length, heads, width)
 
 
+def norm(module: nn.Module, name: str, x: jax.Array) -> jax.Array:
+    """RMSNorm over x's last dimension with the module's parameter `name`; for `__call__` of a module with a config."""
+    c = module.config
+    init = nn.initializers.zeros if c.norm_plus_one else nn.initializers.ones
+    return rms_norm(x, module.param(name, init, (x.shape[-1],)), c.norm_eps, c.norm_plus_one)
+
+
 class Attention(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x, rope, mask, cache, layer, write_at, prompt, prompt_mask, deterministic):
+    def __call__(self, x, view, cache, layer, write_at, prompt, deterministic):
         c = self.config
-        linear = lambda name, features: Linear(  # noqa: E731
-            features, c.lora, dtype=jnp.dtype(c.dtype), param_dtype=jnp.dtype(c.param_dtype), name=name
+        linear = lambda name, features, bias=False: Linear(  # noqa: E731
+            features, c.lora, bias, dtype=jnp.dtype(c.dtype), param_dtype=jnp.dtype(c.param_dtype), name=name
         )
         lead = x.shape[:-1]
-        q = linear("q", c.heads * c.head_dim)(x, deterministic).reshape(*lead, c.heads, c.head_dim)
-        k = linear("k", c.kv_heads * c.head_dim)(x, deterministic).reshape(*lead, c.kv_heads, c.head_dim)
-        v = linear("v", c.kv_heads * c.head_dim)(x, deterministic).reshape(*lead, c.kv_heads, c.head_dim)
-        q, k = rotate(q, rope), rotate(k, rope)
+        q = linear("q", c.heads * c.head_dim, c.qkv_bias)(x, deterministic).reshape(*lead, c.heads, c.head_dim)
+        k = linear("k", c.kv_heads * c.head_dim, c.qkv_bias)(x, deterministic).reshape(*lead, c.kv_heads, c.head_dim)
+        v = linear("v", c.kv_heads * c.head_dim, c.qkv_bias)(x, deterministic).reshape(*lead, c.kv_heads, c.head_dim)
+        if c.qk_norm:
+            q, k = norm(self, "q_norm", q), norm(self, "k_norm", k)
+        q, k = rotate(q, view.rope), rotate(k, view.rope)
         own = fresh = KeyValues(k, v)
         if cache is not None:
             # The cache rides in the carry of the scan over layers and of the decoding loop, so XLA updates it in place.
             at = [jnp.asarray(i, jnp.int32) for i in (layer, 0, 0, write_at, 0, 0)]
             cache = jax.tree.map(lambda all_, new: jax.lax.dynamic_update_slice(all_, new[None], at), cache, fresh)
             own = jax.tree.map(lambda all_: jax.lax.dynamic_index_in_dim(all_, layer, keepdims=False), cache)
-        y = attend(q, own, mask, prompt, prompt_mask)
+        scale = None if c.query_scalar is None else c.query_scalar**-0.5
+        y = attend(q, own, view.mask, prompt, view.prompt_mask, scale, c.attention_softcap)
         y = linear("o", c.width)(y.reshape(*lead, c.heads * c.head_dim), deterministic)
         return y, cache, fresh
 
@@ -183,7 +350,7 @@ class Mlp(nn.Module):
         linear = lambda name, features: Linear(  # noqa: E731
             features, c.lora, dtype=jnp.dtype(c.dtype), param_dtype=jnp.dtype(c.param_dtype), name=name
         )
-        gate = nn.silu(linear("gate", c.hidden)(x, deterministic))
+        gate = ACTIVATIONS[c.activation](linear("gate", c.hidden)(x, deterministic))
         return linear("down", c.width)(gate * linear("up", c.hidden)(x, deterministic), deterministic)
 
 
@@ -196,14 +363,16 @@ class Block(nn.Module):
     def __call__(self, carry, scanned, shared):
         c = self.config
         x, cache = carry
-        layer, prompt = scanned
-        rope, mask, write_at, prompt_mask = shared
-        norm = lambda name, y: rms_norm(y, self.param(name, nn.initializers.ones, (c.width,)), c.norm_eps)  # noqa: E731
+        layer, local, prompt = scanned
+        (view, *nearby), write_at = shared
+        if nearby:
+            view = jax.tree.map(lambda a, b: jnp.where(local, a, b), nearby[0], view)
         y, cache, fresh = Attention(c, name="attention")(
-            norm("attention_norm", x), rope, mask, cache, layer, write_at, prompt, prompt_mask, self.deterministic
+            norm(self, "attention_norm", x), view, cache, layer, write_at, prompt, self.deterministic
         )
-        x = x + y
-        x = x + Mlp(c, name="mlp")(norm("mlp_norm", x), self.deterministic)
+        x = x + (norm(self, "attention_post_norm", y) if c.post_norms else y)
+        y = Mlp(c, name="mlp")(norm(self, "mlp_norm", x), self.deterministic)
+        x = x + (norm(self, "mlp_post_norm", y) if c.post_norms else y)
         return (x, cache), fresh if self.keep_kv else None
 
 
@@ -216,18 +385,23 @@ class Transformer(nn.Module):
         c = self.config
         init = nn.initializers.normal(c.width**-0.5)
         self.embedding = self.param("embedding", init, (c.vocab_size, c.width), jnp.dtype(c.param_dtype))
-        self.final_norm = self.param("final_norm", nn.initializers.ones, (c.width,))
+        ones = nn.initializers.zeros if c.norm_plus_one else nn.initializers.ones
+        self.final_norm = self.param("final_norm", ones, (c.width,))
         if not c.tied:
             self.output = self.param("output", init, (c.vocab_size, c.width), jnp.dtype(c.param_dtype))
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Token ids [...] to [..., D] in the compute type."""
-        return self.embedding[tokens].astype(self.config.dtype)
+        c = self.config
+        x = self.embedding[tokens].astype(c.dtype)
+        return x * jnp.asarray(c.embedding_scale, c.dtype) if c.scaled_embedding else x
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """Last hidden state [..., D] to logits [..., V] in float32."""
         table = self.embedding if self.config.tied else self.output
-        return jnp.einsum("...d,vd->...v", hidden, table.astype(self.config.dtype), preferred_element_type=jnp.float32)
+        table = table.astype(self.config.dtype)
+        logits = jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+        return softcap(logits, self.config.logit_softcap)
 
     @nn.compact
     def __call__(
@@ -258,12 +432,9 @@ class Transformer(nn.Module):
           hidden [B, N, T, D] after the final norm, and the updated cache, or the fresh keys and values if `keep_kv`.
         """
         c = self.config
-        shared = (
-            rope_tables(positions, c.head_dim, c.rope_base),
-            mask,
-            write_at,
-            None if prompt is None else prompt.mask,
-        )
+        steps = x.shape[2]
+        keys = steps if cache is None else cache.k.shape[3]
+        choices = views(c, positions, mask, None if prompt is None else prompt.mask, write_at, steps, keys)
         block = Block
         if c.remat != "none":
             block = nn.remat(Block, prevent_cse=False, policy=REMAT[c.remat])
@@ -275,6 +446,7 @@ class Transformer(nn.Module):
             length=c.layers,
             unroll=c.unroll,
         )(c, keep_kv, deterministic, name="layers")
-        scanned = (jnp.arange(c.layers), None if prompt is None else prompt.kv)
-        (x, cache), fresh = blocks((x, cache), scanned, shared)
-        return rms_norm(x, self.final_norm, c.norm_eps), fresh if keep_kv else cache
+        local = jnp.asarray(c.local) if len(choices) > 1 else None
+        scanned = (jnp.arange(c.layers), local, None if prompt is None else prompt.kv)
+        (x, cache), fresh = blocks((x, cache), scanned, (choices, write_at))
+        return rms_norm(x, self.final_norm, c.norm_eps, c.norm_plus_one), fresh if keep_kv else cache

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from meal_jax.models.lora import Linear, Lora, is_adapter, merge, split
+from meal_jax.models.lora import Linear, Lora, fold, is_adapter, merge, split
 from meal_jax.models.policy import Conditioning, Policy
 from meal_jax.models.transformer import Transformer, TransformerConfig
 
@@ -77,9 +77,26 @@ def test_an_adapter_equals_its_merged_kernel(random_params):
         a, b = flat[f"layers/{name}/lora_a"], flat[f"layers/{name}/lora_b"]
         merged[f"layers/{name}/kernel"] += 6.0 / 3 * jnp.einsum("ldr,lrf->ldf", a, b)
     base = split(params, lambda path: not is_adapter(path))[0]
-    expected = logits(SMALL, traverse_util.unflatten_dict(merged, sep="/"))
+    merged = traverse_util.unflatten_dict(merged, sep="/")
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), fold(params, config.lora), merged)
+    expected = logits(SMALL, merged)
     np.testing.assert_allclose(logits(config, params), expected, atol=1e-4)
     assert float(jnp.abs(expected - logits(SMALL, base)).max()) > 0.1
+
+
+def test_a_bfloat16_kernel_is_folded_in_float32():
+    rng = np.random.default_rng(0)
+    kernel = jnp.asarray(rng.normal(size=(2, 5, 4)), jnp.bfloat16)
+    a, b = rng.normal(size=(2, 5, 3)).astype(np.float32), rng.normal(size=(2, 3, 4)).astype(np.float32)
+    params = {"q": {"kernel": kernel, "lora_a": a, "lora_b": b}, "norm": {"scale": jnp.ones(5)}}
+    folded = fold(params, Lora(rank=3, alpha=6.0))
+    exact = np.asarray(kernel, np.float64) + 2.0 * a.astype(np.float64) @ b
+    assert folded["q"].keys() == {"kernel"} and folded["q"]["kernel"].dtype == jnp.bfloat16
+    assert folded["norm"]["scale"] is params["norm"]["scale"]
+    wrong = np.abs(np.asarray(folded["q"]["kernel"], np.float64) - exact)
+    assert np.all(
+        wrong <= 2**-8 * np.abs(exact) + 1e-5
+    )  # half a unit in the last of bfloat16's 8 bits: one rounding alone
 
 
 def test_dropout_acts_in_training_alone(random_params):

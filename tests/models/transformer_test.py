@@ -1,4 +1,4 @@
-"""The decoder against transformers' torch Llama, and against itself under padding, sharing, remat and low precision."""
+"""Every family of decoders against transformers' torch class, and itself under padding, sharing, remat, low precision."""
 
 import dataclasses
 import functools
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from meal_jax.models import hf
 from meal_jax.models.lora import Lora
@@ -16,6 +17,7 @@ from meal_jax.models.policy import Conditioning, Policy
 from meal_jax.models.transformer import Transformer, TransformerConfig
 from meal_jax.rollout.decode import decode, sample_keys
 from meal_jax.rollout.sampling import Sampling
+from meal_jax.runtime import sharding
 
 SMALL = TransformerConfig(vocab_size=29, width=16, layers=3, heads=4, kv_heads=2, head_dim=6, hidden=20)
 NONE = Conditioning(kind="none")
@@ -46,16 +48,12 @@ def left_pad(rows, pad=0):
     return jnp.asarray(tokens), jnp.asarray(mask)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def prefill_and_respond(config, params, tokens, mask, response):
     """(Prefilled, hidden states of the response [B, N, T, D]), compiled at once (a compile a shape costs seconds)."""
-
-    @jax.jit
-    def run(params, tokens, mask, response):
-        apply = lambda *args, **kw: Policy(config, NONE).apply({"params": params}, *args, **kw)  # noqa: E731
-        prompt = apply(tokens, mask, method="prefill")
-        return prompt, apply(prompt, jnp.zeros((*response.shape[:2], 2)), response, method="respond")
-
-    return run(params, tokens, mask, response)
+    apply = lambda *args, **kw: Policy(config, NONE).apply({"params": params}, *args, **kw)  # noqa: E731
+    prompt = apply(tokens, mask, method="prefill")
+    return prompt, apply(prompt, jnp.zeros((*response.shape[:2], 2)), response, method="respond")
 
 
 @functools.partial(jax.jit, static_argnames=("config", "max_new"))
@@ -69,33 +67,69 @@ def greedy(config, params, tokens, mask, end, pad, max_new):
     return decode(policy, params, prompt, w, keys, **options).tokens[:, 0]
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_logits_equal_torch(torch_llama, tied, kv_heads):
+def torch_logits(model, rows):
+    """Logits of torch's model for each row alone, without padding."""
     import torch
 
-    model, directory = torch_llama(tied=tied, num_key_value_heads=kv_heads)
-    config = hf.load_config(directory)
-    assert (config.tied, config.kv_heads, config.head_dim, config.rope_base) == (tied, kv_heads, 8, 50.0)
-    params = hf.load_params(directory, config)
-    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (3, 40))
     with torch.no_grad():
-        expected = model(torch.tensor(tokens)).logits.numpy()
-    assert np.abs(expected).max() > 3  # else a tolerance of 1e-4 would forgive much
-    np.testing.assert_allclose(full_logits(config, params, tokens), expected, atol=1e-4, rtol=0)
-
-    # The same sequence cut into a prompt and a response goes through other code: two sets of keys, shifted positions.
-    policy, params = Policy(config, NONE), {"transformer": params}
-    _, hidden = prefill_and_respond(config, params, *left_pad(tokens[:, :25].tolist()), tokens[:, None, 25:])
-    logits = policy.apply({"params": params}, hidden, method="unembed")[:, 0]
-    np.testing.assert_allclose(logits, expected[:, 24:-1], atol=1e-4, rtol=0)
+        return [model(torch.tensor([row])).logits[0].numpy() for row in rows]
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_greedy_decoding_equals_torch_token_for_token(torch_llama, tied):
+def policy_logits(config, params, prompts, response):
+    """Logits [B, T, V] by prefill and teacher forcing of responses [B, T] to left-padded prompts, lists of ids."""
+    _, hidden = prefill_and_respond(config, params, *left_pad(prompts), response[:, None])
+    return Policy(config, NONE).apply({"params": params}, hidden, method="unembed")[:, 0]
+
+
+def test_logits_equal_torch(torch_decoder, case):
+    """Prompts shorter and longer than the windows, padded and not, cut into prompt and response: two sets of keys."""
+    model, directory = torch_decoder(case)
+    config = hf.load_config(directory)
+    params = {"transformer": hf.load_params(directory, config)}
+    rng = np.random.default_rng(0)
+    response = rng.integers(0, config.vocab_size, (4, 12))
+    for lengths in ((15, 4, 9, 1), (15, 15, 15, 15)):
+        prompts = [rng.integers(0, config.vocab_size, n).tolist() for n in lengths]
+        rows = [prompt + tail.tolist() for prompt, tail in zip(prompts, response, strict=True)]
+        expected = np.stack([row[-13:-1] for row in torch_logits(model, rows)])
+        assert np.abs(expected).max() > 3  # else a tolerance of 1e-4 would forgive much
+        logits = policy_logits(config, params, prompts, response)
+        np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
+
+
+def test_shards_compute_what_one_device_does(torch_decoder):
+    """The family with the most switches, on a mesh that splits prompts, width, heads and hidden units."""
+    _, directory = torch_decoder("gemma3")
+    config = hf.load_config(directory)
+    mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+    shapes = {"transformer": traverse_util.unflatten_dict(hf.param_shapes(config), sep="/")}
+    rules = [("embedding$", jax.P(None, "fsdp")), *sharding.RULES]  # 61 tokens do not divide
+    places = sharding.shardings(shapes, mesh, rules)
+    rng = np.random.default_rng(2)
+    prompts = [rng.integers(0, config.vocab_size, n).tolist() for n in (15, 4, 9, 1)]
+    response = rng.integers(0, config.vocab_size, (4, 1, 12))
+    batch = jax.device_put((*left_pad(prompts), response), sharding.batch_sharding(mesh))
+    params = {"transformer": hf.load_params(directory, config, places["transformer"])}
+    with jax.set_mesh(mesh):
+        _, hidden = prefill_and_respond(config, params, *batch)
+    params = {"transformer": hf.load_params(directory, config)}
+    _, expected = prefill_and_respond(config, params, *left_pad(prompts), response)
+    np.testing.assert_allclose(hidden, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("case", ["llama", "gemma3"])
+def test_a_pass_without_prompt_or_cache_equals_torch(torch_decoder, case):
+    model, directory = torch_decoder(case)
+    config = hf.load_config(directory)
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (3, 27))
+    logits = full_logits(config, hf.load_params(directory, config), tokens)
+    np.testing.assert_allclose(logits, np.stack(torch_logits(model, tokens.tolist())), atol=1e-4, rtol=0)
+
+
+def test_greedy_decoding_equals_torch_token_for_token(torch_decoder, case):
     import torch
 
-    model, directory = torch_llama(tied=tied)
+    model, directory = torch_decoder(case)
     config = hf.load_config(directory)
     params = {"transformer": hf.load_params(directory, config)}
     rng = np.random.default_rng(1)
@@ -107,22 +141,22 @@ def test_greedy_decoding_equals_torch_token_for_token(torch_llama, tied):
             out = model.generate(
                 torch.tensor(np.asarray(tokens)),
                 attention_mask=torch.tensor(np.asarray(mask)).long(),
-                max_new_tokens=48,
+                max_new_tokens=32,
                 min_new_tokens=None,
                 do_sample=False,
                 pad_token_id=0,
                 **options,
             )
         out = out[:, tokens.shape[1] :].numpy()
-        return np.pad(out, ((0, 0), (0, 48 - out.shape[1])))
+        return np.pad(out, ((0, 0), (0, 32 - out.shape[1])))
 
     free = reference()
     assert len(np.unique(free)) > 8
-    np.testing.assert_array_equal(greedy(config, params, tokens, mask, -1, 0, max_new=48), free)
+    np.testing.assert_array_equal(greedy(config, params, tokens, mask, -1, 0, max_new=32), free)
     end = int(free[0, 9])  # a token that the first answer says, so that answers end at different lengths
     ended = reference(eos_token_id=end)
     assert (ended[0, 10:] == 0).all()
-    np.testing.assert_array_equal(greedy(config, params, tokens, mask, end, 0, max_new=48), ended)
+    np.testing.assert_array_equal(greedy(config, params, tokens, mask, end, 0, max_new=32), ended)
 
 
 def test_left_padded_batch_equals_unbatched(random_params):
