@@ -20,14 +20,15 @@ def get_config():
     c.meal.candidates = 4
     c.meal.tau = 0.3
     c.meal.lam = 0.3
-    c.meal.beta = 0.02  # keeps the language; free of another pass, since the rewards read π_ref's states anyway
+    c.meal.beta = 0.05  # keeps the language; free of another pass, since the rewards read π_ref's states anyway
+    c.meal.length_norm = "constant"  # over |y| the policy ended in one three-token answer, which harmlessness rewards
     c.meal.reuse_virtual = True  # saves a fifth of the update
     c.conditioning.slots = 4
     c.sampling.max_new = 32  # the heads were fitted on answers cut to as many tokens
     c.policy.source = "weights/SmolLM2-135M-Instruct"
     c.policy.lora_rank = 16
     c.policy.chunk = 16  # logits over 49,152 tokens are what fills the memory
-    c.optim.lr = 1e-3
+    c.optim.lr = 5e-4
     c.optim.warmup = 10
     c.data.path = "data/hh_rlhf"  # holds harmless-base and helpful-base
     c.data.prompt_length = 64  # longer prompts are left out; about a third of hh-rlhf's fit

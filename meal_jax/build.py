@@ -13,13 +13,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 
 import meal_jax.tasks
+from meal_jax import methods
 from meal_jax.meal.step import Frozen, MealConfig, Setup
 from meal_jax.meal.weight_net import WeightNet
 from meal_jax.models import lora
 from meal_jax.models.policy import Policy
+from meal_jax.rewards import sources
 from meal_jax.rollout.sampling import Sampling
 from meal_jax.tasks.task import Task
 
@@ -27,16 +30,19 @@ PyTree = Any
 
 
 def build_task(config: ml_collections.ConfigDict) -> Task:
-    """Loads the benchmark `config.task`, a module of `meal_jax.tasks` with a function `build`.
+    """Loads the benchmark `config.task`, a module of `meal_jax.tasks` with a function `build`, and the run's rewards.
 
     Raises:
-      ValueError: there is no such benchmark, or it and the configuration disagree on the objectives or the batch.
+      ValueError: there is no such benchmark, or it and the configuration disagree on the objectives or the batch, or on
+        the rewards (see `rewards.sources.attach`).
     """
-    known = sorted(m.name for m in pkgutil.iter_modules(meal_jax.tasks.__path__) if m.name != "task")
+    known = sorted(m.name for m in pkgutil.iter_modules(meal_jax.tasks.__path__) if m.name not in ("task", "language"))
     if config.task not in known:
         raise ValueError(f"config.task={config.task!r} is not one of {', '.join(known)}.")
     task = importlib.import_module(f"meal_jax.tasks.{config.task}").build(config)
     k = len(config.objectives)
+    if config.eval.reference:
+        task = task._replace(reference=np.array(config.eval.reference, np.float64))
     if not len(task.objectives) == task.conditioning.objectives == len(task.reference) == k:
         raise ValueError(
             f"config.objectives names {k} rewards {tuple(config.objectives)}, but the benchmark {task.name!r} gives "
@@ -46,20 +52,33 @@ def build_task(config: ml_collections.ConfigDict) -> Task:
     for split, prompts, wanted in (("training", task.train, config.batch_size), ("test", task.test, 1)):
         if len(prompts.id) < wanted:
             raise ValueError(f"{task.name}: {len(prompts.id)} {split} prompts are fewer than the {wanted} needed.")
-    return task
+    return for_method(sources.attach(task, config), config)
+
+
+def for_method(task: Task, config: ml_collections.ConfigDict) -> Task:
+    """The benchmark with the policy that a method's configuration asks for: its adapters, how it reads a preference."""
+    p = config.policy
+    adapters = lora.Lora(p.lora_rank, p.lora_alpha, p.lora_dropout, p.lora_targets) if p.lora_rank else None
+    return task._replace(
+        transformer=dataclasses.replace(task.transformer, lora=adapters),
+        conditioning=dataclasses.replace(task.conditioning, kind=config.conditioning.kind),
+    )
 
 
 def build_setup(config: ml_collections.ConfigDict, task: Task) -> Setup:
     """The modules, optimizers and rules that the step closes over."""
     policy = Policy(task.transformer, task.conditioning)
     plain = dataclasses.replace(task.conditioning, kind="none")
-    reads_base = task.reward_reads_base or config.meal.beta > 0
+    # With adapters the policy's own frozen weights are the base, for a judge that reads it.
+    judged = task.judged_by_base and task.transformer.lora is None
+    method = methods.get(config.method)
+    reads_base = task.reward_reads_base or config.meal.beta > 0 or judged or method.reads_base
     fields = {f.name for f in dataclasses.fields(MealConfig)}
     return Setup(
         policy=policy,
         base=Policy(dataclasses.replace(task.transformer, lora=None), plain) if reads_base else None,
         net=WeightNet(config.meal.net_hidden, config.meal.net_epsilon),
-        policy_tx=policy_optimizer(config),
+        policy_tx=policy_optimizer(config, method.cost(config).updates),
         net_tx=optax.adam(config.optim.net_lr),
         meal=MealConfig(**{name: value for name, value in config.meal.items() if name in fields}),
         sampling=Sampling(config.sampling.temperature, config.sampling.top_k, config.sampling.top_p),
@@ -71,14 +90,16 @@ def build_setup(config: ml_collections.ConfigDict, task: Task) -> Setup:
         reward=task.reward,
         reward_reads_base=task.reward_reads_base,
         chunk=config.policy.chunk,
+        prompt_length=task.train.tokens.shape[1],
+        options=method.options(config),
     )
 
 
-def policy_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """AdamW behind a clip of the global norm; warm-up, then cosine decay over the run's two updates a step."""
+def policy_optimizer(config: ml_collections.ConfigDict, updates: int) -> optax.GradientTransformation:
+    """AdamW behind a clip of the global norm; warm-up, then cosine decay over the run's updates, so many a step."""
     o = config.optim
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, o.lr, o.warmup, max(2 * config.steps, o.warmup + 1), end_value=o.lr * o.final
+        0.0, o.lr, o.warmup, max(updates * config.steps, o.warmup + 1), end_value=o.lr * o.final
     )
     adam = optax.adamw(schedule, o.b1, o.b2, o.eps, o.eps_root, weight_decay=o.weight_decay)
     return optax.chain(optax.clip_by_global_norm(o.clip), adam)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import ml_collections
 
-from meal_jax.meal.bilevel import HYPERGRADIENT, META
+from meal_jax.meal.bilevel import HYPERGRADIENT, LENGTH_NORM, META
 from meal_jax.meal.preference import ACCEPT, TARGETS
+from meal_jax.rewards import sources
 
 
 def default() -> ml_collections.ConfigDict:
@@ -57,9 +58,46 @@ def default() -> ml_collections.ConfigDict:
     m.rho = 0.1  # ρ, weight of KL(ŵ ‖ w)
     m.beta = 0.0  # β, weight of KL(π_θ ‖ π_ref), π_ref being the policy at the start, unconditioned
     m.ratio_clip = 0.2  # importance ratios of the meta-objective are clipped to 1 ± this
+    m.length_norm = "response"  # log π(y) is divided by |y| (response) or T (constant, which has no pull to brevity)
     m.horizon = 10_000.0  # rewards that the running mean and variance look back on
     m.net_hidden = 64  # hidden width of the weight-net
     m.net_epsilon = 1e-4  # ε in log(w + ε): lets a proposal leave a weight of 0
+
+    # The methods it is compared with (meal_jax/baselines)
+    c.ppo = b = ml_collections.ConfigDict()  # MORLHF, Rewarded Soups, MOD
+    b.divisions = -1  # MORLHF trains a policy for each preference of this lattice; -1 = eval.divisions
+    b.estimator = "gae"  # of advantages: gae, with a value head, or rloo, against a prompt's other candidates
+    b.candidates = -1  # responses of each policy to a prompt; -1 = as many in all as meal.candidates, or a few more
+    b.epochs = 2  # passes over a step's responses
+    b.minibatches = 1  # optimizer steps a pass; divides batch_size
+    b.clip = 0.2  # probability ratios are clipped to 1 ± this
+    b.value_clip = 0.2  # a value may move by so much between passes before its loss turns pessimistic
+    b.value_coef = 0.1  # weight of the value loss
+    b.gamma = 1.0  # discount
+    b.gae_lambda = 0.95  # λ of GAE
+    b.kl = 0.05  # κ, weight of the divergence from the starting policy
+    b.kl_target = 0.0  # divergence a response that κ is steered to; 0 = κ stays
+    b.kl_horizon = 10_000.0  # responses in which κ can double or so
+    b.soup = "merged"  # what Soups average: merged = the weights' changes, factor = the adapters' factors
+    c.ric = b = ml_collections.ConfigDict()  # Rewards-in-Context
+    b.offline = -1  # steps of the offline stage; -1 = half of the run
+    b.buffer = 4096  # answers kept to learn from; at least those of one step
+    b.keep_quantile = 0.7  # online, an answer is kept if one of its rewards is not below this quantile
+    b.low, b.high = 0.01, 0.99  # quantiles of the rewards seen between which scores are asked for
+    b.map = "l2"  # preference to scores: l2, linf, linear
+    c.dpo = b = ml_collections.ConfigDict()  # MODPO, CPO
+    b.beta = 0.1  # β of DPO
+    b.divisions = -1  # MODPO trains a policy for each preference of this lattice; -1 = eval.divisions
+    b.candidates = -1  # MODPO: responses of each policy, of which best and worst pair up; -1 as above, at least 2
+    b.epochs = 2  # updates on a step's pairs
+    b.sft = -1  # CPO: steps of its first stage; -1 = half of the run
+    b.lam = 1.0  # CPO: weight of the distance from a controlled score
+    c.parm = b = ml_collections.ConfigDict()  # PARM
+    b.r1, b.r2 = 4, 4  # ranks of the adapter's plain part and of the part that reads the preference
+    b.alpha = 8.0  # the adapter is scaled by alpha / r2
+    b.beta = 0.1  # β of its pair loss
+    b.decode_beta = 1.0  # answers follow log π_base + log π_arm / this
+    b.dirichlet = 1.0  # preferences in training are drawn from Dirichlet(this)
 
     # Sampling in training rollouts
     c.sampling = s = ml_collections.ConfigDict()
@@ -84,9 +122,11 @@ def default() -> ml_collections.ConfigDict:
     e.prompts = 64  # test prompts
     e.batch_size = 64  # prompts at a time
     e.every = 100  # steps between evaluations; there is always one before the first step and one after the last
-    e.divisions = 10  # the grid has weights 0, 1/divisions … 1
+    e.grid = "lattice"  # lattice = all weights 0, 1/divisions … 1; paper = the published 11 (K = 2) or 13 (K = 3)
+    e.divisions = 10  # of the lattice
     e.temperature, e.top_k, e.top_p = 1.0, 0, 1.0  # sampling; temperature 0 is greedy
     e.samples = 3  # test prompts whose answers are written out at each preference
+    e.reference = ()  # point the hypervolume is measured from, a number an objective; () = the benchmark's
     e.bootstrap = 1000  # resamples of the prompts for 95 % intervals
 
     # Where it runs and what it keeps
@@ -101,8 +141,22 @@ def default() -> ml_collections.ConfigDict:
     c.data = ml_collections.ConfigDict()
     c.data.path = ""  # prompts, where the benchmark reads them from disk: a directory
     c.data.prompt_length = 0  # S, tokens a prompt may have (longer prompts are an error or skipped, see the benchmark)
-    c.reward = ml_collections.ConfigDict()
-    c.reward.heads = ""  # reward heads: a file, or "" for the ones shipped with the package
+    c.data.buckets = ()  # shorter lengths that a batch may be padded to; each that occurs is one more compiled program
+    c.data.template = "chat"  # prompt format: chat = the model's own template, plain = the benchmark's, for base models
+    c.data.format = (
+        "published"  # of the files at path: published = the benchmark's data set, own = JSON lines (data/own.py)
+    )
+    c.data.split = (
+        "hash"  # hash = by the first human turn or post id; published = the files' own train and evaluation split
+    )
+
+    # Rewards
+    c.reward = r = ml_collections.ConfigDict()
+    r.sources = ()  # one string an objective, forms in meal_jax/rewards/sources.py; () = the benchmark's own rewards
+    r.heads = ""  # reward heads: a file, or "" for the ones shipped with the package
+    r.judge = ""  # decoder that answers judge:… sources, a directory or hub id; "" = the policy's own frozen base
+    r.batch_size = 32  # rows that a reward model or judge reads at a time
+    r.dtype = "float32"  # compute type of reward models and of config.reward.judge: float32 or bfloat16
     return c.lock()
 
 
@@ -111,6 +165,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 
     Raises:
       ValueError: names the field, its value and what would do.
+      FileNotFoundError: a file or directory that config.reward.sources names is not there.
     """
 
     def need(ok: bool, message: str):
@@ -123,8 +178,14 @@ def check(config: ml_collections.ConfigDict) -> None:
         ("meal.targets", m.targets, TARGETS),
         ("meal.meta", m.meta, META),
         ("meal.hypergradient", m.hypergradient, HYPERGRADIENT),
+        ("meal.length_norm", m.length_norm, LENGTH_NORM),
         ("conditioning.kind", config.conditioning.kind, ("prefix", "text", "none")),
         ("policy.dtype", config.policy.dtype, ("float32", "bfloat16")),
+        ("eval.grid", config.eval.grid, ("lattice", "paper")),
+        ("data.template", config.data.template, ("chat", "plain")),
+        ("data.format", config.data.format, ("published", "own")),
+        ("data.split", config.data.split, ("hash", "published")),
+        ("reward.dtype", config.reward.dtype, ("float32", "bfloat16")),
     ):
         need(value in known, f"config.{name}={value!r} is not one of {', '.join(known)}.")
     need(
@@ -147,4 +208,15 @@ def check(config: ml_collections.ConfigDict) -> None:
         "config.optim.eps_root must be above 0 (1e-12 will do): Adam's derivative is infinite at a zero gradient.",
     )
     need(len(config.objectives) >= 1, "config.objectives is empty: name the rewards.")
+    need(config.reward.batch_size >= 1, f"config.reward.batch_size={config.reward.batch_size} must be at least 1.")
+    sources.check(config.reward.sources, config.objectives)
+    need(
+        config.eval.grid != "paper" or len(config.objectives) in (2, 3),
+        f"config.eval.grid=paper is published for 2 and 3 objectives, not {len(config.objectives)}: use lattice.",
+    )
+    need(
+        all(0 < length < config.data.prompt_length for length in config.data.buckets),
+        f"config.data.buckets={config.data.buckets} must lie between 0 and config.data.prompt_length="
+        f"{config.data.prompt_length}, which is a bucket already.",
+    )
     need(config.eval.prompts >= 1, f"config.eval.prompts={config.eval.prompts}: evaluation needs test prompts.")

@@ -5,53 +5,67 @@ Letters: E test prompts, B prompts at a time, M preferences, K objectives, T res
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from meal_jax.meal.step import Batch, Frozen, Setup, State, score
-from meal_jax.methods import Method
+from meal_jax.meal.step import Batch, Frozen, Setup, score
+from meal_jax.methods import Cost, Method
 from meal_jax.pareto import front
+from meal_jax.rewards.text import TextScorer
 from meal_jax.rollout.sampling import Sampling
 from meal_jax.tasks.task import Prompts, Task
 
 PyTree = Any
 
 
+def grid(config) -> np.ndarray:
+    """The preferences [M, K] that a run is evaluated at: `config.eval.grid`."""
+    k = len(config.objectives)
+    if config.eval.grid == "paper":
+        return front.paper_grid_3() if k == 3 else front.grid(k, 10)
+    return front.grid(k, config.eval.divisions)
+
+
 class Answers(NamedTuple):
     """What a policy answered to every test prompt under every preference.
 
     Attributes:
-      scores: [E, M, K] raw rewards.
+      scores: [E, M, K] raw rewards (from the jitted `answer_fn`: the columns that the device computes).
       tokens, mask: [E, M, T] responses.
+      ended: [E, M], the response reached its end token.
       proposals: [E, M, K], the preferences ŵ that the policy was conditioned on.
     """
 
     scores: np.ndarray
     tokens: np.ndarray
     mask: np.ndarray
+    ended: np.ndarray
     proposals: np.ndarray
 
 
 def answer_fn(setup: Setup, method: Method, sampling: Sampling) -> Callable:
-    """The function to jit: (θ, φ, frozen, Batch [B], w [B, M, K], key) → Answers of the batch.
+    """The function to jit: (state, frozen, Batch [B], w [B, M, K], key) → Answers of the batch.
 
     The grid's preferences take the place of training's candidates, so a prompt is prefilled once for all of them.
     """
 
-    def answer(theta: PyTree, phi: PyTree, frozen: Frozen, batch: Batch, w: jax.Array, key: jax.Array) -> Answers:
-        rolled = method.respond(setup, theta, phi, frozen, batch, w, key, sampling)
+    def answer(state: PyTree, frozen: Frozen, batch: Batch, w: jax.Array, key: jax.Array) -> Answers:
+        rolled = method.answer(setup, state, frozen, batch, w, key, sampling)
         rewards = score(setup, frozen, batch, rolled.responses).rewards
-        return Answers(rewards, rolled.responses.tokens, rolled.responses.mask, rolled.w_hat)
+        r = rolled.responses
+        return Answers(rewards, r.tokens, r.mask, r.ended, rolled.w_hat)
 
     return answer
 
 
 def evaluate(
     answer: Callable,
-    state: State,
+    state: PyTree,
     frozen: Frozen,
     prompts: Prompts,
     preferences: np.ndarray,
@@ -59,6 +73,7 @@ def evaluate(
     batch_size: int,
     seed: int,
     place: Callable[[Any], Any],
+    scorer: TextScorer | None = None,
     tick: Callable[[int], None] = lambda prompts: None,
 ) -> Answers:
     """Answers every prompt under every preference.
@@ -71,6 +86,7 @@ def evaluate(
       batch_size: B; the last batch is filled up with repeated prompts whose answers are dropped.
       seed: of the samples; the same for every method and step, so that comparisons are paired.
       place: puts a batch's arrays on the devices.
+      scorer: computes the rewards that read text; None where the device has them all.
       tick: called with the number of prompts done, for progress.
 
     Returns:
@@ -80,12 +96,16 @@ def evaluate(
     out = []
     for start in range(0, rows, batch_size):
         index = np.arange(start, start + batch_size) % rows
-        batch = Batch(*(a[index] for a in prompts))
+        batch = Batch(*prompts.rows(index)[:3])
         w = np.broadcast_to(preferences.astype(np.float32), (batch_size, *preferences.shape))
-        done = answer(state.policy, state.net, frozen, *place((batch, w)), jax.random.key(seed))
-        out.append(jax.device_get(done))
+        done = answer(state, frozen, *place((batch, w)), jax.random.key(seed))
+        done = Answers(*(a[: rows - start] for a in jax.device_get(done)))
+        if scorer is not None:
+            scores, _ = scorer.complete(prompts.rows(index[: rows - start]).text, done.tokens, done.mask, done.scores)
+            done = done._replace(scores=scores)
+        out.append(done)
         tick(min(start + batch_size, rows))
-    return Answers(*(np.concatenate(parts)[:rows] for parts in zip(*out, strict=True)))
+    return Answers(*(np.concatenate(parts) for parts in zip(*out, strict=True)))
 
 
 def summarise(answers: Answers, preferences: np.ndarray, task: Task, bootstrap: int) -> dict[str, Any]:
@@ -114,7 +134,13 @@ def summarise(answers: Answers, preferences: np.ndarray, task: Task, bootstrap: 
         "reference": reference.tolist(),
         "mean_inner_product": float(product),
         "mean_inner_product_interval": [float(v) for v in product_interval],
+        "sparsity": front.sparsity(points),
+        "spacing": front.spacing(points),
+        "monotonicity": front.monotonicity(points, preferences).tolist(),
+        "truncated": float(1 - np.mean(answers.ended)),
+        "repetitive": repetition(answers.tokens, answers.mask),
         "prompts": len(scores),
+        "evaluation_set": task.evaluation_set,
     }
     if task.truth is not None:
         # As many points as the policy has, each the best there is for its preference: what a perfect policy would
@@ -125,6 +151,38 @@ def summarise(answers: Answers, preferences: np.ndarray, task: Task, bootstrap: 
         out["share_of_true_hypervolume"] = float(volume) / out["true_hypervolume"]
         out["whole_front_hypervolume"] = front.hypervolume(true_front(task), reference)
     return out
+
+
+def repetition(tokens: np.ndarray, mask: np.ndarray, gram: int = 3) -> float:
+    """Share of responses [..., T] of which more than half of the three-token runs occurred in them before: a collapsed
+    policy's."""
+    looped, rows = 0, tokens.reshape(-1, tokens.shape[-1])
+    for row, real in zip(rows, mask.reshape(rows.shape).sum(-1), strict=True):
+        grams = [tuple(row[i : i + gram]) for i in range(real - gram + 1)]
+        looped += bool(grams) and len(set(grams)) < len(grams) / 2
+    return looped / len(rows)
+
+
+def budget(cost: Cost, config, metrics: Path) -> dict[str, float]:
+    """What a run spent, and what its policy costs to use; counted from the response lengths that its metrics recorded.
+
+    Returns:
+      rollout_tokens (tokens sampled in training), reward_calls (responses × objectives), gradient_tokens (response tokens
+      that went through a backward pass), updates (optimizer steps, of all its models), models (policies or
+      adapters to keep), forwards_per_token (forward passes for each token of an answer).
+    """
+    answers = cost.answers * config.batch_size
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+    lengths = {line["step"]: line["response/length"] for line in lines if "response/length" in line}
+    tokens = answers * sum(lengths.values())
+    return {
+        "rollout_tokens": round(tokens),
+        "reward_calls": answers * config.steps * len(config.objectives),
+        "gradient_tokens": round(tokens * cost.backward),
+        "updates": cost.updates * cost.models * config.steps,
+        "models": cost.models,
+        "forwards_per_token": cost.forwards,
+    }
 
 
 def true_front(task: Task) -> np.ndarray:

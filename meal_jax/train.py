@@ -16,6 +16,7 @@ import functools
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,11 @@ from absl import logging
 
 from meal_jax import build, evaluate, methods
 from meal_jax.config import check
-from meal_jax.data.pipeline import batch_at
-from meal_jax.pareto import figures, front
+from meal_jax.data.pipeline import batch_at, prefetch
+from meal_jax.meal.step import Batch, Frozen, Setup, State
+from meal_jax.pareto import figures
+from meal_jax.rewards import sources
+from meal_jax.rewards.text import TextScorer
 from meal_jax.rollout.sampling import Sampling
 from meal_jax.runtime import checkpoint, sharding
 from meal_jax.runtime.metrics import MetricWriter, Preemption, progress
@@ -42,13 +46,12 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
     """
     root, names = Path(workdir), [config.method, *[n for n in config.beside if n != config.method]]
     check(config)
-    for name in names:
-        methods.get(name)
+    configs = {name: methods.configure(name, config) for name in names}
     task = build.build_task(config)
     results = {}
-    for name in names:
+    for name, its in configs.items():
         folder = root if name == config.method else root / name
-        done = train_and_evaluate(methods.get(name).configure(config), methods.get(name), task, folder)
+        done = train_and_evaluate(its, methods.get(name), build.for_method(task, its), folder)
         if done is None:
             return None
         results[name] = done
@@ -108,19 +111,20 @@ def train_and_evaluate(
         # ------------------------------------------------------------------------------------------ compiled functions
         batch_placed = sharding.batch_sharding(mesh)
         place = functools.partial(jax.device_put, device=batch_placed)
-        step = functools.partial(method.step, setup)
-        train_step = jax.jit(step, donate_argnums=0, out_shardings=(placed, sharding.replicated(mesh)))
+        scorer = sources.scorer(task, mesh, frozen)  # of rewards that read text; None where the device has them all
+        train_step, programs = compile_step(setup, method, scorer, place, (placed, sharding.replicated(mesh)))
         e = config.eval
         answer = jax.jit(evaluate.answer_fn(setup, method, Sampling(e.temperature, e.top_k, e.top_p)))
-        preferences = front.grid(len(config.objectives), e.divisions)
+        preferences = evaluate.grid(config)
 
         def eval_now(at: int) -> dict[str, Any]:
             path = workdir / "evals" / f"{at:06d}.json"
             if path.exists():  # a resumed run does not pay twice
                 return json.loads(path.read_text())
             answers = evaluate.evaluate(
-                answer, state, frozen, task.test, preferences, batch_size=e.batch_size, seed=config.seed, place=place
-            )
+                answer, state, frozen, task.test, preferences, batch_size=e.batch_size, seed=config.seed, place=place,
+                scorer=scorer,
+            )  # fmt: skip
             out = {"step": at} | evaluate.summarise(answers, preferences, task, e.bootstrap)
             out["samples"] = evaluate.sample_answers(answers, preferences, task, e.samples)
             _write_json(path, out)
@@ -140,15 +144,22 @@ def train_and_evaluate(
                 writer.write(at, values)
                 shown["utility"] = values["utility"]
 
-        with Preemption() as preemption, progress(config.steps, start, f"{method.label}") as bar:
+        def make(at: int) -> Batch:
+            return batch_at(task.train, at, config.batch_size, config.seed, config.data.buckets, batch_placed)
+
+        with (
+            Preemption() as preemption,
+            progress(config.steps, start, f"{method.label}") as bar,
+            prefetch(make, start, config.steps) as next_batch,
+        ):
             for at in range(start, config.steps):
                 if at % e.every == 0:
                     shown["hypervolume"] = eval_now(at)["hypervolume"]
                     writer.write(at, {"eval/hypervolume": shown["hypervolume"]})
-                batch = place(batch_at(task.train, at, config.batch_size, config.seed))
+                batch, wait = next_batch()
                 state, metrics = train_step(state, frozen, batch)
                 settle(pending)  # of the step before: the device is never waited for
-                pending, done = (at, metrics), at + 1
+                pending, done = (at, metrics | {"time/data_wait": wait}), at + 1
                 bar.update(done, **shown)
                 preempted = preemption.requested
                 if done % config.checkpoint.every == 0 or done == config.steps or preempted:
@@ -174,9 +185,9 @@ def train_and_evaluate(
         "method": method.label,
         "seed": config.seed,
         "objectives": list(config.objectives),
-        "policy_updates": 2 * config.steps,
         "seconds_training": seconds if start == 0 else None,  # of a resumed run only a part is known
-        "compiled": train_step._cache_size() if start < config.steps else 0,
+        "budget": evaluate.budget(method.cost(config), config, workdir / "metrics.jsonl"),
+        "compiled": max(program._cache_size() for program in programs),
         "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
         **last,
         "before": {name: value for name, value in history[0].items() if name != "samples"},
@@ -184,6 +195,43 @@ def train_and_evaluate(
     }
     _write_json(workdir / "pareto.json", results)
     return results
+
+
+def compile_step(
+    setup: Setup, method: methods.Method, scorer: TextScorer | None, place: Callable, out_shardings: Any
+) -> tuple[Callable, list[Callable]]:
+    """The step as the loop calls it: (state, frozen, Batch) → (state, metrics), the state donated.
+
+    It is one program where the device computes every reward. Else it is three, rollout, score and update, and between the
+    last two the host adds the rewards that read text.
+
+    Args:
+      setup, method: what runs.
+      scorer: of the rewards that read text, or None.
+      place: puts a batch's arrays on the devices.
+      out_shardings: of (state, metrics).
+
+    Returns:
+      The step and its jitted programs.
+    """
+    if scorer is None:
+        step = jax.jit(functools.partial(method.step, setup), donate_argnums=0, out_shardings=out_shardings)
+        return step, [step]
+    rollout = jax.jit(functools.partial(method.rollout, setup))
+    score = jax.jit(functools.partial(method.score, setup))
+    update = jax.jit(functools.partial(method.update, setup), donate_argnums=0, out_shardings=out_shardings)
+
+    def step(state: State, frozen: Frozen, batch: Batch):
+        rolled = rollout(state, frozen, batch)
+        scores = score(frozen, batch, rolled.responses)
+        ids, tokens, mask, rewards = jax.device_get(
+            (batch.id, rolled.responses.tokens, rolled.responses.mask, scores.rewards)
+        )
+        rewards, cost = scorer.complete([scorer.texts[i] for i in ids.tolist()], tokens, mask, rewards)
+        state, metrics = update(state, frozen, batch, rolled, scores._replace(rewards=place(rewards)))
+        return state, metrics | cost
+
+    return step, [rollout, score, update]
 
 
 def _refuse_non_finite(at: int, values: dict[str, float], objectives, workdir: Path) -> None:

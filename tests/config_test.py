@@ -1,12 +1,14 @@
 """Configurations: every shipped one loads and passes its checks; each mistake gets its message."""
 
 import importlib.util
+import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from meal_jax import config as base
-from meal_jax import methods
+from meal_jax import evaluate, methods
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -24,6 +26,39 @@ def test_shipped_configs_pass_their_checks(name):
     base.check(config)
     for method in (config.method, *config.beside):
         base.check(methods.get(method).configure(config))
+
+
+VARIANTS = [
+    (name, ",".join(chosen))
+    for name, rewards in (("reddit", "summary faithful deberta"), ("assistant", "harmless helpful humor"))
+    for k in (2, 3)
+    for chosen in itertools.combinations(rewards.split(), k)
+]
+
+
+@pytest.mark.parametrize(("name", "arg"), VARIANTS)
+def test_every_variant_of_the_two_benchmarks_passes_its_checks(name, arg):
+    config = load(name).get_config(arg)
+    k = len(config.objectives)
+    assert ",".join(config.objectives) == ",".join(config.reward.sources) == arg
+    for method in (config.method, *config.beside):
+        base.check(methods.get(method).configure(config))
+    assert evaluate.grid(config).shape == ({2: 11, 3: 13}[k], k)
+    config.eval.grid = "lattice"
+    base.check(config)
+    lattice = evaluate.grid(config)
+    assert lattice.shape == ({2: 11, 3: 15}[k], k)
+    assert {tuple(w) for w in lattice} == {p for w in lattice for p in itertools.permutations(w)}  # symmetric
+    np.testing.assert_allclose(lattice.sum(axis=1), 1)
+
+
+@pytest.mark.parametrize("name", ["reddit", "assistant"])
+@pytest.mark.parametrize("arg", ["", "summary", "summary,helpful", "harmless,harmless", "faithful,deberta,faithful"])
+def test_other_variants_are_refused_with_what_there_is(name, arg):
+    with pytest.raises(
+        ValueError, match=rf"configs/{name}\.py takes two or three of (summary|harmless),.*, not {arg!r}"
+    ):
+        load(name).get_config(arg)
 
 
 def test_toy_takes_the_number_of_objectives():
@@ -51,6 +86,11 @@ def test_toy_takes_the_number_of_objectives():
         ("sampling.top_p", 0.9, "likelihood"),
         ("optim.eps_root", 0.0, "eps_root"),
         ("objectives", (), "name the rewards"),
+        ("eval.grid", "paper13", "lattice, paper"),
+        ("data.template", "alpaca", "chat, plain"),
+        ("data.format", "csv", "published, own"),
+        ("data.split", "random", "hash, published"),
+        ("data.buckets", (64,), "prompt_length=0"),
     ],
 )
 def test_mistakes_are_named_with_what_would_do(field, value, message):
@@ -74,8 +114,8 @@ def test_unknown_methods_and_tasks_are_named():
     with pytest.raises(ValueError, match="'ppo' is not one of meal, static"):
         methods.get("ppo")
     config = base.default()
-    config.task = "reddit"
-    with pytest.raises(ValueError, match="assistant, toy"):
+    config.task = "redit"
+    with pytest.raises(ValueError, match="'redit' is not one of assistant, reddit, toy"):
         build_task(config)
 
 

@@ -71,3 +71,107 @@ def chat_model(chat_tokenizer, tmp_path_factory):
     hf.save(directory, config, jax.tree.map(np.float32, traverse_util.unflatten_dict(flat, sep="/")))
     chat_tokenizer.save_pretrained(directory)
     return directory
+
+
+def save_run(workdir, config):
+    """Writes what a run leaves behind: its configuration, and a checkpoint at step 3.
+
+    Nothing was trained. What training would change is random, and large enough to change every answer.
+    """
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from meal_jax import build, methods
+    from meal_jax.rewards.normalise import RewardStats
+    from meal_jax.runtime import checkpoint
+
+    (workdir / "config.json").write_text(config.to_json_best_effort(indent=2))
+    rng, key = np.random.default_rng(0), jax.random.key(0)
+    task = build.build_task(config)
+    setup = build.build_setup(config, task)
+    theta, _ = jax.eval_shape(lambda key: build.init_policy(setup, task, key), key)
+    state = jax.eval_shape(lambda theta, key: methods.get(config.method).init(setup, theta, key), theta, key)
+
+    def draw(path, leaf):
+        path = jax.tree_util.keystr(path, simple=True, separator="/")
+        if leaf.dtype == key.dtype:
+            return key
+        if jnp.issubdtype(leaf.dtype, jnp.integer):
+            return jnp.full(leaf.shape, 3, leaf.dtype)
+        scale = 0.2 if path.startswith("net/") else 0.4  # proposals that are not all at a corner
+        values = rng.uniform(0.5, 1.5, leaf.shape) if "norm" in path else scale * rng.normal(size=leaf.shape)
+        return jnp.asarray(values, leaf.dtype)
+
+    state = jax.tree_util.tree_map_with_path(draw, state)
+    k = len(config.objectives)
+    state = state.replace(
+        rewards=RewardStats(*(jnp.asarray(v, jnp.float32) for v in (0.5 + np.arange(k), 4.0 + np.arange(k), 96)))
+    )
+    opened = checkpoint.open_checkpoints(workdir / "checkpoints", keep=1)
+    checkpoint.save(opened, 3, state, {})
+    checkpoint.close(opened)
+
+
+@pytest.fixture(scope="session")
+def toy_run(tmp_path_factory):
+    """Workdir of an untrained toy run, all of whose weights would be trained; see `save_run`."""
+    from meal_jax import config
+
+    c = config.default()
+    changes = {
+        "sampling.max_new": 4, "policy.width": 16, "policy.hidden": 16, "policy.layers": 1, "conditioning.slots": 3,
+        "eval.prompts": 16, "eval.divisions": 2,
+    }  # fmt: skip
+    c.update_from_flattened_dict(changes)
+    workdir = tmp_path_factory.mktemp("toy_run")
+    save_run(workdir, c)
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def assistant_run(chat_model, tmp_path_factory):
+    """Function (conditioning kind, objectives) to the workdir of an untrained assistant run with LoRA on `chat_model`."""
+    import functools
+    import json
+
+    import numpy as np
+
+    from meal_jax import config
+    from meal_jax.data import chat as chats
+    from meal_jax.models import hf
+    from meal_jax.rewards import linear_heads
+    from meal_jax.tasks import assistant
+
+    @functools.cache
+    def make(kind, objectives=("harmless", "helpful")):
+        workdir, rng = tmp_path_factory.mktemp(f"assistant_{kind}"), np.random.default_rng(0)
+        rows = [{"chosen": f"\n\nHuman: {i}\n\nAssistant: a"} for i in range(60)]
+        text = "".join(json.dumps(row | {"rejected": row["chosen"] + "b"}) + "\n" for row in rows)
+        for folder in assistant.FOLDERS:
+            (workdir / "data" / folder).mkdir(parents=True)
+            (workdir / "data" / folder / "test.jsonl").write_text(text)
+        heads = linear_heads.Heads(
+            w=rng.normal(size=(len(objectives), 32)).astype(np.float32),
+            b=np.zeros(len(objectives), np.float32),
+            temperature=np.ones(len(objectives), np.float32),
+            objectives=objectives,
+            features="last+mean",
+            base=linear_heads.fingerprint(hf.load_params(chat_model, hf.load_config(chat_model))),
+            base_name="tiny",
+            format=chats.describe(chats.make(hf.load_tokenizer(chat_model))),
+            facts={},
+        )
+        linear_heads.save(heads, workdir / "heads.safetensors")
+        c = config.default()
+        changes = {
+            "task": "assistant", "objectives": objectives, "conditioning.kind": kind, "conditioning.slots": 3,
+            "policy.source": str(chat_model), "policy.lora_rank": 2, "policy.lora_alpha": 6.0, "sampling.max_new": 10,
+            "data.path": str(workdir / "data"), "data.prompt_length": 48, "batch_size": 4, "eval.prompts": 8,
+            "eval.divisions": 2, "reward.heads": str(workdir / "heads.safetensors"),
+        }  # fmt: skip
+        c.update_from_flattened_dict(changes)
+        save_run(workdir, c)
+        return workdir
+
+    return make

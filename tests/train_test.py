@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from meal_jax import config as base
-from meal_jax import train
+from meal_jax import generate, train
+from meal_jax.rollout.sampling import Sampling
+from meal_jax.runtime.run import open_run
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
@@ -50,27 +52,51 @@ def newest(workdir):
     return step, record["leaves"]
 
 
-def test_a_run_writes_all_it_promises_and_compiles_once(tmp_path):
-    config = small(beside=("static",))
-    results = train.run(config, str(tmp_path))
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A whole run of Meal, with the static method beside it: its workdir and its results."""
+    workdir = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:  # `one_device` is not there yet when a module's fixture is made
+        patch.setattr(train.sharding, "make_mesh", lambda *axes: MAKE_MESH(1, 1, 1, jax.devices()[:1]))
+        return workdir, train.run(small(beside=("static",)), str(workdir))
+
+
+def test_a_run_writes_all_it_promises_and_compiles_once(finished):
+    tmp_path, results = finished
     for folder in (tmp_path, tmp_path / "static"):
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert [r["step"] for r in rows if "utility" in r] == list(range(6))
+        assert all(0 <= r["time/data_wait"] < 1 for r in rows if "utility" in r)
         assert [r["step"] for r in rows if "eval/hypervolume" in r] == [0, 3, 6]
         assert list((folder / "tensorboard").iterdir())
         assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["4", "6"]
         written = json.loads((folder / "pareto.json").read_text())
         assert np.shape(written["points"]) == (3, 2) and 0 < written["share_of_true_hypervolume"] < 1
-        assert written["compiled"] == 1 and written["policy_updates"] == 12
+        evaluated = [json.loads(path.read_text())["evaluation_set"] for path in (folder / "evals").iterdir()]
+        assert [written["evaluation_set"]] * 3 == evaluated and len(evaluated[0]["sha256"]) == 64
+        assert written["compiled"] == 1 and written["budget"]["updates"] == 12
         assert [h["step"] for h in written["history"]] == [0, 3, 6]
         assert len(written["samples"][0]["answers"]) == 3
         assert json.loads((folder / "config.json").read_text())["steps"] == 6
     assert (tmp_path / "pareto.png").stat().st_size > 10_000
     assert set(results) == {"meal", "static"}
     assert json.loads((tmp_path / "static" / "config.json").read_text())["meal"]["lam"] == 0
+    for folder, label in ((tmp_path, "Meal"), (tmp_path / "static", "static targets")):
+        opened = open_run(folder)
+        assert (opened.step, opened.method.label, int(opened.state.step)) == (6, label, 6)
+
+    # Opened again it gives the very answers that were evaluated.
+    opened = open_run(tmp_path)
+    shown = results["meal"]["samples"][1]
+    prompts, grid = opened.task.test.rows(np.array([1])), np.array([a["preference"] for a in shown["answers"]])
+    found = generate.answers(opened, prompts, grid, sampling=Sampling(), max_new=4, seed=0)
+    assert opened.task.show(prompts.tokens[0][prompts.mask[0]]) == shown["prompt"]
+    for m, given in enumerate(shown["answers"]):
+        assert opened.task.show(found.tokens[0, m][found.mask[0, m]]) == given["response"]
+        np.testing.assert_allclose(found.scores[0, m], list(given["rewards"].values()), atol=1e-3)
 
     # The same command again: nothing is trained again, and the results are the same.
-    again = train.run(config, str(tmp_path))
+    again = train.run(small(beside=("static",)), str(tmp_path))
     assert again["meal"]["points"] == results["meal"]["points"]
     assert again["meal"]["compiled"] == 0
 
@@ -134,6 +160,51 @@ def test_killed_or_told_to_stop_and_run_again_it_ends_with_the_same_bits(tmp_pat
     assert points[0] == points[1]
     rows = [json.loads(line) for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in rows if "utility" in r] == list(range(300))
+
+
+TEXT_REWARDS = """
+import jax.numpy as jnp
+import numpy as np
+from meal_jax.tasks import toy
+
+VALUES, GAMMAS = toy.values(2), toy.gammas()
+
+
+def second(prompts, responses):
+    \"\"\"The toy benchmark's second objective, from what it shows of prompts and responses of at most 4 tokens.\"\"\"
+    ids = lambda text: np.array([{"<": toy.BEGIN, ">": toy.END}.get(word) or int(word) for word in text.split()])
+    scores = []
+    for prompt, response in zip(map(ids, prompts), map(ids, responses)):
+        kind, ended = toy.prompt_types(prompt, np), toy.END in response
+        served = VALUES[kind, response[response != toy.END], 1].sum()
+        scores.append(min(served / np.float32(3), 1) ** GAMMAS[kind] * (1 if ended else 0.5))
+    return scores
+
+
+def first(tokens, mask, prompt_tokens, prompt_mask):
+    \"\"\"The toy benchmark's first objective, from the tokens.\"\"\"
+    kind = toy.prompt_types(prompt_tokens)
+    value = jnp.asarray(VALUES)[kind[:, None, None], tokens, 0] * (mask & (tokens != toy.END))
+    share = jnp.minimum(jnp.sum(value, -1) / 3, 1.0) ** jnp.asarray(GAMMAS)[kind][:, None]
+    return share * jnp.where(jnp.any(mask & (tokens == toy.END), -1), 1.0, 0.5)
+"""
+
+
+def test_rewards_from_text_train_and_evaluate_as_those_from_tokens_do(finished, tmp_path):
+    """The toy's own rewards, written as a user's functions of tokens and of texts: the same run to the bit."""
+    code, (own, results) = tmp_path / "mine.py", finished
+    code.write_text(TEXT_REWARDS)
+    config = small(reward__sources=(f"jax:{code}:first", f"python:{code}:second"))
+    text, own_meal = train.run(config, str(tmp_path / "text"))["meal"], results["meal"]
+    assert own_meal["compiled"] == text["compiled"] == 1  # of rollout, score and update, one program each
+    np.testing.assert_allclose(text["points"], own_meal["points"], rtol=1e-6)
+    assert np.std(text["points"]) > 0 and text["seconds_training"] > 0
+    assert newest(tmp_path / "text") == newest(own)  # weights, optimizers, reward statistics: the same bits
+    rows = [[json.loads(line) for line in (at / "metrics.jsonl").open()] for at in (own, tmp_path / "text")]
+    for one, other in zip(*([row for row in run if "utility" in row] for run in rows), strict=True):
+        assert other["time/score"] > 0 and other.keys() - one.keys() == {"time/score", "score/known"}
+        same = [name for name in one if not name.startswith("time/")]
+        assert [other[name] for name in same] == pytest.approx([one[name] for name in same], rel=1e-5)
 
 
 def test_a_reward_that_is_not_a_number_stops_the_run_by_name_and_keeps_the_last_good_state(tmp_path, monkeypatch):

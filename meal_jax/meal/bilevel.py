@@ -19,15 +19,27 @@ from meal_jax.meal.preference import kl, log_accept
 PyTree = Any
 META = ("utility", "likelihood")
 HYPERGRADIENT = ("exact", "first_order", "none")
+LENGTH_NORM = ("response", "constant")
 
 
-def mean_logp(logp: jax.Array, mask: jax.Array) -> jax.Array:
-    """(1/|y|) log π(y | …) [B, N] from per-token log-probabilities and the mask [B, N, T]."""
-    return jnp.sum(logp * mask, axis=-1) / jnp.maximum(jnp.sum(mask, axis=-1), 1)
+def scaled_logp(logp: jax.Array, mask: jax.Array, length_norm: str = "response") -> jax.Array:
+    """log π(y | …) over a length, [B, N], from per-token log-probabilities and the mask [B, N, T].
+
+    "response" divides by |y|, "constant" by T. On a policy's own samples E[∇ log π(y)] = 0, so under "constant" nothing but
+    the acceptance moves the policy. Under "response" a short sample weighs more per token, and even equal acceptance
+    pulls towards short answers; where an objective rewards these too, a policy can end in one (docs/assistant_small.md).
+    """
+    length = jnp.maximum(jnp.sum(mask, axis=-1), 1) if length_norm == "response" else mask.shape[-1]
+    return jnp.sum(logp * mask, axis=-1) / length
 
 
 def base_loss(
-    a: jax.Array, logp: jax.Array, mask: jax.Array, token_kl: jax.Array | None = None, beta: float = 0.0
+    a: jax.Array,
+    logp: jax.Array,
+    mask: jax.Array,
+    token_kl: jax.Array | None = None,
+    beta: float = 0.0,
+    length_norm: str = "response",
 ) -> jax.Array:
     """L_base = − Σ a_n (1/|y_n|) log π_θ(y_n | x, p_n) / Σ a + β KL(π_θ ‖ π_ref): what the policy learns from.
 
@@ -39,11 +51,12 @@ def base_loss(
       mask: [B, N, T] bool.
       token_kl: [B, N, T], needed if beta > 0.
       beta: β.
+      length_norm: what stands in the place of |y_n|, see `scaled_logp`.
 
     Returns:
       A scalar.
     """
-    loss = -jnp.sum(a * mean_logp(logp, mask)) / jnp.maximum(jnp.sum(a), 1e-6)
+    loss = -jnp.sum(a * scaled_logp(logp, mask, length_norm)) / jnp.maximum(jnp.sum(a), 1e-6)
     if beta:
         loss += beta * jnp.sum(token_kl * mask) / jnp.maximum(jnp.sum(mask), 1)
     return loss
@@ -73,6 +86,7 @@ def meta_loss(
     tau: float,
     rho: float,
     ratio_clip: float,
+    length_norm: str = "response",
 ) -> jax.Array:
     """L_meta(θ', φ): how well the updated policy, under the proposals, serves the user's targets on held-out prompts.
 
@@ -92,6 +106,7 @@ def meta_loss(
       tau: τ.
       rho: ρ.
       ratio_clip: ratios are clipped to [1 − ratio_clip, 1 + ratio_clip].
+      length_norm: of "likelihood", as in `base_loss`.
 
     Returns:
       A scalar.
@@ -105,7 +120,7 @@ def meta_loss(
         clipped = jnp.clip(ratio, 1.0 - ratio_clip, 1.0 + ratio_clip)
         loss = -jnp.mean(jnp.minimum(ratio * gain, clipped * gain))
     elif kind == "likelihood":
-        loss = base_loss(jnp.exp(log_accept(w, r, tau)), logp, mask)
+        loss = base_loss(jnp.exp(log_accept(w, r, tau)), logp, mask, length_norm=length_norm)
     else:
         raise ValueError(f"meal.meta={kind!r} is not one of {', '.join(META)}.")
     return loss + rho * jnp.mean(kl(w_hat, w))

@@ -6,8 +6,8 @@ Letters: B prompts, N candidates, K objectives, S prompt tokens, T response toke
     score     rewards of every candidate (and the reference model's hidden states, where a KL is asked for)
     update    ranking, adapted preferences p, the weight-net by the hypergradient, the policy on both halves
 
-Each is a pure function of (setup, arrays); `step` is their composition. Nothing here jits, shards or reads a file. A
-benchmark whose reward models need text calls `rollout`, scores on the host, and calls `update`: the same functions.
+Each is a pure function of (setup, arrays); `step` is their composition. Nothing here jits, shards or reads a file. Where
+rewards read text, a run calls `rollout` and `score`, adds the host's columns, and calls `update`: the same functions.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class MealConfig:
     adapt: bool = True
     reuse_virtual: bool = False
     ratio_clip: float = 0.2
+    length_norm: str = "response"
     horizon: float = 10_000.0
 
 
@@ -69,10 +70,13 @@ class Setup:
       end, pad: token ids.
       forbidden: [V] bool, tokens never drawn, or None.
       objectives: names, K of them.
-      reward: (frozen reward parameters, Batch, Responses, hidden [B, N, T + 1, D] of `base` or None) → rewards [B, N, K];
-        hidden[..., t, :] is the base's last hidden state after t response tokens.
+      reward: (frozen reward parameters, Batch, Responses, hidden [B, N, T + 1, D] of `base` or None) → rewards [B, N, K],
+        or the columns of those that need no text; hidden[..., t, :] is the base's last hidden state after t response
+        tokens.
       reward_reads_base: the reward needs `hidden`.
       chunk: response positions projected to the vocabulary at a time, 0 for all.
+      prompt_length: S, for methods that keep prompts in their state.
+      options: a baseline's own choices, a frozen dataclass; None for Meal, which has `meal`.
     """
 
     policy: Policy
@@ -90,6 +94,8 @@ class Setup:
     reward: Callable[..., jax.Array]
     reward_reads_base: bool = False
     chunk: int = 0
+    prompt_length: int = 0
+    options: Any = None
 
 
 @flax.struct.dataclass
@@ -147,7 +153,10 @@ class Rollout(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Raw rewards [B, N, K] and π_ref's hidden states [B, N, T, D] (None unless β > 0)."""
+    """Raw rewards [B, N, K] and π_ref's hidden states [B, N, T, D] (None unless β > 0).
+
+    `score` gives the device's columns; `update` takes all K.
+    """
 
     rewards: jax.Array
     reference: jax.Array | None
@@ -210,6 +219,13 @@ def respond(
         forbidden=setup.forbidden,
     )
     return Rollout(w, w_hat, prompt.pooled, responses)
+
+
+def answer(
+    setup: Setup, state: State, frozen: Frozen, batch: Batch, w: jax.Array, key: jax.Array, sampling: Sampling
+) -> Rollout:
+    """How a trained state answers preferences w [B, N, K]: through its net, where it has one."""
+    return respond(setup, state.policy, state.net, frozen, batch, w, key, sampling)
 
 
 def rollout(setup: Setup, state: State, frozen: Frozen, batch: Batch) -> Rollout:
@@ -282,7 +298,7 @@ def update(
 
     def base(theta: PyTree, p: jax.Array, a: jax.Array, pool: _Pool) -> jax.Array:
         token = likelihood(theta, p, pool, with_kl=m.beta > 0)
-        return bilevel.base_loss(a, token.logp, pool.rollout.responses.mask, token.kl, m.beta)
+        return bilevel.base_loss(a, token.logp, pool.rollout.responses.mask, token.kl, m.beta, m.length_norm)
 
     def virtual_base(theta: PyTree, phi: PyTree) -> jax.Array:
         _, p, a = preferences(phi, inner)
@@ -296,7 +312,7 @@ def update(
         responses = outer.rollout.responses
         return bilevel.meta_loss(
             outer.rollout.w, w_hat, outer.r, token.logp, responses.logp, responses.mask,
-            kind=m.meta, tau=m.tau, rho=m.rho, ratio_clip=m.ratio_clip,
+            kind=m.meta, tau=m.tau, rho=m.rho, ratio_clip=m.ratio_clip, length_norm=m.length_norm,
         )  # fmt: skip
 
     def descend(theta: PyTree, opt: PyTree, which: int):

@@ -25,6 +25,13 @@ BATCH_AXES = ("data", "fsdp")
 # not anchored at the left, so optimizer moments, whose paths end in their parameter's ("policy_opt/1/mu/…"),
 # are sharded as the parameter is. Scalars and typed keys need no rule: they are replicated.
 RULES: tuple[tuple[str, P], ...] = (
+    # Baselines: policies side by side with an axis of their own in front, buffers of answers, small cores and heads.
+    (r"(^|/)(members|buffer|core|preferences)(/|$)", P()),
+    # Reward models with weights of their own (models/classifier.py): split along the width or the MLP's hidden units alone,
+    # since a vocabulary of 50,257 and 25 heads divide over little.
+    (r"(^|/)reward_models/.*(embedding|positions|types|relative)$", P(None, "fsdp")),
+    (r"(^|/)reward_models/.*layers/.*/kernel$", P(None, "fsdp", None)),
+    (r"(^|/)reward_models/", P()),
     # Small: the weight-net and its moments, the preference conditioning, reward statistics [K], norms [D] or [L, D].
     (r"(^|/)[^/]*net[^/]*/", P()),
     (r"(^|/)conditioner/", P()),

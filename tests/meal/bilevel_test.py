@@ -106,6 +106,25 @@ def test_base_loss_by_hand():
     assert bilevel.base_loss(jnp.zeros_like(a), logp, mask) == 0  # nothing accepted: nothing learned, no NaN
 
 
+def test_over_a_constant_length_equal_acceptance_moves_nothing_and_over_its_own_length_a_short_answer_gains():
+    """A policy that ends (or not) at each of T places, enumerated: the expected gradient on its own samples."""
+    length = 4
+    place, row = jnp.arange(length), jnp.arange(length + 1)[:, None]  # row n ends at place n, the last is cut at T
+    mask = place <= row
+
+    def expected(length_norm):
+        def loss(logit):
+            logp = jnp.where(place == row, jax.nn.log_sigmoid(logit), jax.nn.log_sigmoid(-logit)) * mask
+            chance = jax.lax.stop_gradient(jnp.exp(jnp.sum(logp, axis=-1)))
+            one = lambda x, m: bilevel.base_loss(jnp.ones((1, 1)), x, m, length_norm=length_norm)  # noqa: E731
+            return jnp.sum(chance * jax.vmap(one)(logp[:, None, None], mask[:, None, None]))
+
+        return jax.grad(loss)(0.3)
+
+    assert abs(expected("constant")) < 1e-12
+    assert expected("response") < -0.05  # descent raises the chance to stop
+
+
 def test_advantage_leaves_the_candidate_out_of_its_baseline():
     w = jnp.array([[[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]]])
     r = jnp.array([[[3.0, 0.0], [0.0, 1.0], [2.0, 2.0]]])

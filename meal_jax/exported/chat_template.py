@@ -1,0 +1,90 @@
+"""The chat template of an exported model: the base's own, with the preference where training had it.
+
+The base's template is kept whole, as a macro. Around it go the system message that training used, where a conversation has
+none, and the conditioning, between the conversation and the generation prompt. Whether the tokens of such a text are those
+that the policy was trained on hangs on the tokenizer: `spells` compares them.
+
+Letters: K objectives.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from meal_jax.data import chat as chats
+from meal_jax.data.chat import Chat
+from meal_jax.models.policy import Conditioning
+
+EXAMPLE = (("user", "How are you?"), ("assistant", "Well, thank you."), ("user", "Good. Say no."))
+
+
+def wrap(chat: Chat, conditioning: str = "") -> str:
+    """The template.
+
+    Args:
+      chat: format of the run's prompts.
+      conditioning: Jinja source that prints what stands between conversation and generation prompt.
+    """
+    # A template's last newline is dropped and one after a block tag too, unless the tag says "+".
+    own = chat.tokenizer.chat_template.removesuffix("\n")
+    turns = "messages"
+    if chat.system is not None:
+        system = f"[{{'role': 'system', 'content': {quote(chat.system)}}}]"
+        turns = f"messages if messages[0]['role'] == 'system' else {system} + messages"
+    return (
+        f"{{% macro conversation(messages, add_generation_prompt) +%}}{own}{{%+ endmacro -%}}\n"
+        f"{{%- set turns = {turns} -%}}\n"
+        "{%- set said = conversation(turns, false) -%}\n"
+        "{{- said -}}\n"
+        "{%- if add_generation_prompt -%}\n"
+        f"{conditioning}"
+        "{{- conversation(turns, true)[said|length:] -}}\n"
+        "{%- endif -%}"
+    )
+
+
+def numerals(
+    chat: Chat, conditioning: Conditioning, objectives: Sequence[str], default: Sequence[float] | None = None
+) -> str:
+    """Jinja source that spells the variable `preference`, a list of K weights, as `Policy.condition` does.
+
+    Args:
+      chat: format of the run's prompts.
+      conditioning: of kind "text".
+      objectives: K names, for the message on a wrong number of weights.
+      default: weights where a request gives none; None for equal ones.
+    """
+    k, levels = conditioning.objectives, len(conditioning.table[0])
+    default = [1 / k] * k if default is None else [float(v) for v in default]
+    message = f"preference needs {k} weights that sum to 1: {', '.join(objectives)}"
+    lines = [
+        f"{{%- set weights = preference if preference else {json.dumps(default)} -%}}",
+        f"{{%- if weights|length != {k} -%}}{{{{ raise_exception({quote(message)}) }}}}{{%- endif -%}}",
+    ]
+    for i, rows in enumerate(conditioning.table):
+        spelled = ", ".join(quote(_text(chat, row)) for row in rows)
+        lines.append(f"{{{{- [{spelled}][(weights[{i}] * {levels - 1})|round|int] -}}}}")
+    return "\n".join(lines) + "\n"
+
+
+def spells(chat: Chat, template: str, ids: Sequence[int], **variables) -> bool:
+    """True if the template, under these variables, reads as a conversation's tokens, `ids`, the generation prompt's."""
+    messages = [{"role": role, "content": text} for role, text in EXAMPLE]
+    text = chat.tokenizer.apply_chat_template(
+        messages, chat_template=template, tokenize=False, add_generation_prompt=True, **variables
+    )
+    got = chat.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return got == [*chats.prompt_ids(chat, EXAMPLE), *ids, *chats.tail_ids(chat)]
+
+
+def quote(text: str) -> str:
+    """A Jinja string literal."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _text(chat: Chat, ids: Sequence[int]) -> str:
+    """The text behind token ids, with the leading space that some tokenizers' decoding drops."""
+    text = chat.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+    encode = lambda text: chat.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+    return text if encode(text) == list(ids) else f" {text.lstrip()}"
