@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced: `source launch/venv.sh DIRECTORY REQUIREMENT…` makes a virtual environment if there is none, installs into it
 # and activates it. PYTHON names the interpreter.
 _python="${PYTHON:-python3}"
