@@ -4,13 +4,14 @@ import os
 import sys
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-_flags = [os.environ.get("XLA_FLAGS", "")]
-if "xla_force_host_platform_device_count" not in _flags[0]:
-    _flags.append("--xla_force_host_platform_device_count=8")
-if "slow" not in sys.argv:
-    # Tiny models spend their time in the compiler, not in the program: half of it goes without these passes.
-    _flags.append("--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
-os.environ["XLA_FLAGS"] = " ".join(_flags).strip()
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit what is set here
+    _flags = [os.environ.get("XLA_FLAGS", "")]
+    if "xla_force_host_platform_device_count" not in _flags[0]:
+        _flags.append("--xla_force_host_platform_device_count=8")
+    if "slow" not in sys.argv:
+        # Tiny models spend their time in the compiler, not in the program: half of it goes without these passes.
+        _flags.append("--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+    os.environ["XLA_FLAGS"] = " ".join(_flags).strip()
 
 import pytest  # noqa: E402
 
