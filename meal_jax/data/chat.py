@@ -185,13 +185,17 @@ def split_of(turns: Turns) -> str:
     It hangs on the first human turn alone, so conversations that open alike (hh-rlhf has many that go on differently)
     are never in two splits.
     """
-    first = " ".join(turns[0][1].casefold().split())
-    at = int(_digest(first)[:8], 16) / 2**32
+    at = position_of(turns[0][1])
     for name, share in SPLITS.items():
         at -= share
         if at < 0:
             return name
     return name  # the shares' sum in floating point may fall short of 1
+
+
+def position_of(text: str) -> float:
+    """Where a text falls in [0, 1) by a hash that case and whitespace do not change: what splits are cut by."""
+    return int(_digest(" ".join(text.casefold().split()))[:8], 16) / 2**32
 
 
 def render(chat: Chat, turns: Turns, generation_prompt: bool) -> str:

@@ -12,7 +12,10 @@ Source of layouts and labels: RiC (arXiv 2402.10207), `ric/multi_reward_models.p
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
+
+from meal_jax.models import hf
 
 MOST = 1024  # tokens that a reward model is ever given
 
@@ -50,8 +53,13 @@ def prompt_pair(tokenizer, prompt: str, response: str, limit: int) -> Encoded:
     return _encode(tokenizer, prompt, response, limit)
 
 
+# By the name that configurations and a trained model's config.json call them.
+LAYOUTS = {layout.__name__: layout for layout in (plain, response_only, response_bos_post, response_pair, prompt_pair)}
+ENTRY = "meal_jax"  # of a trained model's config.json: {"layout": name, "label": number}
+
+
 class Preset(NamedTuple):
-    """A published reward model: its hub id, its layout, and the label whose raw logit is the reward."""
+    """A reward model: its directory or hub id, its layout, and the label whose raw logit is the reward."""
 
     source: str
     layout: Callable[..., Encoded]
@@ -67,6 +75,42 @@ PRESETS = {
     "faithful": Preset("CogComp/bart-faithful-summary-detector", response_pair, label=1),  # 0 is "hallucinated"
     "deberta": Preset("OpenAssistant/reward-model-deberta-v3-large-v2", prompt_pair),
 }
+
+
+def layout_of(name: str, where: str) -> Callable[..., Encoded]:
+    """The layout of that name.
+
+    Raises:
+      ValueError: there is none; begins with `where`.
+    """
+    if name not in LAYOUTS:
+        raise ValueError(f"{where}: there is no layout {name!r}, only {', '.join(LAYOUTS)}.")
+    return LAYOUTS[name]
+
+
+def need_begin(tokenizer, layout: Callable[..., Encoded], where: str) -> None:
+    """Raises ValueError, beginning with `where`, if the layout puts a begin token and the tokenizer has none."""
+    if layout is response_bos_post and tokenizer.bos_token_id is None:
+        raise ValueError(f"{where}: the tokenizer lacks the begin token that stands before a post.")
+
+
+def trained(directory: str | Path) -> Preset:
+    """How a model that `rewards.finetune` wrote is read, by its config.json.
+
+    Raises:
+      FileNotFoundError: no config.json.
+      ValueError: it does not say, or names a layout that is none.
+    """
+    path = Path(directory).expanduser() / "config.json"
+    entry = hf.read_json(path).get(ENTRY)
+    label = entry.get("label") if isinstance(entry, dict) else None
+    if not isinstance(label, int) or not isinstance(entry.get("layout"), str):
+        raise ValueError(
+            f"{path} has no entry {ENTRY!r} with a layout and a label, so it is not of meal_jax.rewards.finetune. Name a "
+            f"published kind ({', '.join(PRESETS)}) in place of `model`, or add to config.json how prompt and response "
+            f'are laid out and which logit is the reward: "{ENTRY}": {{"layout": "plain", "label": 0}}.'
+        )
+    return Preset(str(directory), layout_of(entry["layout"], str(path)), label)
 
 
 def limit(tokenizer, positions: int = MOST) -> int:

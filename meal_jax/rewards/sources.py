@@ -3,6 +3,7 @@
     heads                        the benchmark's own reward of that objective, computed on the device
     harmless                     a published reward model, see `rewards.formats.PRESETS`, from the hub
     harmless@DIRECTORY           a model of that kind in a Hugging Face directory
+    model@DIRECTORY              a model that `rewards.finetune` trained; its config.json says how it is read
     python:FILE.py:FUNCTION      a user's function of texts (or python:package.module:function)
     jax:FILE.py:FUNCTION         a user's function of tokens, run inside the jitted step
     judge:QUESTION               log-odds that a language model answers the question about a response with yes
@@ -35,6 +36,7 @@ from meal_jax.tasks.task import Prompts, Task
 
 FIELD = "config.reward.sources"
 CALLS = ("python", "jax", "judge")
+TRAINED = "model"  # in place of a preset's name
 TEXT = ("model", "python", "judge")  # kinds that the host computes from texts
 
 
@@ -43,7 +45,7 @@ class Source(NamedTuple):
 
     Attributes:
       kind: as above.
-      value: the function's place, the question, or the preset's name.
+      value: the function's place, the question, the preset's name, or TRAINED.
       directory: of the model; "" for the preset's hub id.
     """
 
@@ -66,12 +68,12 @@ def parse(source: str) -> Source:
     if source == "heads":
         return Source("heads")
     name, at, directory = source.partition("@")
-    if name not in formats.PRESETS or (at and not directory):
+    if (name not in formats.PRESETS and not (name == TRAINED and at)) or (at and not directory):
         near = difflib.get_close_matches(name, [*formats.PRESETS, "heads", *CALLS], n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(
             f"{FIELD}: {source!r} is none of: heads; {', '.join(formats.PRESETS)}, each alone or with "
-            f"@DIRECTORY; python:FILE.py:FUNCTION; jax:FILE.py:FUNCTION; judge:QUESTION.{hint}"
+            f"@DIRECTORY; {TRAINED}@DIRECTORY; python:FILE.py:FUNCTION; jax:FILE.py:FUNCTION; judge:QUESTION.{hint}"
         )
     return Source("model", name, directory)
 
@@ -98,6 +100,8 @@ def check(sources: Sequence[str], objectives: Sequence[str]) -> None:
                 f"{FIELD} {source.value}@{source.directory}: there is no such directory; it must hold a "
                 "reward model in Hugging Face's form."
             )
+        if source.value == TRAINED and source.kind == "model":
+            formats.trained(source.directory)
 
 
 def own(config) -> tuple[int, ...]:
@@ -215,16 +219,13 @@ def _text_reward(source: Source, config, task: Task) -> Callable | None:
 
 
 def _model(source: Source, config, task: Task) -> Callable:
-    preset = formats.PRESETS[source.value]
+    preset = formats.trained(source.directory) if source.value == TRAINED else formats.PRESETS[source.value]
     at = source.directory or preset.source
     tokenizer = hf.load_tokenizer(at)
     model = classifier.load(at, dtype=config.reward.dtype)
     if preset.label >= model.labels:
         raise ValueError(f"{FIELD}: {at} has {model.labels} labels, and {source.value!r} reads label {preset.label}.")
-    if preset.layout is formats.response_bos_post and tokenizer.bos_token_id is None:
-        raise ValueError(
-            f"{FIELD}: the tokenizer of {at} lacks the begin token that {source.value!r} puts before a post."
-        )
+    formats.need_begin(tokenizer, preset.layout, f"{FIELD} {source.value}@{at}")
     rows = config.reward.batch_size
     return lambda mesh, frozen: text.of_classifier(model, tokenizer, preset.layout, preset.label, mesh, batch_size=rows)
 

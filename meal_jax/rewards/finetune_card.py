@@ -1,0 +1,126 @@
+"""README.md of a trained reward model: what it was fitted on, how good it is, how it is read."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+LOAD = """\
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(".")
+model = AutoModelForSequenceClassification.from_pretrained(".").eval()
+inputs = tokenizer({texts}, truncation=True, return_tensors="pt")
+with torch.no_grad():
+    score = model(**inputs).logits[0, {label}].item()
+"""
+TEXTS = {  # what a layout gives the tokenizer; one puts token ids together, which takes more than a call
+    "plain": "prompt, response, add_special_tokens=False",
+    "response_only": "response",
+    "response_pair": "response, prompt",
+    "prompt_pair": "prompt, response",
+}
+TYPED = ("bert", "deberta-v2")  # families that tell a pair's parts apart by token types
+PROMPT = {
+    "transcript": 'a conversation as hh-rlhf writes it, "\\n\\nHuman: … \\n\\nAssistant:"',
+    "last": "the text of the last human turn alone",
+}
+
+
+def line(report) -> str:
+    """The figures in a sentence."""
+    (low, high), (low0, high0) = report.interval, report.interval_before
+    return (
+        f"{report.after:.3f} of {report.tested} held-out pairs in order (95 % {low:.3f} … {high:.3f}; before "
+        f"{report.before:.3f}, {low0:.3f} … {high0:.3f}); temperature {_number(report.temperature)}, calibration error "
+        f"{report.error:.3f} ({report.error_raw:.3f} without it); scores {report.mean:.3g} ± {report.std:.3g}."
+    )
+
+
+def write(config, model, report, seconds: float, machine: str, figure: str) -> str:
+    """The card in Markdown, of a `finetune.Report`."""
+    base, on_hub = base_name(config)
+    front = {"library_name": "transformers", "pipeline_tag": "text-classification", "license": "other"}
+    front |= {"license_name": "as-the-base-model", "tags": ["reward-model", "meal_jax"]}
+    front |= {"base_model": base} if on_hub else {}
+    d, bins = config.data, report.bins
+    shown = "a post on one line" if d.kind == "summarize_from_feedback" else PROMPT[d.prompt]
+    trained = {"head": "the head alone", "all": "all weights"}.get(
+        config.train,
+        f"the head, and LoRA of rank {config.lora.rank}, alpha {config.lora.alpha:g}, on `{config.lora.targets}`, added to "
+        "the weights",
+    )
+    left_out = "; ".join(f"{count} × {reason}" for reason, count in report.left_out.items()) or "none"
+    (low0, high0), (low, high) = report.interval_before, report.interval
+    lines = [
+        "---",
+        *(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in front.items()),
+        "---",
+        "",
+        f"# A reward model on {base}",
+        "",
+        f"A {model.family} that scores a response to a prompt, fitted to people's choices between two (Bradley–Terry), made",
+        f"by `{config.command}` in {seconds / 60:.1f} minutes ({machine}).",
+        "",
+        f"| held-out pairs | {report.tested}, of {report.prompts} prompts |",
+        "|---|---|",
+        f"| in the right order | **{report.after:.3f}** (95 % {low:.3f} … {high:.3f}) |",
+        f"| before training | {report.before:.3f} (95 % {low0:.3f} … {high0:.3f}) |",
+        f"| negative log-likelihood | {report.nll:.3f} (a coin's: 0.693) |",
+        f"| expected calibration error | {report.error:.3f}, without the temperature {report.error_raw:.3f} |",
+        f"| temperature | {_number(report.temperature)}: log-odds = difference of scores / temperature |",
+        f"| scores | mean {report.mean:.4g}, standard deviation {report.std:.4g} |",
+        "",
+        f"- Data: {d.kind}, `{Path(d.path).name}`{f', split {d.split}' if d.split else ''}; {report.fitted} pairs fitted. "
+        f"Left out: {left_out}.",
+        f"- Held out: {d.held_out:g} of the prompts, by a hash of the "
+        + ("post's id" if d.kind == "summarize_from_feedback" else "first human turn")
+        + "; no prompt is in both parts. Intervals are Wilson's and take pairs as independent: with several pairs a prompt "
+        "they are too narrow.",
+        "- The table's likelihood and calibration error are of temperatures fitted without the prompt that they are applied "
+        "to (five folds); the temperature itself is of all held-out pairs.",
+        f"- Trained: {trained}; {report.steps} steps of {config.batch_size} pairs, {config.epochs} epoch(s), learning rate "
+        f"{config.lr:g}, loss by epoch {', '.join(f'{loss:.3f}' for loss in report.loss)}.",
+        "",
+        f"![reliability]({figure})",
+        "",
+        "| confidence | pairs | mean confidence | in the right order |",
+        "|---|---|---|---|",
+        *(f"| {b.low:.2f} … {b.high:.2f} | {b.pairs} | {b.confidence:.3f} | {b.right:.3f} |" for b in bins),
+        "",
+        "## Use",
+        "",
+        f"Prompt: {shown}. Response: its text, stripped. Layout `{config.layout}`, reward: logit {config.label}, raw. In "
+        "meal_jax: `model@DIRECTORY` in config.reward.sources. In torch:",
+        "",
+        "```python",
+        _code(config.layout, config.label, model.family),
+        "```",
+        "",
+        "## Licence",
+        "",
+        "As the base model and the data: look there.",
+        "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _code(layout: str, label: int, family: str) -> str:
+    """Python that scores a prompt and a response in the model's directory."""
+    if layout not in TEXTS:
+        return '# A row is the ids of response + " ", the begin token, and the ids of " " + post.'
+    texts = TEXTS[layout] + (", return_token_type_ids=True" if family in TYPED else "")
+    return LOAD.format(texts=texts, label=label).rstrip()
+
+
+def base_name(config) -> tuple[str, bool]:
+    """The base model's name, and whether it is a hub id; of a directory its last part, since a path is this machine's."""
+    local = Path(config.source).expanduser()
+    name = config.base_name or (local.name if local.exists() else str(config.source))
+    return name, not config.base_name and not local.exists()
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if math.isfinite(value) else "none (scores point the wrong way)"
