@@ -23,16 +23,22 @@ def get_config() -> ml_collections.ConfigDict:
     c.folds = 5  # of the cross-validation that chooses
     c.command = "python -m meal_jax.rewards.train --config=configs/reward_small.py"  # for the card
 
-    c.objectives = ml_collections.ConfigDict()  # name of each head: directory of its pairs
-    c.objectives.harmless = "harmless-base"
-    c.objectives.helpful = "helpful-base"
+    c.objectives = ml_collections.ConfigDict()  # name of each head: its pairs, see meal_jax/rewards/head_pairs.py
+    c.objectives.harmless = "hh_rlhf:harmless-base"
+    c.objectives.helpful = "hh_rlhf:helpful-base"
 
     c.data = d = ml_collections.ConfigDict()
     d.path = "data/hh_rlhf"  # where those directories are
+    d.posts = ""  # posts with their authors' summaries, for pairs of kind faithful
     d.name = "Anthropic hh-rlhf"  # for the card
     d.licence = "MIT"  # for the card
+    d.limits = (  # for the card
+        "A small model's reading of short English answers, right in about two of three pairs: good for trying a method, not "
+        "for judging whether an answer is harmless or helpful. Pairs are of crowd workers' 2021–22 preferences; the prompts "
+        "are short ones."
+    )
     d.system = ""  # system message; must be the policy's
     d.prompt_length = 96  # tokens; pairs with a longer prompt are left out
     d.max_new = 32  # tokens an answer is cut to: as many as the policy writes
-    d.pairs = 0  # at most so many of each objective, the first; 0 = all
+    d.pairs = 0  # at most so many of each objective, the first that fit; 0 = all
     return c

@@ -52,7 +52,7 @@ def build_task(config: ml_collections.ConfigDict) -> Task:
     for split, prompts, wanted in (("training", task.train, config.batch_size), ("test", task.test, 1)):
         if len(prompts.id) < wanted:
             raise ValueError(f"{task.name}: {len(prompts.id)} {split} prompts are fewer than the {wanted} needed.")
-    return for_method(sources.attach(task, config), config)
+    return for_method(task if config.stage == "sft" else sources.attach(task, config), config)
 
 
 def for_method(task: Task, config: ml_collections.ConfigDict) -> Task:

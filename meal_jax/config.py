@@ -16,6 +16,7 @@ from meal_jax.rewards import sources
 def default() -> ml_collections.ConfigDict:
     """The defaults, every field commented."""
     c = ml_collections.ConfigDict()
+    c.stage = "align"  # align = train the policy on its rewards; sft = fine-tune it on preferred responses first
     c.task = "toy"  # benchmark: a module of meal_jax/tasks
     c.method = "meal"  # method to train: a key of meal_jax.methods.METHODS
     c.beside = ("static",)  # methods trained after it, at as many policy updates, for the same figure
@@ -140,6 +141,7 @@ def default() -> ml_collections.ConfigDict:
     # Fields of single benchmarks
     c.data = ml_collections.ConfigDict()
     c.data.path = ""  # prompts, where the benchmark reads them from disk: a directory
+    c.data.posts = ""  # reddit: posts with their authors' own summaries (data/tldr.py), in place of those at path
     c.data.prompt_length = 0  # S, tokens a prompt may have (longer prompts are an error or skipped, see the benchmark)
     c.data.buckets = ()  # shorter lengths that a batch may be padded to; each that occurs is one more compiled program
     c.data.template = "chat"  # prompt format: chat = the model's own template, plain = the benchmark's, for base models
@@ -174,6 +176,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 
     m, s = config.meal, config.sampling
     for name, value, known in (
+        ("stage", config.stage, ("align", "sft")),
         ("meal.accept", m.accept, ACCEPT),
         ("meal.targets", m.targets, TARGETS),
         ("meal.meta", m.meta, META),

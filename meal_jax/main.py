@@ -1,6 +1,7 @@
 """The command line: `python -m meal_jax.main --config=configs/toy.py --workdir=runs/toy`.
 
-It parses flags and calls `train.run`, nothing more, so that everything can be imported and called from elsewhere.
+It parses flags and calls `train.run`, or `sft.run` for `--config.stage=sft`, nothing more, so that everything can be
+imported and called from elsewhere.
 """
 
 import os
@@ -18,12 +19,12 @@ def main(argv):
     logging.set_verbosity(logging.WARNING)
     import jax  # after the flags: a typing error should not wait for a device
 
-    from meal_jax import train
+    from meal_jax import sft, train
 
     if os.environ.get("MEAL_CACHE", "1") != "0":  # compiled programs are kept between runs
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/meal_jax/xla"))
     try:
-        train.run(CONFIG.value, WORKDIR.value)
+        (sft if CONFIG.value.stage == "sft" else train).run(CONFIG.value, WORKDIR.value)
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
         if logging.get_verbosity() > logging.INFO:
             raise SystemExit(f"error: {error}") from None

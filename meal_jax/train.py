@@ -80,30 +80,15 @@ def train_and_evaluate(
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     sharding.check_batch(mesh, config.batch_size // 2, "half of config.batch_size")
     sharding.check_batch(mesh, config.eval.batch_size, "config.eval.batch_size")
-    _write_config(config, workdir)
+    write_config(config, workdir)
 
     # ---------------------------------------------------------------------------------------------- modules, state
     setup = build.build_setup(config, task)
-    key, policy_key = jax.random.split(jax.random.key(config.seed))
     with jax.set_mesh(mesh), contextlib.ExitStack() as at_exit:
-        init = functools.partial(build.init_policy, setup, task)
-        where = functools.partial(sharding.shardings, mesh=mesh)
-        theta, frozen = jax.jit(init, out_shardings=where(jax.eval_shape(init, policy_key)))(policy_key)
-        init = functools.partial(method.init, setup)
-        abstract = jax.eval_shape(init, theta, key)
-        placed = where(abstract)
-        abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, placed)
-
         # ------------------------------------------------------------------------------------------ resume or begin
         checkpoints = checkpoint.open_checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
         at_exit.callback(checkpoint.close, checkpoints)  # however the run ends, the save under way is finished
-        restored = checkpoint.restore_latest(checkpoints, abstract)
-        if restored is None:
-            start, state = 0, jax.jit(init, out_shardings=placed)(theta, key)
-        else:
-            start, state, _ = restored
-            logging.info("%s: going on from step %d of %d", workdir, start, config.steps)
-        del theta
+        start, state, frozen, placed = begin(config, setup, task, method.init, mesh, checkpoints)
         for path in (workdir / "evals").glob("*.json"):
             if start == 0 or int(path.stem) > start:  # of states that are gone: they will be made, and judged, again
                 path.unlink()
@@ -117,7 +102,7 @@ def train_and_evaluate(
         answer = jax.jit(evaluate.answer_fn(setup, method, Sampling(e.temperature, e.top_k, e.top_p)))
         preferences = evaluate.grid(config)
 
-        def eval_now(at: int) -> dict[str, Any]:
+        def eval_now(at: int, state: State) -> dict[str, Any]:
             path = workdir / "evals" / f"{at:06d}.json"
             if path.exists():  # a resumed run does not pay twice
                 return json.loads(path.read_text())
@@ -127,57 +112,30 @@ def train_and_evaluate(
             )  # fmt: skip
             out = {"step": at} | evaluate.summarise(answers, preferences, task, e.bootstrap)
             out["samples"] = evaluate.sample_answers(answers, preferences, task, e.samples)
-            _write_json(path, out)
+            write_json(path, out)
             return out
 
         # ------------------------------------------------------------------------------------------ loop
         writer = MetricWriter(workdir, tensorboard=config.tensorboard, start_step=start)
         at_exit.callback(writer.close)
-        shown, pending, began, preempted = {}, None, time.perf_counter(), False
-
-        def settle(pending):
-            """Fetches and checks a step's metrics, by now computed while the next step runs."""
-            if pending is not None:
-                at, on_device = pending
-                values = {name: float(v) for name, v in jax.device_get(on_device).items()}
-                _refuse_non_finite(at, values, config.objectives, workdir)
-                writer.write(at, values)
-                shown["utility"] = values["utility"]
 
         def make(at: int) -> Batch:
             return batch_at(task.train, at, config.batch_size, config.seed, config.data.buckets, batch_placed)
 
-        with (
-            Preemption() as preemption,
-            progress(config.steps, start, f"{method.label}") as bar,
-            prefetch(make, start, config.steps) as next_batch,
-        ):
-            for at in range(start, config.steps):
-                if at % e.every == 0:
-                    shown["hypervolume"] = eval_now(at)["hypervolume"]
-                    writer.write(at, {"eval/hypervolume": shown["hypervolume"]})
-                batch, wait = next_batch()
-                state, metrics = train_step(state, frozen, batch)
-                settle(pending)  # of the step before: the device is never waited for
-                pending, done = (at, metrics | {"time/data_wait": wait}), at + 1
-                bar.update(done, **shown)
-                preempted = preemption.requested
-                if done % config.checkpoint.every == 0 or done == config.steps or preempted:
-                    settle(pending)  # a state is saved only once its own step is known to be sound
-                    pending = None
-                    writer.flush()
-                    checkpoint.save(checkpoints, done, state, {"config": json.loads(config.to_json_best_effort())})
-                if preempted:
-                    break
-        checkpoint.wait(checkpoints)
-        seconds = time.perf_counter() - began
+        def step(state: State, batch: Batch):
+            return train_step(state, frozen, batch)
 
-        if preempted and done < config.steps:
-            logging.warning("stopped at step %d of %d; run the same command to go on", done, config.steps)
+        def measure(at: int, state: State) -> dict[str, float]:
+            return {"eval/hypervolume": eval_now(at, state)["hypervolume"]}
+
+        state, seconds = loop(
+            config, workdir, start, state, step, make, measure, checkpoints, writer, label=method.label, show="utility"
+        )
+        if state is None:
             return None
 
         # ------------------------------------------------------------------------------------------ front
-        last = eval_now(config.steps)
+        last = eval_now(config.steps, state)
         writer.write(config.steps, {"eval/hypervolume": last["hypervolume"]})
     history = [json.loads(path.read_text()) for path in sorted((workdir / "evals").glob("*.json"))]
     results = {
@@ -193,8 +151,113 @@ def train_and_evaluate(
         "before": {name: value for name, value in history[0].items() if name != "samples"},
         "history": [{"step": h["step"], "hypervolume": h["hypervolume"]} for h in history],
     }
-    _write_json(workdir / "pareto.json", results)
+    write_json(workdir / "pareto.json", results)
     return results
+
+
+def begin(
+    config: ml_collections.ConfigDict, setup: Setup, task: Task, init: Callable, mesh: Any, checkpoints: Any
+) -> tuple[int, Any, Frozen, Any]:
+    """A run's state, restored or new, each leaf made where it will live.
+
+    Args:
+      config, setup, task: of the run.
+      init: (setup, θ, key) → the state at step 0.
+      mesh: of devices, set as the current one.
+      checkpoints: opened.
+
+    Returns:
+      Steps done, the state, what training only reads, and the state's shardings.
+    """
+    key, policy_key = jax.random.split(jax.random.key(config.seed))
+    where = functools.partial(sharding.shardings, mesh=mesh)
+    make = functools.partial(build.init_policy, setup, task)
+    theta, frozen = jax.jit(make, out_shardings=where(jax.eval_shape(make, policy_key)))(policy_key)
+    init = functools.partial(init, setup)
+    abstract = jax.eval_shape(init, theta, key)
+    placed = where(abstract)
+    abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, placed)
+    restored = checkpoint.restore_latest(checkpoints, abstract)
+    if restored is None:
+        return 0, jax.jit(init, out_shardings=placed)(theta, key), frozen, placed
+    start, state, _ = restored
+    logging.info("going on from step %d of %d", start, config.steps)
+    return start, state, frozen, placed
+
+
+def loop(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    start: int,
+    state: Any,
+    step: Callable,
+    make: Callable,
+    measure: Callable,
+    checkpoints: Any,
+    writer: MetricWriter,
+    *,
+    label: str,
+    show: str,
+) -> tuple[Any, float]:
+    """Steps `start` … `config.steps` - 1, with metrics, checkpoints and evaluations as the configuration spaces them.
+
+    Args:
+      config, workdir: of the run.
+      start: steps done.
+      state: after them; donated.
+      step: (state, batch) → state, metrics.
+      make: step → its batch, on its devices; runs ahead in a thread.
+      measure: (step, state) → figures to write and show, every `config.eval.every` steps.
+      checkpoints, writer: opened; closed by who opened them.
+      label: of the progress bar.
+      show: name of the metric that the bar shows.
+
+    Returns:
+      The last state and the seconds taken; None in place of the state if SIGTERM or Ctrl-C came first (it is saved).
+
+    Raises:
+      FloatingPointError: a metric is not a finite number; the last checkpoint is from before it.
+    """
+    shown, pending, done, began, preempted = {}, None, start, time.perf_counter(), False
+
+    def settle(pending):
+        """Fetches and checks a step's metrics, by now computed while the next step runs."""
+        if pending is not None:
+            at, on_device = pending
+            values = {name: float(v) for name, v in jax.device_get(on_device).items()}
+            _refuse_non_finite(at, values, config.objectives, workdir)
+            writer.write(at, values)
+            shown[show] = values[show]
+
+    with (
+        Preemption() as preemption,
+        progress(config.steps, start, label) as bar,
+        prefetch(make, start, config.steps) as next_batch,
+    ):
+        for at in range(start, config.steps):
+            if at % config.eval.every == 0:
+                figures_now = measure(at, state)
+                writer.write(at, figures_now)
+                shown |= {name.rpartition("/")[2]: value for name, value in figures_now.items()}
+            batch, wait = next_batch()
+            state, metrics = step(state, batch)
+            settle(pending)  # of the step before: the device is never waited for
+            pending, done = (at, metrics | {"time/data_wait": wait}), at + 1
+            bar.update(done, **shown)
+            preempted = preemption.requested
+            if done % config.checkpoint.every == 0 or done == config.steps or preempted:
+                settle(pending)  # a state is saved only once its own step is known to be sound
+                pending = None
+                writer.flush()
+                checkpoint.save(checkpoints, done, state, {"config": json.loads(config.to_json_best_effort())})
+            if preempted:
+                break
+    checkpoint.wait(checkpoints)
+    seconds = time.perf_counter() - began
+    if preempted and done < config.steps:
+        logging.warning("stopped at step %d of %d; run the same command to go on", done, config.steps)
+        return None, seconds
+    return state, seconds
 
 
 def compile_step(
@@ -269,12 +332,12 @@ def _report(results: dict[str, Any], task: Task, root: Path) -> None:
     print(f"\nfronts: {root / 'pareto.json'}\nfigure: {path}")
 
 
-def _write_config(config: ml_collections.ConfigDict, workdir: Path) -> None:
+def write_config(config: ml_collections.ConfigDict, workdir: Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
     """Writes whole or not at all: a run killed here leaves no half file to be mistaken for a result."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")

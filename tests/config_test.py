@@ -20,7 +20,7 @@ def load(name):
     return module
 
 
-@pytest.mark.parametrize("name", ["toy", "assistant_small"])
+@pytest.mark.parametrize("name", ["toy", "assistant_small", "reddit_small"])
 def test_shipped_configs_pass_their_checks(name):
     config = load(name).get_config()
     base.check(config)
@@ -70,6 +70,7 @@ def test_toy_takes_the_number_of_objectives():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
+        ("stage", "pretrain", "align, sft"),
         ("meal.accept", "best", "soft, sample, top1"),
         ("meal.targets", "sobol", "stratified"),
         ("meal.meta", "reward", "utility, likelihood"),

@@ -13,7 +13,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit what is set here
         _flags.append("--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
     os.environ["XLA_FLAGS"] = " ".join(_flags).strip()
 
-import pytest  # noqa: E402
+import pytest
 
 TEMPLATE = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"

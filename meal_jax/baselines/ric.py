@@ -229,12 +229,17 @@ def answer(
     return answered._replace(w=w, pooled=None)
 
 
-def sft_loss(setup: Setup, theta: PyTree, frozen: Frozen, rows: Rows, w: jax.Array) -> jax.Array:
-    """− mean over response tokens of log π_θ(y_t | x, w, y_<t); a row is a prompt with one response, w [R, 1, K]."""
-    variables = {"params": merge(theta, frozen.policy)}
-    apply = functools.partial(setup.policy.apply, variables)
+def sft_loss(
+    setup: Setup, theta: PyTree, frozen: Frozen, rows: Rows, w: jax.Array, dropout_key: jax.Array | None = None
+) -> jax.Array:
+    """− mean over response tokens of log π_θ(y_t | x, w, y_<t); a row is a prompt with one response, w [R, 1, K].
+
+    With a key, adapters drop out.
+    """
+    variables, still = {"params": merge(theta, frozen.policy)}, dropout_key is None
+    apply = functools.partial(setup.policy.apply, variables, rngs=None if still else {"dropout": dropout_key})
     tokens, mask = rows.response[:, None], rows.response_mask[:, None]
-    hidden = apply(apply(rows.tokens, rows.mask, method="prefill"), w, tokens, method="respond")
+    hidden = apply(apply(rows.tokens, rows.mask, still, method="prefill"), w, tokens, still, method="respond")
     unembed = functools.partial(apply, method="unembed")
     logp = token_stats(unembed, hidden, tokens, forbidden=setup.forbidden, chunk=setup.chunk).logp
     return -jnp.sum(logp * mask) / jnp.maximum(jnp.sum(mask), 1)

@@ -3,8 +3,10 @@
     {"prompt": "Which tea?"}
     {"prompt": "Which tea?", "chosen": "Sencha.", "rejected": "No idea."}
     {"messages": [{"role": "user", "content": "Which tea?"}], "chosen": "Sencha.", "rejected": "No idea."}
+    {"prompt": "Which tea?", "response": "Sencha."}
 
-`prompt` is one human turn; `messages` a conversation that ends with one. A `split` ("train" or "test") may stand in a
+`prompt` is one human turn; `messages` a conversation that ends with one. `response` is an answer to learn from in
+fine-tuning, which else takes `chosen`. A `split` ("train" or "test") may stand in a
 row; rows of files named train… or test… have that, and the rest is divided by a hash of its first human turn.
 """
 
@@ -50,6 +52,18 @@ def read(path: str | os.PathLike, split: str | None = None) -> hh_rlhf.Pairs:
                 out.pairs.append(pair)
     if not out.prompts:
         raise FileNotFoundError(f"{path} has no row{'' if split is None else f' of split {split!r}'}. {HINT}")
+    return out
+
+
+def read_answers(path: str | os.PathLike) -> list[tuple[tuple[tuple[str, str], ...], str]]:
+    """(turns, answer) of every row that has a `response`, or else a `chosen`; arguments and errors as of `read`."""
+    out = []
+    for file in files.find(path, HINT):
+        for source, row in files.rows(file):
+            name = "response" if row.get("response") is not None else "chosen"
+            if row.get(name) is not None:
+                files.need_text(row, (name,), source, "an answer is text.")
+                out.append((_turns(row, source), row[name].strip()))
     return out
 
 

@@ -12,7 +12,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -49,25 +49,41 @@ def batch_at(
     Raises:
       ValueError: fewer rows than batch_size.
     """
-    rows, width = prompts.mask.shape
+    index, cut = index_at(prompts.mask, step, batch_size, seed, buckets)
+    return Batch(*take((prompts.tokens[:, cut:], prompts.mask[:, cut:], prompts.id), index, sharding))
+
+
+def index_at(
+    mask: np.ndarray, step: int, batch_size: int, seed: int, buckets: Sequence[int] = ()
+) -> tuple[np.ndarray, int]:
+    """The rows [B] of a step's batch, and how many columns on the left are padding to all of them and can go.
+
+    Args:
+      mask: [R, S] of all prompts.
+      step, batch_size, seed, buckets: as in `batch_at`, which also says what is raised.
+    """
+    rows, width = mask.shape
     if rows < batch_size:
         raise ValueError(f"{rows} prompts cannot fill a batch of {batch_size}: lower config.batch_size or add prompts.")
     epoch, at = divmod(int(step), rows // batch_size)
-    lengths = bucketed(prompts.mask, buckets)
+    lengths = bucketed(mask, buckets)
     index = order(lengths, batch_size, seed, epoch)[at]
-    cut = width - lengths[index].max()
-    fields = (prompts.tokens[:, cut:], prompts.mask[:, cut:], prompts.id)
+    return index, int(width - lengths[index].max())
+
+
+def take(
+    fields: Iterable[np.ndarray], index: np.ndarray, sharding: jax.sharding.NamedSharding | None = None
+) -> list[Any]:
+    """The rows `index` [B] of each field [R, …]; with a sharding, global arrays whose local rows alone are made here."""
     if sharding is None:
-        return Batch(*(field[index] for field in fields))
+        return [field[index] for field in fields]
     # Asked for shard by shard, so it does not matter how the mesh lays the processes out.
-    return Batch(
-        *(
-            jax.make_array_from_callback(
-                (batch_size, *field.shape[1:]), sharding, lambda at, field=field: field[index[at[0]]]
-            )
-            for field in fields
+    return [
+        jax.make_array_from_callback(
+            (len(index), *field.shape[1:]), sharding, lambda at, field=field: field[index[at[0]]]
         )
-    )
+        for field in fields
+    ]
 
 
 def bucketed(mask: np.ndarray, buckets: Sequence[int]) -> np.ndarray:

@@ -96,14 +96,18 @@ def assistant_rows(conversations: Iterable[chats.Turns]) -> list[Row]:
     return list({row.name: row for row in rows}.values())
 
 
+def reddit_turns(post: str, template: str) -> chats.Turns:
+    """The conversation that asks for a post's summary; the plain template brings the instruction itself."""
+    text = one_line(post)
+    return (("user", text if template == "plain" else f"{INSTRUCTION}\n\n{text}"),)
+
+
 def reddit_rows(posts: Iterable[Post], template: str) -> list[Row]:
     """Posts as rows, each id once, those outside CHARACTERS left out; sorted by id."""
     rows = {}
     for post in posts:
         if CHARACTERS[0] < len(post.post) < CHARACTERS[1]:
-            text = one_line(post.post)
-            asked = text if template == "plain" else f"{INSTRUCTION}\n\n{text}"
-            rows.setdefault(post.id, Row(post.id, (("user", asked),), text))
+            rows.setdefault(post.id, Row(post.id, reddit_turns(post.post, template), one_line(post.post)))
     return [rows[name] for name in sorted(rows)]
 
 

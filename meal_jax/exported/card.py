@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from meal_jax import config as defaults
+from meal_jax.exported.chat_template import text_of
 from meal_jax.runtime.run import Run
 
 LOAD = """\
@@ -170,7 +171,7 @@ def _text(run: Run, preference: list[float] | None, exact: bool) -> Iterator[str
         return
     levels = len(c.table[0])
     rows = [rows[round((levels - 1) / c.objectives)] for rows in c.table]
-    spelled = "".join(chat.tokenizer.decode(list(row), clean_up_tokenization_spaces=False) for row in rows)
+    spelled = "".join(text_of(chat, row) for row in rows)
     assumed = _numbers(preference or [1 / c.objectives] * c.objectives)
     yield (
         "By text alone, so any server can use it. Between the conversation and the generation prompt stands, in numerals of "

@@ -63,7 +63,7 @@ def numerals(
         f"{{%- if weights|length != {k} -%}}{{{{ raise_exception({quote(message)}) }}}}{{%- endif -%}}",
     ]
     for i, rows in enumerate(conditioning.table):
-        spelled = ", ".join(quote(_text(chat, row)) for row in rows)
+        spelled = ", ".join(quote(text_of(chat, row)) for row in rows)
         lines.append(f"{{{{- [{spelled}][(weights[{i}] * {levels - 1})|round|int] -}}}}")
     return "\n".join(lines) + "\n"
 
@@ -83,8 +83,8 @@ def quote(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _text(chat: Chat, ids: Sequence[int]) -> str:
-    """The text behind token ids, with the leading space that some tokenizers' decoding drops."""
-    text = chat.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
-    encode = lambda text: chat.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
-    return text if encode(text) == list(ids) else f" {text.lstrip()}"
+def text_of(chat: Chat, ids: Sequence[int]) -> str:
+    """The text of token ids that follow others: at the start of a text, some tokenizers drop a leading space."""
+    decode = lambda ids: chat.tokenizer.decode(ids, clean_up_tokenization_spaces=False)  # noqa: E731
+    before = chat.tokenizer(":", add_special_tokens=False)["input_ids"]
+    return decode([*before, *ids]).removeprefix(decode(before))

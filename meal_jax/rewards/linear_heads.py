@@ -125,16 +125,18 @@ def fingerprint(params: PyTree) -> dict[str, np.ndarray]:
     return out
 
 
-def check_base(heads: Heads, params: PyTree, where: str) -> None:
+def check_base(heads: Heads, params: PyTree, where: str, *, tuned: bool = False) -> None:
     """Refuses a decoder that the heads do not read.
 
     Norms must agree to a bfloat16's digits, matrices in correlation: so the model passes in any storage type and after
-    4-bit quantization (which spares norms), and a fine-tune of it, another size or another model does not.
+    4-bit quantization (which spares norms), and a fine-tune of all its weights, another size or another model does not.
+    A light fine-tune correlates as well as a quantized model, so where one is known, matrices must agree like norms.
 
     Args:
       heads: as loaded.
       params: the decoder's.
       where: the decoder's directory or id, for the message.
+      tuned: the decoder is known to be a fine-tune, such as `config.stage=sft` writes.
 
     Raises:
       ValueError: another decoder.
@@ -149,7 +151,7 @@ def check_base(heads: Heads, params: PyTree, where: str) -> None:
         if path not in ours or path not in stored or ours[path].shape != stored[path].shape:
             raise ValueError(f"{where} is another model than the reward heads' ({path} differs in size). {advice}")
         a, b = ours[path], stored[path]
-        if path.endswith("norm"):
+        if tuned or path.endswith("norm"):
             same = np.allclose(a, b, rtol=1 / 128, atol=1e-6)
         else:
             same = a @ b >= 0.97 * np.sqrt((a @ a) * (b @ b))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,10 +26,9 @@ from ml_collections import config_flags
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from meal_jax.data import chat as chats
-from meal_jax.data import hh_rlhf
 from meal_jax.models import hf
 from meal_jax.models.policy import Conditioning, Policy
-from meal_jax.rewards import linear_heads
+from meal_jax.rewards import head_pairs, linear_heads
 from meal_jax.tasks.language import need_weights
 
 BUCKET = 16  # prompts are padded to a multiple of this, so that few shapes are compiled
@@ -41,9 +41,10 @@ class Encoded(NamedTuple):
     Attributes:
       objective: index.
       split: key of `chat.SPLITS`.
-      group: hash of the first human turn; pairs of one group are never fitted on and validated on.
+      group: hash of the first human turn or the post's id; pairs of one group are never fitted on and validated on.
       prompt: ids.
       responses: ids of (chosen, rejected).
+      kind: of pairs within the objective, see `head_pairs.Pair`.
     """
 
     objective: int
@@ -51,6 +52,7 @@ class Encoded(NamedTuple):
     group: int
     prompt: list[int]
     responses: tuple[list[int], list[int]]
+    kind: str = ""
 
 
 class Features(NamedTuple):
@@ -62,47 +64,40 @@ class Features(NamedTuple):
     group: np.ndarray
 
 
-class Count(NamedTuple):
-    """What became of an objective's rows: those read, and those left out by reason."""
+def encode(config, chat: chats.Chat) -> tuple[list[Encoded], dict[str, str]]:
+    """Reads and tokenises the pairs of every objective, the first `config.data.pairs` that fit.
 
-    rows: int
-    diverged: int
-    empty: int
-    same: int
-    too_long: int
-    equal_when_cut: int
-
-
-def encode(config, chat: chats.Chat) -> tuple[list[Encoded], dict[str, Count]]:
-    """Reads and tokenises the pairs of every objective.
+    Returns:
+      Pairs, and for each objective a sentence on what they are and what was left out.
 
     Raises:
-      FileNotFoundError, ValueError: as `hh_rlhf.read`; or no pair is left of an objective.
+      FileNotFoundError, ValueError: as `head_pairs.read`; or no pair is left of an objective.
     """
     out, counts = [], {}
-    for k, (name, folder) in enumerate(config.objectives.items()):
-        path = Path(config.data.path) / folder
-        found = hh_rlhf.read(path)
-        pairs = found.pairs[: config.data.pairs or None]
-        too_long = equal = 0
-        before = len(out)
-        for pair in pairs:
+    for k, (name, source) in enumerate(config.objectives.items()):
+        found = head_pairs.read(source, config.data)
+        left_out, before = Counter(found.left_out), len(out)
+        for pair in found.pairs:
+            if config.data.pairs and len(out) - before == config.data.pairs:
+                break
             prompt = chats.prompt_ids(chat, pair.turns) + chats.tail_ids(chat)
             responses = tuple(
                 chats.response_ids(chat, text, config.data.max_new) for text in (pair.chosen, pair.rejected)
             )
             if len(prompt) > config.data.prompt_length:
-                too_long += 1
+                left_out[f"a prompt over {config.data.prompt_length} tokens"] += 1
             elif responses[0] == responses[1]:
-                equal += 1
+                left_out["the same answer twice when cut"] += 1
             else:
-                group = int(hashlib.sha256(pair.turns[0][1].casefold().encode()).hexdigest()[:15], 16)
-                out.append(Encoded(k, chats.split_of(pair.turns), group, prompt, responses))
-        counts[name] = Count(len(found.prompts), *map(found.count, hh_rlhf.REASONS), too_long, equal)
+                group = int(hashlib.sha256(pair.group.casefold().encode()).hexdigest()[:15], 16)
+                split = chats.split_of((("user", pair.group),))
+                out.append(Encoded(k, split, group, prompt, responses, pair.kind))
+        reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "none"
+        counts[name] = f"{len(out) - before} pairs of {found.name}; left out: {reasons}."
         if len(out) == before:
             raise ValueError(
-                f"{path} has no pair whose prompt fits config.data.prompt_length={config.data.prompt_length} tokens: "
-                f"{counts[name]}."
+                f"Objective {name} ({source}) has no pair whose prompt fits config.data.prompt_length="
+                f"{config.data.prompt_length} tokens: {counts[name]}"
             )
     return out, counts
 
@@ -278,7 +273,18 @@ def narrow(features: Features, kind: str) -> Features:
     return features._replace(x=features.x[..., part])
 
 
-def card(config, heads: linear_heads.Heads, reports: dict[str, Report], counts: dict[str, Count], correlation) -> str:
+def by_kind(features: Features, heads: dict[str, np.ndarray], kinds: np.ndarray) -> dict[str, tuple[float, int]]:
+    """Share in the right order, and number, of the held-out pairs of each kind [M] that has a name."""
+    scores = np.take_along_axis(features.x @ heads["w"].T, features.objective[:, None, None], axis=2)[..., 0]
+    margin, out = scores[:, 0] - scores[:, 1], {}
+    for kind in sorted({*kinds} - {""}):
+        of = margin[(kinds == kind) & ~features.fitted]
+        if len(of):
+            out[kind] = float(np.mean((of > 0) + 0.5 * (of == 0))), len(of)
+    return out
+
+
+def card(config, heads: linear_heads.Heads, reports: dict[str, Report], counts: dict[str, str], correlation) -> str:
     """The heads' card in Markdown."""
     facts = heads.facts
     lines = [
@@ -300,17 +306,11 @@ def card(config, heads: linear_heads.Heads, reports: dict[str, Report], counts: 
     lines += [
         "",
         f"- Data: {config.data.name}; licence: {config.data.licence}. "
-        + " ".join(
-            f"{name}: {c.rows} rows of {config.objectives[name]}, left out {c.too_long} with a prompt over "
-            f"{config.data.prompt_length} tokens, {c.diverged} whose transcripts part before the last turn, "
-            f"{c.empty} with an empty answer, {c.same} with the same answer twice, {c.equal_when_cut} with the same "
-            "answer twice when cut."
-            for name, c in counts.items()
-        ),
+        + " ".join(f"{name}: {said}" for name, said in counts.items()),
         f"- Answers are cut to {config.data.max_new} tokens, in fitting and in testing, as long as the policy's are: "
         "a cut answer has no end token, and its head judges the beginning that it sees.",
-        "- Held out: every pair whose first human turn falls into the splits `policy` and `eval` of "
-        "`meal_jax/data/chat.py`; no head was fitted on a conversation that opens alike. l2: "
+        "- Held out: every pair whose first human turn (of posts: whose id) falls into the splits `policy` and `eval` "
+        "of `meal_jax/data/chat.py`; no head was fitted on a conversation that opens alike. l2: "
         + ", ".join(f"{name} {r.l2:g}" for name, r in reports.items())
         + f", by cross-validation in {config.folds} folds on the fitted pairs.",
         f"- A head reads {heads.features} ({heads.w.shape[1]} features) of the format [{heads.format}].",
@@ -319,11 +319,13 @@ def card(config, heads: linear_heads.Heads, reports: dict[str, Report], counts: 
         + ", ".join(f"{n} {t:.2f}" for n, t in zip(heads.objectives, heads.temperature, strict=True))
         + ".",
         f"- Correlation of the heads over held-out answers: {correlation:.2f}.",
+        *(
+            f"- Of the held-out pairs that are {kind}, {share:.3f} of {number} are in the right order."
+            for kind, (share, number) in facts["kinds"].items()
+        ),
         "",
-        "Limits. A small model's reading of short English answers, right in about two of three pairs: good for trying "
-        "a method, not for judging whether an answer is harmless or helpful. Pairs are of crowd workers' 2021–22 "
-        "preferences; the prompts are short ones. A policy that is trained long against a linear head will find what "
-        "the head gets wrong: read its answers.",
+        f"Limits. {config.data.limits} A policy that is trained long against a linear head will find what the head gets "
+        "wrong: read its answers.",
         "",
     ]
     return "\n".join(lines)
@@ -339,7 +341,7 @@ def run(config: ml_collections.ConfigDict) -> tuple[linear_heads.Heads, dict[str
     chat = chats.make(hf.load_tokenizer(config.source), config.data.system)
     rows, counts = encode(config, chat)
     for name, count in counts.items():
-        print(f"{name}: {sum(objectives[r.objective] == name for r in rows)} pairs; {count}")
+        print(f"{name}: {count}")
     transformer = hf.load_config(config.source)
     params = hf.load_params(config.source, transformer)
     policy = Policy(transformer, Conditioning(kind="none", objectives=len(objectives)))
@@ -358,15 +360,15 @@ def run(config: ml_collections.ConfigDict) -> tuple[linear_heads.Heads, dict[str
         np.array([row.split == "reward" for row in rows]),
         np.array([row.group for row in rows]),
     )
-    fitted, reports, correlation = fit_heads(
-        narrow(features, config.features), objectives, tuple(config.l2), config.folds
-    )
+    features = narrow(features, config.features)
+    fitted, reports, correlation = fit_heads(features, objectives, tuple(config.l2), config.folds)
     facts = {
         "command": config.command,
         "data": config.data.name,
         "max_new": config.data.max_new,
         "prompt_length": config.data.prompt_length,
         "reports": {name: report._asdict() for name, report in reports.items()},
+        "kinds": by_kind(features, fitted, np.array([row.kind for row in rows])),
         "correlation": correlation,
         "seconds": round(earlier + time.monotonic() - start, 1),  # reading kept features would flatter
         "machine": f"{jax.device_count()} × {jax.devices()[0].device_kind}, jax {jax.__version__}",

@@ -85,6 +85,20 @@ def _own_rows(config, path: Path) -> tuple[list[templates.Row], list[templates.R
     return templates.assistant_rows(train), templates.assistant_rows(test)
 
 
+def answers(config) -> dict[int, list[str]]:
+    """What fine-tuning learns, by the id of its prompt: the preferred answers of pairs, and "response" of own rows."""
+    path = Path(config.data.path).expanduser()
+    if config.data.format == "own":
+        found = own.read_answers(path)
+    else:
+        folders = FOLDERS if config.data.split == "hash" else [n for n in hh_rlhf.SUBSETS if (path / n).is_dir()]
+        found = [(pair.turns, pair.chosen) for folder in folders for pair in hh_rlhf.read(path / folder).pairs]
+    out: dict[int, list[str]] = {}
+    for turns, text in found:
+        out.setdefault(chats.hash_of(chats.name_of(turns)), []).append(text)
+    return out
+
+
 def load_prompts(chat: chats.Chat, path: str, length: int, tests: int) -> tuple[Prompts, Prompts]:
     """Training prompts, and `tests` test prompts, half from each folder of `path`.
 

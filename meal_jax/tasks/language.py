@@ -21,6 +21,7 @@ from meal_jax.models.policy import Conditioning
 from meal_jax.rewards import formats, linear_heads, sources
 from meal_jax.tasks.task import Prompts, Task
 
+TUNED = "sft.json"  # in the directory of a model that `config.stage=sft` wrote
 LEVELS = 11  # weights that numerals can spell: 0.0, 0.1 … 1.0
 # Load = (config, chat, tokenizers in play by name) → training prompts, test prompts, name of the evaluation set.
 Load = Callable[[Any, chats.Chat, dict[str, Any]], tuple[Prompts, Prompts, str]]
@@ -41,7 +42,8 @@ def build(config, name: str, load: Load, reference: float) -> Task:
     """
     objectives, p = tuple(config.objectives), config.policy
     need_weights(p.source)
-    mine = tuple(objectives[k] for k in sources.own(config))  # those that no other reward replaces
+    # The heads' objectives are those that no other reward replaces; fine-tuning needs none.
+    mine = () if config.stage == "sft" else tuple(objectives[k] for k in sources.own(config))
     heads = linear_heads.load(config.reward.heads).pick(mine) if mine else None
     chat = templates.make_chat(hf.load_tokenizer(p.source), config.data.template, name)
     if heads:
@@ -51,7 +53,8 @@ def build(config, name: str, load: Load, reference: float) -> Task:
     transformer = hf.load_config(p.source, dtype=p.dtype, param_dtype=p.param_dtype, remat=p.remat, lora=lora)
     weights = hf.load_params(p.source, transformer)
     if heads:
-        linear_heads.check_base(heads, weights, str(p.source))
+        tuned = (hf.resolve(p.source) / TUNED).exists()
+        linear_heads.check_base(heads, weights, str(p.source), tuned=tuned)
     return Task(
         objectives=objectives,
         transformer=transformer,

@@ -7,6 +7,7 @@ to 512 tokens under the tokenizers of the policy and of every reward model. `con
                 published evaluation (RiC, arXiv 2402.10207)
     hash        for a part of the files: every post at hand, divided by a hash of its id
 
+With `config.data.posts`, posts are read from there (`meal_jax.data.tldr`), each with its author's own summary.
 Rewards are `config.reward.sources`, whose prompt is the post, or heads in `config.reward.heads`.
 """
 
@@ -18,7 +19,7 @@ from typing import Any
 
 from meal_jax.data import chat as chats
 from meal_jax.data import summarize_from_feedback as sff
-from meal_jax.data import templates
+from meal_jax.data import templates, tldr
 from meal_jax.tasks import language
 from meal_jax.tasks.task import Prompts, Task
 
@@ -40,16 +41,38 @@ def load(config, chat: chats.Chat, tokenizers: dict[str, Any]) -> tuple[Prompts,
       FileNotFoundError: `config.data.path` is not there, or lacks a split.
       ValueError: a row that cannot be read, or too few prompts.
     """
-    path = Path(config.data.path).expanduser()
-    train, test = posts_of(config, sff.read(path), path)
+    train, test, name, path = read_posts(config)
     rows = [templates.reddit_rows(posts, config.data.template) for posts in (train, test)]
-    name = "summarize-from-feedback comparisons, hash split"
     if config.data.split == "published":
         rows[1] = rows[1][:FIRST]
-        name = f"summarize-from-feedback comparisons, validation, first {FIRST} ids"
     prompt_of = lambda row: templates.reddit_prompt(row.text)  # noqa: E731
     train, test = (templates.within(part, prompt_of, tokenizers)[0] for part in rows)
     return *language.encode_splits(chat, train, test, config, str(path)), name
+
+
+def read_posts(config) -> tuple[list[sff.Post], list[sff.Post], str, Path]:
+    """Posts to train on, those of the evaluation split, the name of the evaluation set, and where they were read."""
+    if config.data.posts:
+        if config.data.split == "published":
+            raise ValueError("config.data.posts has no published split: set config.data.split=hash.")
+        path = Path(config.data.posts).expanduser()
+        found = [told.post for told in tldr.read(path)]
+        return *hash_split(config, found), "posts with their authors' summaries, hash split", path
+    path = Path(config.data.path).expanduser()
+    part = "hash split" if config.data.split == "hash" else f"validation, first {FIRST} ids"
+    return *posts_of(config, sff.read(path), path), f"summarize-from-feedback comparisons, {part}", path
+
+
+def answers(config) -> dict[int, list[str]]:
+    """What fine-tuning learns, by the id of its prompt: authors' own summaries, else the preferred ones of comparisons."""
+    if config.data.posts:
+        found = [(told.post.id, told.summary) for told in tldr.read(config.data.posts)]
+    else:
+        found = [(row.id, row.summaries[row.choice].strip()) for row in sff.read(config.data.path)]
+    out: dict[int, list[str]] = {}
+    for name, text in found:
+        out.setdefault(chats.hash_of(name), []).append(text)
+    return out
 
 
 def posts_of(config, comparisons: Sequence[sff.Comparison], path: Path) -> tuple[list[sff.Post], list[sff.Post]]:
@@ -67,7 +90,11 @@ def posts_of(config, comparisons: Sequence[sff.Comparison], path: Path) -> tuple
                     "posts at hand."
                 )
         return parts[0], parts[1]
-    posts = sff.posts(comparisons)
+    return hash_split(config, sff.posts(comparisons))
+
+
+def hash_split(config, posts: Sequence[sff.Post]) -> tuple[list[sff.Post], list[sff.Post]]:
+    """The posts to train on and those to evaluate on, by a hash of the id."""
     splits = [chats.split_of((("user", post.id),)) for post in posts]
     trained = language.training_splits(config)
     return (

@@ -52,3 +52,13 @@ def test_a_bad_row_is_named_by_file_and_line(write, tmp_path, bad, says):
     with pytest.raises(ValueError, match=says) as error:
         own.read(path)
     assert f"{path}:2" in str(error.value)
+
+
+def test_answers_to_learn_from_are_responses_or_else_chosen(write, tmp_path):
+    rows = [{"prompt": "a"}, {"prompt": "b", "response": " r "}, {"prompt": "c", "chosen": "yes", "rejected": "no"}]
+    path = write(tmp_path / "a.jsonl", [*rows, {"prompt": "d", "response": "r", "chosen": "c", "rejected": "no"}])
+    found = [(turns[0][1], answer) for turns, answer in own.read_answers(path)]
+    assert found == [("b", "r"), ("c", "yes"), ("d", "r")]
+    assert len(own.read(path).prompts) == 4
+    with pytest.raises(ValueError, match=rf"{path}:1 has no text in response"):
+        own.read_answers(write(tmp_path / "a.jsonl", [{"prompt": "a", "response": 3}]))

@@ -159,7 +159,8 @@ def config(chat_model, tmp_path):
         2,
         (1e-2, 1.0),
     )
-    for folder in c.objectives.values():
+    for source in c.objectives.values():
+        folder = source.partition(":")[2]
         (tmp_path / folder).mkdir()
         lines = []
         for i in range(40):
@@ -189,8 +190,7 @@ def test_the_command_writes_heads_that_order_pairs(config, chat_model, tmp_path,
     for fact in (
         config.command,
         "MIT",
-        "left out 1 with a prompt over 64",
-        "1 with the same answer twice when cut",
+        "40 pairs of harmless-base; left out: 1 a prompt over 64 tokens, 1 the same answer twice when cut.",
         "1.000",
     ):
         assert fact in card
@@ -208,7 +208,7 @@ def test_fitted_and_held_out_conversations_are_disjoint(config, chat_model):
     fitted = {row.group for row in rows if row.split == "reward"}
     held = {row.group for row in rows if row.split != "reward"}
     assert fitted and held and not fitted & held
-    assert len(rows) == 80 and counts["helpful"] == train.Count(42, 0, 0, 0, 1, 1)
+    assert len(rows) == 80 and counts["helpful"].startswith("40 pairs of helpful-base; left out: 1 a")
     assert all(len(ids) <= 6 for row in rows for ids in row.responses)
 
 

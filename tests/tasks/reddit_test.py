@@ -124,6 +124,25 @@ def test_prompts_are_measured_by_every_reward_models_tokenizer(config, chat_mode
     assert numbers == [i for i in range(100, 160) if i // 10 != 11]
 
 
+def test_posts_with_their_authors_summaries_are_divided_by_id_and_have_answers(config, tmp_path):
+    rows = [
+        {"id": f"t3_{i:03}", "post": f"Post {i}. " + "It says a thing. " * 8, "summary": f" sum {i}"} for i in range(60)
+    ]
+    write(tmp_path / "posts" / "posts.jsonl", rows)
+    config.data.posts = str(tmp_path / "posts")
+    with pytest.raises(ValueError, match=r"config\.data\.split=hash"):
+        build.build_task(config)
+    config.data.split = "hash"
+    task = build.build_task(config)
+    numbers = [[int(text.split(".")[0].split()[1]) for text in part.text] for part in (task.train, task.test)]
+    assert sorted(numbers[0] + numbers[1]) == list(range(60))
+    assert all((chats.split_of((("user", f"t3_{i:03}"),)) == "eval") == (i in numbers[1]) for i in range(60))
+    found = reddit.answers(config)
+    assert [found[i] for i in task.test.id.tolist()] == [[f"sum {i}"] for i in numbers[1]]
+    config.data.posts = ""
+    assert reddit.answers(config)[chats.hash_of("t3_003")] == ["a", "a"]  # compared twice
+
+
 def test_prompts_that_do_not_fit_are_said(config):
     config.data.prompt_length = 16
     with pytest.raises(ValueError, match=r"no prompt for training.*63 passed.*config\.data\.prompt_length=16"):

@@ -1,0 +1,262 @@
+"""Supervised fine-tuning, the stage before alignment: the policy learns the benchmark's preferred responses.
+
+    python -m meal_jax.main --config=configs/reddit_small.py --config.stage=sft --workdir=runs/reddit_sft
+    python -m meal_jax.main --config=configs/reddit_small.py --config.policy.source=runs/reddit_sft/model --workdir=…
+
+Trained on are the prompts that alignment trains on, held out those that it is evaluated on, each with every response that
+the benchmark's data prefers. A response of more than `config.sampling.max_new` tokens, its end included, is left out and
+not cut: the policy shall learn to come to an end within them. The policy reads no preference at this stage. A model that
+was tuned has other hidden states, so reward heads fitted on the model before it are refused: fit them on WORKDIR/model.
+
+Written to the workdir are config.json, metrics.jsonl and checkpoints/ as in `train`, then model/, a Hugging Face directory
+with the adapters folded in, and sft.json, the held-out loss before and after.
+
+Letters: R rows, B rows of a batch, S prompt tokens, T response tokens, K objectives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from absl import logging
+from flax import traverse_util
+
+from meal_jax import build, export, methods, train
+from meal_jax.baselines.ric import sft_loss
+from meal_jax.config import check
+from meal_jax.data import chat as chats
+from meal_jax.data.pipeline import index_at, take
+from meal_jax.meal.step import Frozen, Setup
+from meal_jax.models import lora
+from meal_jax.runtime import checkpoint, sharding
+from meal_jax.runtime.metrics import MetricWriter
+from meal_jax.runtime.run import Run
+from meal_jax.tasks.language import TUNED
+from meal_jax.tasks.task import Prompts, Task
+
+PyTree = Any
+
+
+class Examples(NamedTuple):
+    """Prompts with a response each: tokens, mask [R, S], padded on the left; response, response_mask [R, T], on the right."""
+
+    tokens: np.ndarray
+    mask: np.ndarray
+    response: np.ndarray
+    response_mask: np.ndarray
+
+
+@flax.struct.dataclass
+class State:
+    """What fine-tuning changes; fields as in `meal.step.State`."""
+
+    step: jax.Array
+    policy: PyTree
+    policy_opt: PyTree
+    key: jax.Array
+
+
+def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | None:
+    """Fine-tunes the policy, resuming what `workdir` holds, and writes the model.
+
+    Returns:
+      What `sft.json` holds, or None if SIGTERM or Ctrl-C ended the run early (the state is saved).
+
+    Raises:
+      ValueError: the benchmark has no responses to learn, or too few that fit.
+    """
+    check(config)
+    config, root = configure(config), Path(workdir)
+    task = build.build_task(config)
+    answers = getattr(importlib.import_module(f"meal_jax.tasks.{config.task}"), "answers", None)
+    if answers is None:
+        raise ValueError(f"config.stage=sft: the benchmark {config.task} has no responses to learn.")
+    answers, left_out = answers(config), Counter()
+    rows, held = (
+        examples(task, prompts, answers, config.sampling.max_new, left_out) for prompts in (task.train, task.test)
+    )
+    if len(rows.mask) < config.batch_size or not len(held.mask):
+        raise ValueError(
+            f"config.stage=sft found {len(rows.mask)} responses to train on and {len(held.mask)} held out; needed are "
+            f"config.batch_size={config.batch_size} and 1. Left out: {_list(left_out)}. Raise config.sampling.max_new or "
+            "config.data.prompt_length, or give more data."
+        )
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    sharding.check_batch(mesh, config.batch_size, "config.batch_size")
+    sharding.check_batch(mesh, config.eval.batch_size, "config.eval.batch_size")
+    train.write_config(config, root)
+
+    setup = build.build_setup(config, task)
+    setup = dataclasses.replace(setup, policy_tx=build.policy_optimizer(config, 1))
+    with jax.set_mesh(mesh), contextlib.ExitStack() as at_exit:
+        checkpoints = checkpoint.open_checkpoints(root / "checkpoints", keep=config.checkpoint.keep)
+        at_exit.callback(checkpoint.close, checkpoints)
+        start, state, frozen, placed = train.begin(config, setup, task, init, mesh, checkpoints)
+        writer = MetricWriter(root, tensorboard=config.tensorboard, start_step=start)
+        at_exit.callback(writer.close)
+        split = sharding.batch_sharding(mesh)
+        compiled = jax.jit(
+            functools.partial(update, setup), donate_argnums=0, out_shardings=(placed, sharding.replicated(mesh))
+        )
+        loss = jax.jit(functools.partial(loss_of, setup))
+
+        def make(at: int) -> Examples:
+            index, cut = index_at(rows.mask, at, config.batch_size, config.seed, config.data.buckets)
+            return Examples(*take((rows.tokens[:, cut:], rows.mask[:, cut:], *rows[2:]), index, split))
+
+        def measure(at: int, state: State) -> dict[str, float]:
+            return {"eval/loss": held_out(loss, state.policy, frozen, held, config.eval.batch_size, split)}
+
+        def step(state: State, batch: Examples):
+            return compiled(state, frozen, batch)
+
+        state, seconds = train.loop(
+            config, root, start, state, step, make, measure, checkpoints, writer, label="SFT", show="loss"
+        )
+        if state is None:
+            return None
+        writer.write(config.steps, measure(config.steps, state))
+        writer.flush()
+        lines = [json.loads(line) for line in (root / "metrics.jsonl").read_text().splitlines()]
+        history = [{"step": line["step"], "loss": line["eval/loss"]} for line in lines if "eval/loss" in line]
+        results = {
+            "task": task.name,
+            "stage": "sft",
+            "from": str(config.policy.source),
+            "seed": config.seed,
+            "steps": config.steps,
+            "rows": len(rows.mask),
+            "rows_held_out": len(held.mask),
+            "left_out": dict(left_out),
+            "held_out_loss": {"before": history[0]["loss"], "after": history[-1]["loss"]},
+            "history": history,
+            "evaluation_set": task.evaluation_set,
+            "seconds_training": seconds if start == 0 else None,  # of a resumed run only a part is known
+            "compiled": compiled._cache_size(),
+            "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+        }
+    if jax.process_count() > 1:
+        logging.warning("run the same command in one process to write %s", root / "model")
+    else:
+        save(
+            root / "model",
+            Run(root, config, methods.get(config.method), task, setup, config.steps, state, frozen),
+            results,
+        )
+    train.write_json(root / TUNED, results)
+    print(f"held-out loss: {history[0]['loss']:.4f} before, {history[-1]['loss']:.4f} after\nmodel: {root / 'model'}")
+    return results
+
+
+def configure(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The stage's version of a configuration: no preference, no method, no divergence from the start."""
+    out = config.copy_and_resolve_references()
+    out.method, out.beside, out.conditioning.kind = "meal", (), "none"
+    out.meal.net, out.meal.beta = False, 0.0
+    return out
+
+
+def examples(
+    task: Task, prompts: Prompts, answers: Mapping[int, Sequence[str]], max_new: int, left_out: Counter
+) -> Examples:
+    """Every prompt with each of its responses.
+
+    Args:
+      task: for its chat and the tokens that no response holds.
+      prompts: of one split.
+      answers: texts by the id of their prompt.
+      max_new: T; longer responses are left out.
+      left_out: counts those, by reason.
+    """
+    at, ids = [], []
+    for i, name in enumerate(prompts.id.tolist()):
+        for text in answers.get(name, ()):
+            tokens = chats.response_ids(task.chat, text)
+            if not text:
+                left_out["empty"] += 1
+            elif len(tokens) > max_new:
+                left_out[f"longer than {max_new} tokens"] += 1
+            elif task.forbidden[tokens].any():  # its log-probability is 0's
+                left_out["with a special token"] += 1
+            else:
+                at.append(i)
+                ids.append(tokens)
+    response = np.full((len(ids), max_new), task.pad, np.int32)
+    mask = np.arange(max_new) < np.array([len(tokens) for tokens in ids], np.int32).reshape(-1, 1)
+    response[mask] = [token for tokens in ids for token in tokens]
+    at = np.array(at, np.int64)
+    return Examples(prompts.tokens[at], prompts.mask[at], response, mask)
+
+
+def init(setup: Setup, theta: PyTree, key: jax.Array) -> State:
+    """A state at step 0 from the policy's trainable leaves and a typed key."""
+    return State(jnp.zeros((), jnp.int32), theta, setup.policy_tx.init(theta), key)
+
+
+def loss_of(
+    setup: Setup, theta: PyTree, frozen: Frozen, rows: Examples, dropout_key: jax.Array | None = None
+) -> jax.Array:
+    """− mean of log π_θ over the tokens of all responses; the prompt's and the padding do not count."""
+    unread = jnp.zeros((rows.mask.shape[0], 1, len(setup.objectives)))
+    return sft_loss(setup, theta, frozen, rows, unread, dropout_key)
+
+
+def update(setup: Setup, state: State, frozen: Frozen, rows: Examples) -> tuple[State, dict[str, jax.Array]]:
+    """One optimizer step on a batch, and its metrics."""
+    adapters = setup.policy.config.lora
+    key = jax.random.fold_in(state.key, state.step) if adapters is not None and adapters.dropout > 0 else None
+    loss, grads = jax.value_and_grad(lambda theta: loss_of(setup, theta, frozen, rows, key))(state.policy)
+    updates, opt = setup.policy_tx.update(grads, state.policy_opt, state.policy)
+    new = state.replace(step=state.step + 1, policy=optax.apply_updates(state.policy, updates), policy_opt=opt)
+    length = jnp.mean(jnp.sum(rows.response_mask, axis=-1, dtype=jnp.float32))
+    return new, {"loss": loss, "grad_norm/policy": optax.tree.norm(grads), "response/length": length}
+
+
+def held_out(
+    loss: Callable, theta: PyTree, frozen: Frozen, rows: Examples, batch_size: int, placed: jax.sharding.Sharding
+) -> float:
+    """The mean loss of a token over all rows, in batches of one shape; `loss` is `loss_of`, jitted."""
+    total, tokens = 0.0, 0
+    for start in range(0, len(rows.mask), batch_size):
+        index = np.arange(start, start + batch_size)
+        real = (index < len(rows.mask))[:, None]  # the last batch is filled with rows that do not count
+        batch = Examples(*(field[np.minimum(index, len(rows.mask) - 1)] for field in rows))
+        batch = batch._replace(response_mask=batch.response_mask & real)
+        count = int(batch.response_mask.sum())
+        total += count * float(loss(theta, frozen, Examples(*take(batch, np.arange(batch_size), placed))))
+        tokens += count
+    return total / tokens
+
+
+def save(directory: Path, run: Run, results: Mapping[str, Any]) -> None:
+    """Writes the tuned model as a Hugging Face directory, whole or not at all: weights, tokenizer, `results`."""
+    partial = directory.with_name(directory.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    flat = traverse_util.flatten_dict(lora.merge(run.state.policy, run.frozen.policy), sep="/")
+    export.save_merged(partial, run, flat, (), None)
+    export.write_json(partial / "generation_config.json", export.special_ids(run))
+    tokenizer = run.task.chat.tokenizer
+    export.save_tokenizer(partial, tokenizer, tokenizer.chat_template, run.config.policy.source)
+    export.write_json(partial / TUNED, results)
+    shutil.rmtree(directory, ignore_errors=True)
+    partial.rename(directory)
+
+
+def _list(left_out: Counter) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "none"
