@@ -4,8 +4,9 @@
     python -m meal_jax.main --config=configs/assistant_small.py --config.data.path=DIRECTORY_OF_HH_RLHF \
         --workdir=runs/assistant_small
 
-On 2 CPU cores a step takes about 50 seconds and the process 10 GB. It has been run for its first steps only: what front it
-reaches is not known yet. Rewards are the heads shipped in meal_jax/rewards/heads (its card says what they are worth).
+On 2 busy CPU cores 39 minutes of training for Meal, 36 for static targets, and 10 GB. Expect the mean inner product to rise
+from 0.05 to about 0.2 with either, and preferences not to be followed yet (docs/assistant_small.md, one seed). Rewards are the
+heads shipped in meal_jax/rewards/heads (its card says what they are worth).
 """
 
 from meal_jax import config as base
