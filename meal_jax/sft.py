@@ -37,11 +37,11 @@ from absl import logging
 from flax import traverse_util
 
 from meal_jax import build, export, methods, train
-from meal_jax.baselines.ric import sft_loss
 from meal_jax.config import check
 from meal_jax.data import chat as chats
 from meal_jax.data.pipeline import index_at, take
-from meal_jax.meal.step import Frozen, Setup
+from meal_jax.meal.bilevel import token_loss
+from meal_jax.meal.step import Frozen, Setup, read
 from meal_jax.models import lora
 from meal_jax.runtime import checkpoint, sharding
 from meal_jax.runtime.metrics import MetricWriter
@@ -213,7 +213,8 @@ def loss_of(
 ) -> jax.Array:
     """− mean of log π_θ over the tokens of all responses; the prompt's and the padding do not count."""
     unread = jnp.zeros((rows.mask.shape[0], 1, len(setup.objectives)))
-    return sft_loss(setup, theta, frozen, rows, unread, dropout_key)
+    token, _ = read(setup, theta, frozen, rows, unread, rows.response[:, None], dropout_key=dropout_key)
+    return token_loss(token.logp, rows.response_mask[:, None])
 
 
 def update(setup: Setup, state: State, frozen: Frozen, rows: Examples) -> tuple[State, dict[str, jax.Array]]:

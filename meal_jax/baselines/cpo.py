@@ -13,20 +13,17 @@ Letters: B prompts, N candidates, K objectives, T response tokens.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import ml_collections
-import optax
 
 from meal_jax.baselines import dpo, family, ric
 from meal_jax.meal import step as meal
+from meal_jax.meal.bilevel import token_loss
 from meal_jax.meal.step import Batch, Frozen, Rollout, Scores, Setup
-from meal_jax.models.lora import merge
-from meal_jax.models.policy import token_stats
 from meal_jax.rewards.normalise import RewardStats, absorb, init_stats
 from meal_jax.rollout.sampling import Sampling
 
@@ -52,7 +49,7 @@ def configure(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     c.meal.net = c.meal.adapt = False
     if c.dpo.sft < 0:
         c.dpo.sft = c.steps // 2
-    c.dpo.candidates, c.dpo.divisions = max(2, c.meal.candidates), 0  # of MODPO; here the pool is Meal's
+    c.dpo.candidates = max(2, c.meal.candidates)  # the pool is Meal's
     return c
 
 
@@ -65,7 +62,7 @@ def init(setup: Setup, theta: PyTree, key: jax.Array) -> State:
 
 def rollout(setup: Setup, state: State, frozen: Frozen, batch: Batch) -> Rollout:
     """CPSFT: the starting policy answers. CDPO: the policy answers under targets that a prompt's candidates share."""
-    sample_key, target_key = _step_keys(state)
+    sample_key, target_key = meal.step_keys(state, 2)
     size, n, k = batch.tokens.shape[0], setup.meal.candidates, len(setup.objectives)
     targets = ric.goals(target_key, size, jnp.zeros(k), jnp.ones(k))
     wanted = jnp.broadcast_to(targets[:, None], (size, n, k))
@@ -95,11 +92,7 @@ def update(
     best, worst, proper = dpo.best_and_worst(targeted(obtained, rolled.w_hat, o.lam))
 
     def logp(theta, w):
-        apply = functools.partial(setup.policy.apply, {"params": merge(theta, frozen.policy)})
-        hidden = apply(apply(batch.tokens, batch.mask, method="prefill"), w, responses.tokens, method="respond")
-        unembed = functools.partial(apply, method="unembed")
-        out = token_stats(unembed, hidden, responses.tokens, forbidden=setup.forbidden, chunk=setup.chunk).logp
-        return out * responses.mask
+        return meal.read(setup, theta, frozen, batch, w, responses.tokens)[0].logp * responses.mask
 
     anchored = jax.lax.cond(
         first, lambda: jnp.zeros(responses.ended.shape), lambda: jnp.sum(logp(state.anchor, rolled.w_hat), axis=-1)
@@ -107,20 +100,21 @@ def update(
 
     def loss(theta):
         token = logp(theta, jnp.where(first, obtained, rolled.w_hat))
-        sft = -jnp.sum(token) / jnp.maximum(jnp.sum(responses.mask), 1)
+        sft = token_loss(token, responses.mask)
         delta = jnp.sum(token, axis=-1) - anchored
         pairs = dpo.dpo_loss(dpo.take(delta, best), dpo.take(delta, worst), o.beta)
         return jnp.where(first, sft, dpo.pair_mean(pairs, proper))
 
     def descend(carry, _):
         theta, opt = carry
-        value, grads = jax.value_and_grad(loss)(theta)
-        updates, opt = setup.policy_tx.update(grads, opt, theta)
-        return (optax.apply_updates(theta, updates), opt), (value, optax.tree.norm(grads))
+        theta, opt, value, norm = family.descend(setup, loss, theta, opt)
+        return (theta, opt), (value, norm)
 
     (theta, opt), (values, norms) = jax.lax.scan(descend, (state.policy, state.policy_opt), length=o.epochs)
     anchor = jax.tree.map(lambda new, old: jnp.where(first, new, old), theta, state.anchor)
-    metrics = {"loss/base": jnp.mean(values), "grad_norm/policy": norms[-1]} | family.describe(setup, rolled, scores)
+    metrics = {"loss/base": jnp.mean(values), "grad_norm/policy": norms[-1]} | meal.describe(
+        setup, rolled, scores.rewards
+    )
     new = state.replace(step=state.step + 1, policy=theta, policy_opt=opt, anchor=anchor, rewards=stats)
     return new, metrics
 
@@ -137,7 +131,3 @@ def answer(
 def _position(stats: RewardStats, rewards: jax.Array) -> jax.Array:
     half = SPREAD * jnp.sqrt(stats.var)
     return ric.code(rewards, stats.mean - half, stats.mean + half)
-
-
-def _step_keys(state: State) -> jax.Array:
-    return jax.random.split(jax.random.fold_in(state.key, state.step))

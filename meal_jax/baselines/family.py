@@ -17,11 +17,12 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import optax
 
+from meal_jax.meal import step as meal
 from meal_jax.meal.step import Batch, Frozen, Rollout, Scores, Setup
-from meal_jax.models.lora import merge
 from meal_jax.rewards.normalise import RewardStats, absorb, init_stats, normalise
-from meal_jax.rollout.decode import Responses, decode, sample_keys
+from meal_jax.rollout.decode import Responses
 from meal_jax.rollout.sampling import Sampling
 
 PyTree = Any
@@ -62,21 +63,8 @@ def respond_as(
     setup: Setup, theta: PyTree, frozen: Frozen, batch: Batch, key: jax.Array, candidates: int, sampling: Sampling
 ) -> Responses:
     """Responses [B, N, T] of one policy with trainable leaves θ, which reads no preference."""
-    params = merge(theta, frozen.policy)
-    prompt = setup.policy.apply({"params": params}, batch.tokens, batch.mask, method="prefill")
     unused = jnp.zeros((batch.tokens.shape[0], candidates, len(setup.objectives)))
-    return decode(
-        setup.policy,
-        params,
-        prompt,
-        unused,
-        sample_keys(key, batch.id, candidates),
-        max_new=setup.max_new,
-        sampling=sampling,
-        end=setup.end,
-        pad=setup.pad,
-        forbidden=setup.forbidden,
-    )
+    return meal.respond(setup, theta, None, frozen, batch, unused, key, sampling).responses
 
 
 def respond_as_base(setup: Setup, frozen: Frozen, batch: Batch, key: jax.Array, candidates: int) -> Responses:
@@ -108,7 +96,7 @@ def apart(tree: PyTree, members: int) -> PyTree:
 def rollout(setup: Setup, state: State, frozen: Frozen, batch: Batch) -> Rollout:
     """Every member answers every prompt `setup.options.candidates` times."""
     candidates = setup.options.candidates
-    sample_key, _ = _step_keys(state)
+    sample_key, _ = meal.step_keys(state, 2)
     responses = respond_each(setup, state.members["policy"], frozen, batch, sample_key, candidates, setup.sampling)
     w = jnp.repeat(state.preferences, candidates, axis=0)  # [E · N, K]
     w = jnp.broadcast_to(w, (batch.tokens.shape[0], *w.shape))
@@ -126,25 +114,21 @@ def update(
     stats = absorb(state.rewards, scores.rewards, setup.meal.horizon)
     size = state.preferences.shape[0]
     pool = apart((rolled.responses, normalise(stats, scores.rewards), scores.reference), size)
-    _, key = _step_keys(state)
+    _, key = meal.step_keys(state, 2)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(size))
     one = lambda member, w, key, mine: learn(setup, frozen, batch, member, w, key, *mine)  # noqa: E731
     members, metrics = jax.vmap(one)(state.members, state.preferences, keys, pool)
-    metrics = {name: jnp.mean(value) for name, value in metrics.items()} | describe(setup, rolled, scores)
+    metrics = {name: jnp.mean(value) for name, value in metrics.items()} | meal.describe(setup, rolled, scores.rewards)
     return state.replace(step=state.step + 1, members=members, rewards=stats), metrics
 
 
-def describe(setup: Setup, rolled: Rollout, scores: Scores) -> dict[str, jax.Array]:
-    """The metrics that every baseline writes, float32 scalars."""
-    out = {
-        "utility": jnp.mean(jnp.sum(rolled.w * scores.rewards, axis=-1)),
-        "response/length": jnp.mean(jnp.sum(rolled.responses.mask, axis=-1)),
-        "response/ended": jnp.mean(rolled.responses.ended),
-    }
-    for k, name in enumerate(setup.objectives):
-        out[f"reward/{name}/mean"] = jnp.mean(scores.rewards[..., k])
-        out[f"reward/{name}/std"] = jnp.std(scores.rewards[..., k])
-    return {name: value.astype(jnp.float32) for name, value in out.items()}
+def descend(
+    setup: Setup, loss: Callable, theta: PyTree, opt: PyTree, *args
+) -> tuple[PyTree, PyTree, jax.Array, jax.Array]:
+    """One step of the policy's optimizer on loss(θ, *args): θ, the optimizer's state, the loss and its gradient's norm."""
+    value, grads = jax.value_and_grad(loss)(theta, *args)
+    updates, opt = setup.policy_tx.update(grads, opt, theta)
+    return optax.apply_updates(theta, updates), opt, value, optax.tree.norm(grads)
 
 
 def answer_nearest(
@@ -156,7 +140,3 @@ def answer_nearest(
     thetas = jax.tree.map(lambda x: x[member], state.members["policy"])
     served = jnp.broadcast_to(state.preferences[member], w.shape)
     return Rollout(w, served, None, respond_each(setup, thetas, frozen, batch, key, 1, sampling))
-
-
-def _step_keys(state: State) -> jax.Array:
-    return jax.random.split(jax.random.fold_in(state.key, state.step))

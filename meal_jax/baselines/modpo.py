@@ -15,12 +15,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import ml_collections
-import optax
 
 from meal_jax.baselines import dpo, family
+from meal_jax.meal import step as meal
 from meal_jax.meal.step import Setup
-from meal_jax.models.lora import merge
-from meal_jax.models.policy import token_stats
 from meal_jax.pareto import front
 
 
@@ -50,13 +48,9 @@ def init(setup: Setup, theta, key: jax.Array) -> family.State:
 
 def log_ratio(setup, frozen, theta, batch, w, responses, reference) -> jax.Array:
     """Δ [B, N] of whole responses [B, N, T], from π_ref's hidden states [B, N, T, D]; the policy reads w [B, N, K]."""
-    apply = functools.partial(setup.policy.apply, {"params": merge(theta, frozen.policy)})
-    stats_of = functools.partial(token_stats, forbidden=setup.forbidden, chunk=setup.chunk)
-    hidden = apply(apply(batch.tokens, batch.mask, method="prefill"), w, responses.tokens, method="respond")
-    logp = stats_of(functools.partial(apply, method="unembed"), hidden, responses.tokens).logp
-    ref_unembed = functools.partial(setup.base.apply, {"params": frozen.base}, method="unembed")
-    ref = stats_of(ref_unembed, reference, responses.tokens).logp
-    return jnp.sum((logp - ref) * responses.mask, axis=-1)
+    token, _ = meal.read(setup, theta, frozen, batch, w, responses.tokens)
+    ref = meal.read_reference(setup, frozen, reference, responses.tokens)
+    return jnp.sum((token.logp - ref) * responses.mask, axis=-1)
 
 
 def learn(setup, frozen, batch, member, w, key, responses, r, reference):
@@ -67,7 +61,7 @@ def learn(setup, frozen, batch, member, w, key, responses, r, reference):
     others = jnp.where(jnp.arange(w.shape[0]) == main, 0.0, w)
     margin = (dpo.take(r, best) - dpo.take(r, worst)) @ others
     pick = lambda x: jnp.stack([dpo.take(x, best), dpo.take(x, worst)], axis=1)  # noqa: E731
-    pair, pair_reference = jax.tree.map(lambda x: pick(x), (responses, reference))
+    pair, pair_reference = jax.tree.map(pick, (responses, reference))
     unused = jnp.zeros((*pair.ended.shape, w.shape[0]))
 
     def loss(theta):
@@ -76,9 +70,8 @@ def learn(setup, frozen, batch, member, w, key, responses, r, reference):
 
     def descend(carry, _):
         theta, opt = carry
-        value, grads = jax.value_and_grad(loss)(theta)
-        updates, opt = setup.policy_tx.update(grads, opt, theta)
-        return (optax.apply_updates(theta, updates), opt), (value, optax.tree.norm(grads))
+        theta, opt, value, norm = family.descend(setup, loss, theta, opt)
+        return (theta, opt), (value, norm)
 
     (theta, opt), (values, norms) = jax.lax.scan(descend, (member["policy"], member["opt"]), length=o.epochs)
     return {"policy": theta, "opt": opt}, {"loss/base": jnp.mean(values), "grad_norm/policy": norms[-1]}

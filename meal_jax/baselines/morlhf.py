@@ -15,9 +15,8 @@ import ml_collections
 import optax
 
 from meal_jax.baselines import family, ppo
+from meal_jax.meal import step as meal
 from meal_jax.meal.step import Setup
-from meal_jax.models.lora import merge
-from meal_jax.models.policy import token_stats
 from meal_jax.pareto import front
 
 
@@ -62,20 +61,17 @@ def init(setup: Setup, theta, key: jax.Array) -> family.State:
 def learn(setup, frozen, batch, member, w, key, responses, r, reference):
     """`family.Learn` by PPO (or RLOO): `epochs` passes over the prompts in `minibatches` parts."""
     o, mask = setup.options, responses.mask
-    stats_of = functools.partial(
-        token_stats, forbidden=setup.forbidden, temperature=setup.sampling.temperature, chunk=setup.chunk
-    )
+    temperature = setup.sampling.temperature
 
     def read(trained, batch, responses):
         """log π [B, N, T] and V [B, N, T]."""
-        apply = functools.partial(setup.policy.apply, {"params": merge(trained["policy"], frozen.policy)})
         unused = jnp.zeros((*responses.tokens.shape[:2], w.shape[0]))
-        hidden = apply(apply(batch.tokens, batch.mask, method="prefill"), unused, responses.tokens, method="respond")
-        logp = stats_of(functools.partial(apply, method="unembed"), hidden, responses.tokens).logp
-        return logp, hidden.astype(jnp.float32) @ trained["value"]["kernel"] + trained["value"]["bias"]
+        token, hidden = meal.read(
+            setup, trained["policy"], frozen, batch, unused, responses.tokens, temperature=temperature
+        )
+        return token.logp, hidden.astype(jnp.float32) @ trained["value"]["kernel"] + trained["value"]["bias"]
 
-    ref_unembed = functools.partial(setup.base.apply, {"params": frozen.base}, method="unembed")
-    ref_logp = stats_of(ref_unembed, reference, responses.tokens).logp
+    ref_logp = meal.read_reference(setup, frozen, reference, responses.tokens, temperature)
     rewards = ppo.token_rewards(r @ w, responses.logp, ref_logp, mask, member["kl"])
     trained = {"policy": member["policy"], "value": member["value"]}
     old_value = read(trained, batch, responses)[1] if o.estimator == "gae" else jnp.zeros(mask.shape)

@@ -23,13 +23,12 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import ml_collections
-import optax
 from flax import traverse_util
 
 from meal_jax.baselines import dpo, family
+from meal_jax.meal import step as meal
 from meal_jax.meal.step import Batch, Frozen, Rollout, Scores, Setup
 from meal_jax.models.lora import merge
-from meal_jax.models.policy import token_stats
 from meal_jax.rewards.normalise import RewardStats, absorb, init_stats
 from meal_jax.rollout.decode import decode_mixture, sample_keys
 from meal_jax.rollout.sampling import Sampling
@@ -103,7 +102,7 @@ def adapter_for(policy: PyTree, w: jax.Array) -> PyTree:
 
 def rollout(setup: Setup, state: State, frozen: Frozen, batch: Batch) -> Rollout:
     """The base answers; it is never changed."""
-    sample_key, _ = _step_keys(state)
+    sample_key, _ = meal.step_keys(state, 2)
     size, n, k = batch.tokens.shape[0], setup.meal.candidates, len(setup.objectives)
     w = jnp.full((size, n, k), 1.0 / k)
     return Rollout(w, w, None, family.respond_as_base(setup, frozen, batch, sample_key, n))
@@ -114,7 +113,7 @@ def update(
 ) -> tuple[State, dict[str, jax.Array]]:
     """Two updates, on the pairs of the even and of the odd prompts, each prompt under a preference of its own."""
     o, k = setup.options, len(setup.objectives)
-    _, key = _step_keys(state)
+    _, key = meal.step_keys(state, 2)
     alpha = jnp.full(k, o.dirichlet)
     w = jax.random.dirichlet(key, alpha, (batch.tokens.shape[0],))
     best, worst, proper = jax.vmap(dpo.best_and_worst, in_axes=-1, out_axes=-1)(scores.rewards)  # [B, K]
@@ -133,12 +132,13 @@ def update(
 
     def descend(carry, part):
         policy, opt = carry
-        value, grads = jax.value_and_grad(loss)(policy, part)
-        updates, opt = setup.policy_tx.update(grads, opt, policy)
-        return (optax.apply_updates(policy, updates), opt), (value, optax.tree.norm(grads))
+        policy, opt, value, norm = family.descend(setup, loss, policy, opt, part)
+        return (policy, opt), (value, norm)
 
     (policy, opt), (values, norms) = jax.lax.scan(descend, (state.policy, state.policy_opt), halves)
-    metrics = {"loss/base": jnp.mean(values), "grad_norm/policy": norms[-1]} | family.describe(setup, rolled, scores)
+    metrics = {"loss/base": jnp.mean(values), "grad_norm/policy": norms[-1]} | meal.describe(
+        setup, rolled, scores.rewards
+    )
     stats = absorb(state.rewards, scores.rewards, setup.meal.horizon)
     return state.replace(step=state.step + 1, policy=policy, policy_opt=opt, rewards=stats), metrics
 
@@ -165,20 +165,13 @@ def answer(
 
 def _log_likelihood(setup, frozen, policy, batch: Batch, w, tokens, mask) -> jax.Array:
     """log π_a(y | x, w) [N] of one prompt's responses [N, T] under one preference [K]."""
-    apply = functools.partial(setup.policy.apply, {"params": merge(adapter_for(policy, w), frozen.policy)})
-    prompt = apply(batch.tokens[None], batch.mask[None], method="prefill")
     unused = jnp.zeros((1, tokens.shape[0], w.shape[0]))
-    hidden = apply(prompt, unused, tokens[None], method="respond")
-    unembed = functools.partial(apply, method="unembed")
-    logp = token_stats(unembed, hidden, tokens[None], forbidden=setup.forbidden, chunk=setup.chunk).logp
-    return jnp.sum(logp[0] * mask, axis=-1)
+    prompts = jax.tree.map(lambda x: x[None], batch)
+    token, _ = meal.read(setup, adapter_for(policy, w), frozen, prompts, unused, tokens[None])
+    return jnp.sum(token.logp[0] * mask, axis=-1)
 
 
 def _factors(adapter: PyTree) -> dict[str, jax.Array]:
     """Path to B [..., R, F] of every adapted layer."""
     flat = traverse_util.flatten_dict(adapter, sep="/")
     return {path: leaf for path, leaf in flat.items() if path.endswith("lora_b")}
-
-
-def _step_keys(state: State) -> jax.Array:
-    return jax.random.split(jax.random.fold_in(state.key, state.step))

@@ -17,20 +17,17 @@ Letters: B prompts, N candidates, K objectives, S prompt tokens, T response toke
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import ml_collections
-import optax
 
 from meal_jax.baselines import family
 from meal_jax.meal import step as meal
+from meal_jax.meal.bilevel import token_loss
 from meal_jax.meal.step import Batch, Frozen, Rollout, Scores, Setup
-from meal_jax.models.lora import merge
-from meal_jax.models.policy import token_stats
 from meal_jax.rewards.normalise import RewardStats, absorb, init_stats
 from meal_jax.rollout.decode import Responses
 from meal_jax.rollout.sampling import Sampling
@@ -165,7 +162,7 @@ def kept(rows: Rows, q: float) -> jax.Array:
 
 def rollout(setup: Setup, state: State, frozen: Frozen, batch: Batch) -> Rollout:
     """Offline: the starting policy answers. Online: the policy answers for scores near the front."""
-    sample_key, goal_key, _ = _step_keys(state)
+    sample_key, goal_key, _ = meal.step_keys(state, 3)
     size, n, k = batch.tokens.shape[0], setup.meal.candidates, len(setup.objectives)
     low, high = _range(setup, state.buffer)
     wanted = code(goals(goal_key, size * n, low, high), low, high).reshape(size, n, k)
@@ -190,20 +187,20 @@ def update(
     low, high = _range(setup, rows)
     valid = _valid(rows)
     chosen = jnp.where(online, kept(rows, o.keep_quantile), valid)
-    _, _, row_key = _step_keys(state)
+    _, _, row_key = meal.step_keys(state, 3)
     each = max(1, batch.tokens.shape[0] * setup.meal.candidates // 2)  # as many rows as a half-batch of other methods
     picked = jax.random.categorical(row_key, jnp.where(chosen, 0.0, -jnp.inf), shape=(2, each))
 
     def loss(theta, part: Rows):
         w = code(part.rewards, low, high)[:, None]
-        return sft_loss(setup, theta, frozen, part, w)
+        token, _ = meal.read(setup, theta, frozen, part, w, part.response[:, None])
+        return token_loss(token.logp, part.response_mask[:, None])
 
     def descend(carry, at):
         theta, opt = carry
         part = Rows(*(field[at] for field in rows[:-1]), rows.written)
-        value, grads = jax.value_and_grad(loss)(theta, part)
-        updates, opt = setup.policy_tx.update(grads, opt, theta)
-        return (optax.apply_updates(theta, updates), opt), (value, optax.tree.norm(grads))
+        theta, opt, value, norm = family.descend(setup, loss, theta, opt, part)
+        return (theta, opt), (value, norm)
 
     (theta, opt), (losses, norms) = jax.lax.scan(descend, (state.policy, state.policy_opt), picked)
     metrics = {
@@ -213,7 +210,7 @@ def update(
     }
     for k, name in enumerate(setup.objectives):
         metrics[f"ric/{name}/low"], metrics[f"ric/{name}/high"] = low[k], high[k]
-    metrics |= family.describe(setup, rolled, scores)
+    metrics |= meal.describe(setup, rolled, scores.rewards)
     stats = absorb(state.rewards, scores.rewards, setup.meal.horizon)
     new = state.replace(step=state.step + 1, policy=theta, policy_opt=opt, rewards=stats, buffer=rows)
     return new, metrics
@@ -227,22 +224,6 @@ def answer(
     asked = code(target_scores(w, low, high, setup.options.map), low, high)
     answered = meal.respond(setup, state.policy, None, frozen, batch, asked, key, sampling)
     return answered._replace(w=w, pooled=None)
-
-
-def sft_loss(
-    setup: Setup, theta: PyTree, frozen: Frozen, rows: Rows, w: jax.Array, dropout_key: jax.Array | None = None
-) -> jax.Array:
-    """− mean over response tokens of log π_θ(y_t | x, w, y_<t); a row is a prompt with one response, w [R, 1, K].
-
-    With a key, adapters drop out.
-    """
-    variables, still = {"params": merge(theta, frozen.policy)}, dropout_key is None
-    apply = functools.partial(setup.policy.apply, variables, rngs=None if still else {"dropout": dropout_key})
-    tokens, mask = rows.response[:, None], rows.response_mask[:, None]
-    hidden = apply(apply(rows.tokens, rows.mask, still, method="prefill"), w, tokens, still, method="respond")
-    unembed = functools.partial(apply, method="unembed")
-    logp = token_stats(unembed, hidden, tokens, forbidden=setup.forbidden, chunk=setup.chunk).logp
-    return -jnp.sum(logp * mask) / jnp.maximum(jnp.sum(mask), 1)
 
 
 def _valid(rows: Rows) -> jax.Array:
@@ -271,7 +252,3 @@ def _write(rows: Rows, batch: Batch, responses: Responses, rewards: jax.Array, o
     )
     fields = [old.at[at].set(value) for old, value in zip(rows[:-1], new, strict=True)]
     return Rows(*fields, rows.written + size * n)
-
-
-def _step_keys(state: State) -> jax.Array:
-    return jax.random.split(jax.random.fold_in(state.key, state.step), 3)

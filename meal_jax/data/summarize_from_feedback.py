@@ -52,6 +52,11 @@ class Comparison(NamedTuple):
     batch: str
     source: str
 
+    @property
+    def answers(self) -> tuple[str, str]:
+        """The preferred summary and the other, stripped."""
+        return self.summaries[self.choice].strip(), self.summaries[1 - self.choice].strip()
+
 
 class Post(NamedTuple):
     """What is to be summarised: id, title, subreddit and text as published."""

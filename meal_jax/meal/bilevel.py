@@ -33,6 +33,11 @@ def scaled_logp(logp: jax.Array, mask: jax.Array, length_norm: str = "response")
     return jnp.sum(logp * mask, axis=-1) / length
 
 
+def token_loss(logp: jax.Array, mask: jax.Array) -> jax.Array:
+    """Plain fine-tuning: − Σ log π(y_t | …) over the response tokens of the mask, by their number."""
+    return -jnp.sum(logp * mask) / jnp.maximum(jnp.sum(mask), 1)
+
+
 def base_loss(
     a: jax.Array,
     logp: jax.Array,

@@ -26,7 +26,7 @@ from meal_jax.meal import bilevel
 from meal_jax.meal.preference import accept, adapt, draw_targets, kl
 from meal_jax.meal.weight_net import WeightNet
 from meal_jax.models.lora import merge
-from meal_jax.models.policy import Policy, token_stats
+from meal_jax.models.policy import Policy, TokenStats, token_stats
 from meal_jax.rewards.normalise import RewardStats, absorb, init_stats, normalise
 from meal_jax.rollout.decode import Responses, decode, sample_keys
 from meal_jax.rollout.sampling import Sampling
@@ -230,7 +230,7 @@ def answer(
 
 def rollout(setup: Setup, state: State, frozen: Frozen, batch: Batch) -> Rollout:
     """Steps 1–3 of the method: draw targets, propose, respond."""
-    target_key, sample_key, _, _ = _step_keys(state)
+    target_key, sample_key, _, _ = step_keys(state, 4)
     w = draw_targets(target_key, batch.id, setup.meal.candidates, len(setup.objectives), setup.meal.targets)
     return respond(setup, state.policy, state.net, frozen, batch, w, sample_key, setup.sampling)
 
@@ -246,6 +246,64 @@ def score(setup: Setup, frozen: Frozen, batch: Batch, responses: Responses) -> S
         hidden = setup.base.apply(variables, prompt, unused, tokens, method="respond")
     rewards = setup.reward(frozen.reward, batch, responses, hidden)
     return Scores(rewards.astype(jnp.float32), hidden[:, :, :-1] if setup.meal.beta else None)
+
+
+def read(
+    setup: Setup,
+    theta: PyTree,
+    frozen: Frozen,
+    prompts: Any,
+    w: jax.Array,
+    tokens: jax.Array,
+    *,
+    temperature: float = 1.0,
+    reference: jax.Array | None = None,
+    dropout_key: jax.Array | None = None,
+) -> tuple[TokenStats, jax.Array]:
+    """Teacher-forced responses under θ: what every method's loss is made of.
+
+    Args:
+      setup, frozen: fixed parts.
+      theta: the policy's trainable leaves.
+      prompts: with tokens and mask [B, S], such as a Batch.
+      w: [B, N, K] preferences that the policy reads.
+      tokens: [B, N, T] response tokens.
+      temperature: that log-probabilities are taken at.
+      reference: π_ref's hidden states [B, N, T, D], for the KL; None for none.
+      dropout_key: adapters drop out; None for not.
+
+    Returns:
+      TokenStats [B, N, T], and the policy's hidden states [B, N, T, D].
+    """
+    still = dropout_key is None
+    apply = functools.partial(
+        setup.policy.apply, {"params": merge(theta, frozen.policy)}, rngs=None if still else {"dropout": dropout_key}
+    )
+    hidden = apply(apply(prompts.tokens, prompts.mask, still, method="prefill"), w, tokens, still, method="respond")
+    stats = token_stats(
+        functools.partial(apply, method="unembed"),
+        hidden,
+        tokens,
+        forbidden=setup.forbidden,
+        temperature=temperature,
+        reference=None if reference is None else (_reference_unembed(setup, frozen), reference),
+        chunk=setup.chunk,
+    )
+    return stats, hidden
+
+
+def read_reference(
+    setup: Setup, frozen: Frozen, reference: jax.Array, tokens: jax.Array, temperature: float = 1.0
+) -> jax.Array:
+    """log π_ref of response tokens [B, N, T], from its hidden states [B, N, T, D] as `score` keeps them."""
+    unembed = _reference_unembed(setup, frozen)
+    return token_stats(
+        unembed, reference, tokens, forbidden=setup.forbidden, temperature=temperature, chunk=setup.chunk
+    ).logp
+
+
+def _reference_unembed(setup: Setup, frozen: Frozen) -> Callable[[jax.Array], jax.Array]:
+    return functools.partial(setup.base.apply, {"params": frozen.base}, method="unembed")
 
 
 def update(
@@ -265,7 +323,7 @@ def update(
       The next state, and metrics: a dict of float32 scalars.
     """
     m = setup.meal
-    _, _, accept_key, dropout_key = _step_keys(state)
+    _, _, accept_key, dropout_key = step_keys(state, 4)
     stats = absorb(state.rewards, scores.rewards, m.horizon)
     pool = _Pool(batch, rolled, normalise(stats, scores.rewards), scores.reference)
     inner, outer = _half(pool, 0), _half(pool, 1)
@@ -278,23 +336,11 @@ def update(
         return w_hat, p, accept(keys, p, pool.r, m.tau, m.accept)
 
     def likelihood(theta: PyTree, w: jax.Array, pool: _Pool, *, temperature: float = 1.0, with_kl: bool = False):
-        variables, responses = {"params": merge(theta, frozen.policy)}, pool.rollout.responses
-        apply = functools.partial(setup.policy.apply, variables, rngs={"dropout": dropout_key} if dropout else None)
-        prompt = apply(pool.batch.tokens, pool.batch.mask, not dropout, method="prefill")
-        hidden = apply(prompt, w, responses.tokens, not dropout, method="respond")
-        reference = None
-        if with_kl:
-            unembed = functools.partial(setup.base.apply, {"params": frozen.base}, method="unembed")
-            reference = (unembed, pool.reference)
-        return token_stats(
-            functools.partial(setup.policy.apply, variables, method="unembed"),
-            hidden,
-            responses.tokens,
-            forbidden=setup.forbidden,
-            temperature=temperature,
-            reference=reference,
-            chunk=setup.chunk,
-        )
+        token, _ = read(
+            setup, theta, frozen, pool.batch, w, pool.rollout.responses.tokens, temperature=temperature,
+            reference=pool.reference if with_kl else None, dropout_key=dropout_key if dropout else None,
+        )  # fmt: skip
+        return token
 
     def base(theta: PyTree, p: jax.Array, a: jax.Array, pool: _Pool) -> jax.Array:
         token = likelihood(theta, p, pool, with_kl=m.beta > 0)
@@ -347,8 +393,22 @@ def step(setup: Setup, state: State, frozen: Frozen, batch: Batch) -> tuple[Stat
     return update(setup, state, frozen, batch, rolled, score(setup, frozen, batch, rolled.responses))
 
 
-def _step_keys(state: State) -> jax.Array:
-    return jax.random.split(jax.random.fold_in(state.key, state.step), 4)
+def step_keys(state: Any, count: int) -> jax.Array:
+    """`count` keys for what is random in a step of any method's state: a function of its key and its step."""
+    return jax.random.split(jax.random.fold_in(state.key, state.step), count)
+
+
+def describe(setup: Setup, rolled: Rollout, raw: jax.Array) -> dict[str, jax.Array]:
+    """The metrics that every method writes, as scalars, from raw rewards [B, N, K]."""
+    out = {
+        "utility": jnp.mean(jnp.sum(rolled.w * raw, axis=-1)),
+        "response/length": jnp.mean(jnp.sum(rolled.responses.mask, axis=-1)),
+        "response/ended": jnp.mean(rolled.responses.ended),
+    }
+    for k, name in enumerate(setup.objectives):
+        out[f"reward/{name}/mean"] = jnp.mean(raw[..., k])
+        out[f"reward/{name}/std"] = jnp.std(raw[..., k])
+    return {name: value.astype(jnp.float32) for name, value in out.items()}
 
 
 def _half(pool: _Pool, which: int) -> _Pool:
@@ -359,21 +419,16 @@ def _half(pool: _Pool, which: int) -> _Pool:
 def _diagnostics(setup: Setup, pool: _Pool, raw: jax.Array, w_hat: jax.Array, p: jax.Array, a: jax.Array):
     """What a reader of the curves wants to know of a step, as scalars."""
     responses, w = pool.rollout.responses, pool.rollout.w
-    out = {
-        "utility": jnp.mean(jnp.sum(w * raw, axis=-1)),
+    out = describe(setup, pool.rollout, raw) | {
         "preference/kl_proposed_target": jnp.mean(kl(w_hat, w)),
         "preference/kl_adapted_proposed": jnp.mean(kl(p, w_hat)),
         # Candidates that share the weight, as a fraction of the pool: 1 is plain SFT, 1/N is one winner a pool.
         "accept/effective": jnp.mean(
             jnp.sum(a, axis=1) ** 2 / jnp.maximum(jnp.sum(a**2, axis=1), 1e-12) / setup.meal.candidates
         ),
-        "response/length": jnp.mean(jnp.sum(responses.mask, axis=-1)),
-        "response/ended": jnp.mean(responses.ended),
         "response/entropy": -jnp.sum(responses.logp) / jnp.maximum(jnp.sum(responses.mask), 1),
     }
     for k, name in enumerate(setup.objectives):
-        out[f"reward/{name}/mean"] = jnp.mean(raw[..., k])
-        out[f"reward/{name}/std"] = jnp.std(raw[..., k])
         out[f"weight/{name}/proposed"] = jnp.mean(w_hat[..., k])
         out[f"weight/{name}/adapted"] = jnp.mean(p[..., k])
     return {name: value.astype(jnp.float32) for name, value in out.items()}

@@ -75,7 +75,7 @@ def comparisons(rows: list[sff.Comparison]) -> Found:
     """Posts of any length, which `config.data.prompt_length` limits; news articles are left out."""
     pairs, left_out = [], Counter()
     for row in rows:
-        chosen, rejected = (row.summaries[i].strip() for i in (row.choice, 1 - row.choice))
+        chosen, rejected = row.answers
         reason = hh_rlhf.why_no_pair(chosen, rejected) if row.post else "a news article"
         if reason:
             left_out[reason] += 1

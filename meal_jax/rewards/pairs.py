@@ -17,6 +17,7 @@ from meal_jax.data import summarize_from_feedback as sff
 from meal_jax.rewards import text
 from meal_jax.rewards.formats import Encoded
 
+KINDS = ("jsonl", "hh_rlhf", "summarize_from_feedback")
 PROMPTS = ("transcript", "last")
 
 
@@ -51,14 +52,13 @@ def read(kind: str, path: str, split: str | None = None, prompt: str = "transcri
     Raises:
       FileNotFoundError, ValueError: as the readers of `meal_jax.data`; or `kind` or `prompt` is none of those.
     """
-    readers = {"jsonl": own.read, "hh_rlhf": hh_rlhf.read, "summarize_from_feedback": _posts}
-    if kind not in readers:
-        raise ValueError(f"config.data.kind={kind!r} is not one of {', '.join(readers)}.")
+    if kind not in KINDS:
+        raise ValueError(f"config.data.kind={kind!r} is not one of {', '.join(KINDS)}.")
     if prompt not in PROMPTS:
         raise ValueError(f"config.data.prompt={prompt!r} is not one of {', '.join(PROMPTS)}.")
     if kind == "summarize_from_feedback":
         return _posts(path, split)
-    found = readers[kind](path, split)
+    found = (own if kind == "jsonl" else hh_rlhf).read(path, split)
     show = chats.transcript if prompt == "transcript" else lambda turns: turns[-1][1]
     pairs = [Pair(pair.turns[0][1], show(pair.turns), pair.chosen, pair.rejected) for pair in found.pairs]
     left_out = Counter(reason for _, reason in found.skipped)
@@ -70,7 +70,7 @@ def read(kind: str, path: str, split: str | None = None, prompt: str = "transcri
 def _posts(path: str, split: str | None) -> tuple[list[Pair], Counter]:
     pairs, left_out = [], Counter()
     for row in sff.read(path, split):
-        chosen, rejected = (row.summaries[i].strip() for i in (row.choice, 1 - row.choice))
+        chosen, rejected = row.answers
         if reason := hh_rlhf.why_no_pair(chosen, rejected):
             left_out[reason] += 1
         else:

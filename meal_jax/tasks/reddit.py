@@ -68,7 +68,7 @@ def answers(config) -> dict[int, list[str]]:
     if config.data.posts:
         found = [(told.post.id, told.summary) for told in tldr.read(config.data.posts)]
     else:
-        found = [(row.id, row.summaries[row.choice].strip()) for row in sff.read(config.data.path)]
+        found = [(row.id, row.answers[0]) for row in sff.read(config.data.path)]
     out: dict[int, list[str]] = {}
     for name, text in found:
         out.setdefault(chats.hash_of(name), []).append(text)
