@@ -235,7 +235,7 @@ def matmul(rows: float, inner: int, columns: int, weight: int, activation: int, 
 
 
 def maps(c: TransformerConfig, tokens: float, dtype: str = "") -> tuple[Cost, Cost]:
-    """All layers' linear maps of so many tokens: (base, adapters). `dtype` is the storage type, if another than the model's."""
+    """All layers' linear maps of so many tokens: (base, adapters). `dtype` is the storage type, "" for the model's."""
     act, weight = BYTES[c.dtype], BYTES[dtype or c.param_dtype]
     base = sum((matmul(tokens, a, b, weight, act) for a, b in linears(c).values()), Cost())
     extra = Cost()
@@ -326,7 +326,7 @@ def update(run: Run) -> dict[str, Cost]:
     """Each pass of `meal.step.update`, over a half of the prompts: virtual, meta, mixed, descend (one or two updates)."""
     out = {}
     if run.net:
-        out["virtual"] = gradient(run, kl=run.kl)
+        out["virtual"] = gradient(run, kl=run.kl, value=run.reuse_virtual)
         out["meta"] = gradient(run, kl=False, theta=run.hypergradient != "none")
         if run.hypergradient != "none":
             out["mixed"] = mixed(run, through_network=run.hypergradient == "exact")
@@ -334,8 +334,8 @@ def update(run: Run) -> dict[str, Cost]:
     return out
 
 
-def gradient(run: Run, kl: bool, theta: bool = True) -> Cost:
-    """A loss of log-probabilities and its gradient on half a batch: in θ, or in the preferences alone."""
+def gradient(run: Run, kl: bool, theta: bool = True, value: bool = True) -> Cost:
+    """The gradient of a loss of log-probabilities on half a batch, in θ or in the preferences alone; and the loss's value."""
     c, prompts = run.model, run.prompts / 2
     length = run.slots + run.max_new - 1
     tokens = prompts * run.candidates * length
@@ -345,7 +345,7 @@ def gradient(run: Run, kl: bool, theta: bool = True) -> Cost:
     if theta:
         out += prompt.times(*BACKWARD) + recompute(c, prompt, prompts * run.prompt_length, FORWARD)
     table = 1 if c.lora or not theta else 2
-    return out + _logits(run, 1, table, kl)
+    return out + _logits(run, 1, table, kl, value)
 
 
 def mixed(run: Run, through_network: bool) -> Cost:
@@ -357,16 +357,21 @@ def mixed(run: Run, through_network: bool) -> Cost:
     out = prompt.times(*JVP) + response.times(*JVP)
     if through_network:
         out += response.times(*MIXED) + recompute(c, response, prompts * run.candidates * length, JVP)
-    return out + _logits(run, table, table if through_network else 0, run.kl)
+    # The divergence's derivative reaches φ through the network alone, and its own value is not asked for: one product.
+    kl = unembed(c, prompts * run.candidates * run.max_new) if run.kl and through_network else Cost()
+    return out + _logits(run, table, table if through_network else 0, kl=False) + kl
 
 
-def _logits(run: Run, forward: int, backward: int, kl: bool) -> Cost:
-    """Of half a batch's responses: so many products forward and backward, and the base's where there is a divergence."""
+def _logits(run: Run, forward: int, backward: int, kl: bool, value: bool = True) -> Cost:
+    """Of half a batch's responses: so many products forward and backward, and the base's where there is a divergence.
+
+    Chunks of logits are not kept, but computed again for the gradient: their first time is for the loss's value alone.
+    """
     one = unembed(run.model, run.prompts / 2 * run.candidates * run.max_new)
-    out = (forward + backward + kl) * one
-    if backward and 0 < run.chunk < run.max_new:  # a chunk's logits are not kept
-        out += ((forward + kl) * one).again()
-    return out
+    first, chunked = (forward + kl) * one, 0 < run.chunk < run.max_new
+    if not (backward and chunked):
+        return first + backward * one
+    return backward * one + (first + first.again() if value else first)
 
 
 def step(run: Run) -> dict[str, Cost]:
