@@ -110,12 +110,13 @@ def own(config) -> tuple[int, ...]:
     return tuple(k for k, source in enumerate(sources) if parse(source).kind == "heads")
 
 
-def attach(task: Task, config) -> Task:
+def attach(task: Task, config, load: Callable | None = None) -> Task:
     """The task with the rewards of `config.reward.sources` in place of, or beside, its own.
 
     Args:
       task: as its builder made it: its `reward` gives the columns of `own(config)`.
       config: the run's.
+      load: (source, config, task) → an entry of `Task.text_rewards`, where nothing shall be loaded.
 
     Returns:
       The task; `reward` gives the columns of the device, `text_rewards` the others.
@@ -148,7 +149,7 @@ def attach(task: Task, config) -> Task:
     return task._replace(
         reward=device,
         reward_reads_base=task.reward_reads_base and None in columns,
-        text_rewards=tuple(_text_reward(source, config, task) for source in sources),
+        text_rewards=tuple((load or _text_reward)(source, config, task) for source in sources),
         judged_by_base=not config.reward.judge and any(source.kind == "judge" for source in sources),
     )
 
