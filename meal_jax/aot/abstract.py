@@ -23,7 +23,7 @@ from meal_jax.meal.step import Batch, Setup
 from meal_jax.models import classifier, families, hf, known
 from meal_jax.models.policy import Conditioning
 from meal_jax.models.transformer import TransformerConfig
-from meal_jax.rewards import formats, linear_heads, sources
+from meal_jax.rewards import formats, linear_heads, sources, text
 from meal_jax.runtime import sharding
 from meal_jax.tasks.task import Prompts, Task
 
@@ -141,8 +141,7 @@ def plan(config, devices) -> Plan:
     for name, source in zip(config.objectives, task.text_rewards, strict=False):
         if source is not None and source.kind == "model":
             model = _classifier(source, config)
-            # As rewards.text.of_classifier lays them out.
-            classifiers[name] = model._replace(params=place(model.params, sharding.replicated(mesh)))
+            classifiers[name] = model._replace(params=place(model.params, text.placement(model.params, mesh)))
     return Plan(
         setup, mesh, task, place(state, sharding.shardings(state, mesh)), place(frozen, sharding.shardings(frozen, mesh)),
         place(batch, rows), classifiers,
@@ -159,8 +158,9 @@ def place(tree: PyTree, shardings: PyTree) -> PyTree:
 def _classifier(source: sources.Source, config) -> classifier.Classifier:
     """A reward model whose parameters are shapes."""
     at = source.directory or formats.PRESETS[source.value].source
+    types = {"dtype": config.reward.dtype, "param_dtype": config.reward.dtype}
     if at in known.CLASSIFIERS:
-        found = classifier.parse(known.CLASSIFIERS[at], Path(at), dtype=config.reward.dtype)
+        found = classifier.parse(known.CLASSIFIERS[at], Path(at), **types)
     else:
-        found = classifier.load_config(at, dtype=config.reward.dtype)
+        found = classifier.load_config(at, **types)
     return classifier.of(found, traverse_util.unflatten_dict(classifier.param_shapes(found), sep="/"))

@@ -223,7 +223,8 @@ def _model(source: Source, config, task: Task) -> Callable:
     preset = formats.trained(source.directory) if source.value == TRAINED else formats.PRESETS[source.value]
     at = source.directory or preset.source
     tokenizer = hf.load_tokenizer(at)
-    model = classifier.load(at, dtype=config.reward.dtype)
+    # Weights are rounded to the compute type before they are used; stored in it they take half and score the same.
+    model = classifier.load(at, dtype=config.reward.dtype, param_dtype=config.reward.dtype)
     if preset.label >= model.labels:
         raise ValueError(f"{FIELD}: {at} has {model.labels} labels, and {source.value!r} reads label {preset.label}.")
     formats.need_begin(tokenizer, preset.layout, f"{FIELD} {source.value}@{at}")
