@@ -66,16 +66,21 @@ def collectives(text: str, devices: int) -> Collectives:
       ValueError: a loop whose length cannot be read.
     """
     computations, entry = parse(text)
-    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+    found: list[tuple[float, str, float, float]] = []
+    in_pieces: dict[tuple[str, ...], tuple[float, str, float, float]] = {}
     early_loops: list[str] = []
 
-    def walk(name: str, times: float):
+    def walk(name: str, times: float, fused: bool = False):
         for one in computations[name]:
-            kind = one.operation.removesuffix("-start")
-            if kind in KINDS:
-                kind, payload, network = _cost(one, kind, name, devices)
-                for i, value in enumerate((1, payload, network)):
-                    sums[kind][i] += times * value
+            if (kind := _kind(one)) is not None:
+                item = (times, *_cost(one, kind, name, devices))
+                if fused:
+                    # A TPU's compiler cuts a collective in pieces, each fused with computation beside it, in loops or out of
+                    # them; every piece repeats the whole instruction. It runs as often as the piece that runs least.
+                    whole = (kind, *re.findall(r"(channel_id=\d+|op_name=\"[^\"]*\")", one.rest), *_arrays(one.shape))
+                    in_pieces[whole] = min(in_pieces.get(whole, item), item)
+                else:
+                    found.append(item)
             elif one.operation == "while" and _has_collectives(computations, one):
                 length, early = trips(one, computations)
                 early_loops.extend([one.name] if early else [])
@@ -83,9 +88,13 @@ def collectives(text: str, devices: int) -> Collectives:
                     walk(called, times * length)
             elif one.operation != "while":
                 for called in _called(one):
-                    walk(called, times)
+                    walk(called, times, fused or one.operation == "fusion")
 
     walk(entry, 1.0)
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+    for times, kind, payload, network in [*found, *in_pieces.values()]:
+        for i, value in enumerate((1, payload, network)):
+            sums[kind][i] += times * value
     return Collectives({kind: Sum(*values) for kind, values in sorted(sums.items())}, bool(early_loops))
 
 
@@ -116,27 +125,65 @@ def size(shape: str) -> float:
 def trips(loop: Instruction, computations: Mapping[str, list[Instruction]]) -> tuple[float, bool]:
     """How often a loop runs, and whether it may end before that.
 
-    Without XLA's own word it is the constant in the loop's condition. The counter is taken to start at 0: one that
-    starts later runs less often.
+    Without XLA's own word it is the constant in the loop's condition, by the step of its counter. The counter is taken to
+    start at 0: one that starts later runs less often.
     """
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
     if known:
         return float(known[1]), False
-    (condition,) = re.findall(r"condition=%?([\w.\-]+)", loop.rest)
+    condition, body = (re.findall(rf"{part}=%?([\w.\-]+)", loop.rest)[0] for part in ("condition", "body"))
     lines = list(computations[condition])
     for one in computations[condition]:
         for called in _called(one):
             lines += computations[called]
-    found = [int(m[1]) for one in lines if one.operation == "constant" and (m := re.match(r"(\d+)\)", one.rest))]
+    found = [value for one in lines if (value := _constant(one)) is not None]
     if not found:
         raise ValueError(f"The length of loop {loop.name} cannot be read off the program.")
-    return float(max(found)), any(one.operation in ("and", "reduce") for one in lines)
+    early = any(one.operation in ("and", "reduce") for one in lines)
+    return float(-(-max(found) // _stride(computations[condition], computations[body]))), early
+
+
+def _stride(condition: list[Instruction], body: list[Instruction]) -> int:
+    """What a loop adds to its counter each time, as far as it can be seen: XLA unrolls loops of its own by 2."""
+    inside, before = {one.name: one for one in body}, {one.name: one for one in condition}
+    for one in condition:
+        if one.operation != "compare" or "direction=LT" not in one.rest:
+            continue
+        for name in _operands(one):
+            place = re.search(r"index=(\d+)", before[name].rest) if name in before else None
+            if place and before[name].operation == "get-tuple-element":
+                added = inside.get(_operands(body[-1])[int(place[1])])
+                steps = [_constant(inside[name]) for name in _operands(added) if name in inside] if added else []
+                return next((step for step in steps if step), 1) if added and added.operation == "add" else 1
+    return 1
+
+
+def _constant(one: Instruction) -> int | None:
+    """The value of a whole number, None for all else."""
+    number = re.match(r"(\d+)\)", one.rest)
+    return int(number[1]) if one.operation == "constant" and number else None
+
+
+def _operands(one: Instruction) -> list[str]:
+    """Names of an instruction's operands."""
+    return re.findall(r"%([\w.\-]+)", one.rest.split("), ")[0])
+
+
+def _kind(one: Instruction) -> str | None:
+    """What kind of collective an instruction is or starts, None if it is none."""
+    kind = one.operation.removesuffix("-start")
+    return kind if kind in KINDS else None
+
+
+def _arrays(shape: str) -> list[str]:
+    """A shape's arrays without their layouts."""
+    return [f"{kind}[{dims}]" for kind, dims in ARRAY.findall(shape)]
 
 
 def _has_collectives(computations: Mapping[str, list[Instruction]], one: Instruction) -> bool:
     """Whether anything that an instruction calls has a collective."""
     return any(
-        inner.operation.removesuffix("-start") in KINDS or _has_collectives(computations, inner)
+        _kind(inner) is not None or _has_collectives(computations, inner)
         for called in _called(one)
         for inner in computations[called]
     )

@@ -122,6 +122,7 @@ def quiet() -> None:
     """Tells libtpu that it is not on a TPU machine, which it would else look for and complain of."""
     for name, value in {
         "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # its lock guards a chip, and none is used
         "TPU_ACCELERATOR_TYPE": "",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_WORKER_ID": "0",

@@ -99,3 +99,16 @@ ENTRY %main (p: f32[32,4]) -> f32[8,4] {
 }
 """
     assert hlo.collectives(text, 4).kinds == {"reduce-scatter": hlo.Sum(1, 512, 384)}
+
+
+def test_a_collective_in_pieces_counts_once():
+    piece = """
+%piece.{n} (p: f32[8,4]) -> f32[32,4] {{
+  %p = f32[8,4]{{1,0}} parameter(0)
+  ROOT %g = f32[32,4]{{1,0}} all-gather(%p), channel_id={channel}, replica_groups=[1,4]<=[4], dimensions={{0}}
+}}
+"""
+    text = piece.format(n=1, channel=7) + piece.format(n=2, channel=7) + piece.format(n=3, channel=8)
+    calls = [f"  %f{n} = f32[32,4]{{1,0}} fusion(%p), kind=kCustom, calls=%piece.{n}" for n in (1, 2, 3)]
+    text += "\n".join(["ENTRY %main (p: f32[8,4]) -> f32[32,4] {", "  %p = f32[8,4]{1,0} parameter(0)", *calls, "}"])
+    assert hlo.collectives(text, 4).kinds == {"all-gather": hlo.Sum(2, 1024, 768)}
