@@ -99,7 +99,8 @@ def train_and_evaluate(
         scorer = sources.scorer(task, mesh, frozen)  # of rewards that read text; None where the device has them all
         train_step, programs = compile_step(setup, method, scorer, place, (placed, sharding.replicated(mesh)))
         e = config.eval
-        answer = jax.jit(evaluate.answer_fn(setup, method, Sampling(e.temperature, e.top_k, e.top_p)))
+        sampling = Sampling(e.temperature, e.top_k, e.top_p, config.sampling.draw)
+        answer = jax.jit(evaluate.answer_fn(setup, method, sampling))
         preferences = evaluate.grid(config)
 
         def eval_now(at: int, state: State) -> dict[str, Any]:
