@@ -101,6 +101,10 @@ class Cost:
         """Traffic on one chip that does it all."""
         return self.weights + self.activations
 
+    def in_parts(self, parts: int) -> Cost:
+        """The same work done a part at a time: weights are read for each."""
+        return dataclasses.replace(self, weights=parts * self.weights)
+
     def again(self) -> Cost:
         """The same, done a second time because it was not kept."""
         return dataclasses.replace(self, repeated=self.flops)
@@ -123,7 +127,8 @@ class Run:
       hypergradient: exact, first_order or none.
       reuse_virtual: the virtual update is the first update.
       chunk: response positions projected at a time, 0 for all.
-      rollout_dtype: storage type of weights in the rollout, "" for `model.param_dtype`.
+      rollout_weights: how the rollout holds the weights: same, merged or int8, see `rollout.weights`.
+      parts: of a rollout, of scoring and of each pass of an update, one after another; each part reads the weights anew.
     """
 
     model: TransformerConfig
@@ -140,7 +145,8 @@ class Run:
     hypergradient: str = "exact"
     reuse_virtual: bool = True
     chunk: int = 0
-    rollout_dtype: str = ""
+    rollout_weights: str = "same"
+    parts: tuple[int, int, int] = (1, 1, 1)
 
 
 def of_setup(setup, prompts: int, prompt_length: int, max_new: int | None = None) -> Run:
@@ -161,7 +167,18 @@ def of_setup(setup, prompts: int, prompt_length: int, max_new: int | None = None
         hypergradient=m.hypergradient,
         reuse_virtual=m.reuse_virtual,
         chunk=setup.chunk,
+        rollout_weights=setup.rollout_weights.kind,
+        parts=(
+            parts_of(prompts, setup.micro.rollout),
+            parts_of(prompts, setup.micro.score),
+            parts_of(prompts // 2, setup.micro.update),
+        ),
     )
+
+
+def parts_of(prompts: int, at_a_time: int) -> int:
+    """Into how many parts prompts are taken, 0 at a time being all."""
+    return prompts // at_a_time if 0 < at_a_time < prompts else 1
 
 
 # ------------------------------------------------------------------------------------------------- parameters
@@ -271,9 +288,9 @@ def response_parts(run: Run, prompts: float, length: int) -> Parts:
     return parts(c, prompts * n * length, own, attention(c, prompts, n * length, run.prompt_length))
 
 
-def unembed(c: TransformerConfig, positions: float, dtype: str = "") -> Cost:
+def unembed(c: TransformerConfig, positions: float) -> Cost:
     """Logits of so many positions."""
-    return matmul(positions, c.width, c.vocab_size, BYTES[dtype or c.param_dtype], BYTES[c.dtype], 4)
+    return matmul(positions, c.width, c.vocab_size, BYTES[c.param_dtype], BYTES[c.dtype], 4)
 
 
 def recompute(c: TransformerConfig, p: Parts, tokens: float, forward: tuple[int, ...]) -> Cost:
@@ -297,18 +314,20 @@ def recompute(c: TransformerConfig, p: Parts, tokens: float, forward: tuple[int,
 
 def rollout(run: Run) -> dict[str, Cost]:
     """Prefill and decode: T tokens of every candidate."""
-    c, rows, dtype = run.model, run.prompts * run.candidates, run.rollout_dtype
+    if run.rollout_weights == "merged":
+        run = dataclasses.replace(run, model=dataclasses.replace(run.model, lora=None))
+    c, rows, dtype = run.model, run.prompts * run.candidates, "int8" if run.rollout_weights == "int8" else ""
     cache = max(run.slots + run.max_new - 1, 1)
 
     def extend(length: int) -> Cost:
         own = attention(c, rows, length, cache)
         prompt = attention(c, run.prompts, run.candidates * length, run.prompt_length)
-        return parts(c, rows * length, own, prompt, dtype).times(*FORWARD) + unembed(c, rows, dtype)
+        return parts(c, rows * length, own, prompt, dtype).times(*FORWARD) + unembed(c, rows)
 
-    first = extend(run.slots) if run.slots else unembed(c, rows, dtype)
+    first = extend(run.slots) if run.slots else unembed(c, rows)
     return {
-        "prefill": prompt_parts(run, run.prompts, dtype).times(*FORWARD),
-        "decode": first + (run.max_new - 1) * extend(1),
+        "prefill": prompt_parts(run, run.prompts, dtype).times(*FORWARD).in_parts(run.parts[0]),
+        "decode": (first + (run.max_new - 1) * extend(1)).in_parts(run.parts[0]),
     }
 
 
@@ -319,7 +338,7 @@ def score(run: Run) -> Cost:
     plain = dataclasses.replace(run, model=dataclasses.replace(run.model, lora=None))
     length = run.tail + run.max_new  # up to the state after the last token
     responses = response_parts(plain, run.prompts, length) if length else Parts(*[Cost()] * 4)
-    return prompt_parts(plain, run.prompts).times(*FORWARD) + responses.times(*FORWARD)
+    return (prompt_parts(plain, run.prompts).times(*FORWARD) + responses.times(*FORWARD)).in_parts(run.parts[1])
 
 
 def update(run: Run) -> dict[str, Cost]:
@@ -331,7 +350,7 @@ def update(run: Run) -> dict[str, Cost]:
         if run.hypergradient != "none":
             out["mixed"] = mixed(run, through_network=run.hypergradient == "exact")
     out["descend"] = (1 if run.net and run.reuse_virtual else 2) * gradient(run, kl=run.kl)
-    return out
+    return {name: cost.in_parts(run.parts[2]) for name, cost in out.items()}
 
 
 def gradient(run: Run, kl: bool, theta: bool = True, value: bool = True) -> Cost:

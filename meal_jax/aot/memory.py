@@ -21,7 +21,7 @@ def held(run: cost.Run, mesh: Mapping[str, int] | None = None, base_copies: int 
     Returns:
       weights: the decoder's. trained: adapters (or all weights) in float32 with their gradient, the virtual policy and
       the direction of the hypergradient. optimizer: two moments, and those of the virtual update. cache: keys and values of
-      the rollout. activations: what a gradient of half a batch keeps under `model.remat`, and one layer's own. logits:
+      the rollout. activations: what the gradient of a part keeps under `model.remat`, and one layer's own. logits:
       of one chunk. The cache is not held during the update, so the greatest sum is without the smaller of the two.
     """
     mesh = mesh or {}
@@ -30,10 +30,10 @@ def held(run: cost.Run, mesh: Mapping[str, int] | None = None, base_copies: int 
     act, base = cost.BYTES[c.dtype], cost.base_parameters(c)
     # Of what is trained, gradient, virtual policy and direction beside the parameters; moments, and those of the virtual step.
     trained = 4 * cost.adapter_parameters(c) if c.lora else cost.BYTES[c.param_dtype] * base
-    half = run.prompts / 2 / batch
+    half = run.prompts / 2 / batch / run.parts[2]
     length = run.slots + run.max_new - 1
     tokens = half * (run.prompt_length + run.candidates * length)
-    keys = run.prompts / batch * (run.prompt_length + run.candidates * length)
+    keys = run.prompts / batch / run.parts[0] * (run.prompt_length + run.candidates * length)
     rows = sum(b for _, b in cost.linears(c).values())
     scores = half * (run.prompt_length**2 + run.candidates * length * (length + run.prompt_length)) * c.heads
     layer = tokens * (2 * c.width + rows / tensor) * act + scores / tensor * (4 + 2 * act)
