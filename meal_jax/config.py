@@ -137,6 +137,11 @@ def default() -> ml_collections.ConfigDict:
     k.every = 100  # steps between checkpoints
     k.keep = 2  # newest checkpoints kept
     c.tensorboard = True  # also write TensorBoard events
+    c.profile_steps = ()  # first and last step of a profiler's trace, e.g. (10, 13), written to WORKDIR/profile; () = none
+    c.timed = (
+        False  # the step as three programs, so that the metrics have the time of rollout, score and update; costs what
+    )
+    # XLA gains across their borders, holds their results in memory, and compiles anew. Always so where rewards read text
 
     # Fields of single benchmarks
     c.data = ml_collections.ConfigDict()
@@ -213,6 +218,13 @@ def check(config: ml_collections.ConfigDict) -> None:
     need(len(config.objectives) >= 1, "config.objectives is empty: name the rewards.")
     need(config.reward.batch_size >= 1, f"config.reward.batch_size={config.reward.batch_size} must be at least 1.")
     sources.check(config.reward.sources, config.objectives)
+    need(
+        len(config.profile_steps) in (0, 2)
+        and all(isinstance(at, int) for at in config.profile_steps)
+        and (not config.profile_steps or 0 <= config.profile_steps[0] <= config.profile_steps[1] < config.steps),
+        f"config.profile_steps={config.profile_steps} must be () or the first and the last step to trace, such as (10, 13), "
+        f"of the {config.steps} steps from 0 on.",
+    )
     need(
         config.eval.grid != "paper" or len(config.objectives) in (2, 3),
         f"config.eval.grid=paper is published for 2 and 3 objectives, not {len(config.objectives)}: use lattice.",

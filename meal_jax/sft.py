@@ -43,7 +43,7 @@ from meal_jax.data.pipeline import index_at, take
 from meal_jax.meal.bilevel import token_loss
 from meal_jax.meal.step import Frozen, Setup, read
 from meal_jax.models import lora
-from meal_jax.runtime import checkpoint, sharding
+from meal_jax.runtime import checkpoint, profiling, sharding
 from meal_jax.runtime.metrics import MetricWriter
 from meal_jax.runtime.run import Run
 from meal_jax.tasks.language import TUNED
@@ -122,8 +122,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
         def measure(at: int, state: State) -> dict[str, float]:
             return {"eval/loss": held_out(loss, state.policy, frozen, held, config.eval.batch_size, split)}
 
-        def step(state: State, batch: Examples):
-            return compiled(state, frozen, batch)
+        def step(state: State, batch: Examples, run: profiling.Run):
+            return run("device", compiled, state, frozen, batch)
 
         state, seconds = train.loop(
             config, root, start, state, step, make, measure, checkpoints, writer, label="SFT", show="loss"

@@ -7,6 +7,7 @@ Everything a run writes is under its workdir:
     evals/STEP.json      the front at a step
     pareto.json          the last front, the first, hypervolumes, sample answers
     pareto.png           the front, with those of `config.beside`, which have a folder of their own each
+    profile/             the trace of `config.profile_steps`
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from meal_jax.pareto import figures
 from meal_jax.rewards import sources
 from meal_jax.rewards.text import TextScorer
 from meal_jax.rollout.sampling import Sampling
-from meal_jax.runtime import checkpoint, sharding
+from meal_jax.runtime import checkpoint, profiling, sharding
 from meal_jax.runtime.metrics import MetricWriter, Preemption, progress
 from meal_jax.tasks.task import Task
 
@@ -97,7 +98,8 @@ def train_and_evaluate(
         batch_placed = sharding.batch_sharding(mesh)
         place = functools.partial(jax.device_put, device=batch_placed)
         scorer = sources.scorer(task, mesh, frozen)  # of rewards that read text; None where the device has them all
-        train_step, programs = compile_step(setup, method, scorer, place, (placed, sharding.replicated(mesh)))
+        out = (placed, sharding.replicated(mesh))
+        train_step, programs = compile_step(setup, method, scorer, place, out, config.timed)
         e = config.eval
         answer = jax.jit(evaluate.answer_fn(setup, method, Sampling(e.temperature, e.top_k, e.top_p)))
         preferences = evaluate.grid(config)
@@ -122,8 +124,8 @@ def train_and_evaluate(
         def make(at: int) -> Batch:
             return batch_at(task.train, at, config.batch_size, config.seed, config.data.buckets, batch_placed)
 
-        def step(state: State, batch: Batch):
-            return train_step(state, frozen, batch)
+        def step(state: State, batch: Batch, run: profiling.Run):
+            return train_step(state, frozen, batch, run)
 
         def measure(at: int, state: State) -> dict[str, float]:
             return {"eval/hypervolume": eval_now(at, state)["hypervolume"]}
@@ -205,7 +207,7 @@ def loop(
       config, workdir: of the run.
       start: steps done.
       state: after them; donated.
-      step: (state, batch) → state, metrics.
+      step: (state, batch, run) → state, metrics; it calls its programs by `run`, which times them.
       make: step → its batch, on its devices; runs ahead in a thread.
       measure: (step, state) → figures to write and show, every `config.eval.every` steps.
       checkpoints, writer: opened; closed by who opened them.
@@ -223,8 +225,9 @@ def loop(
     def settle(pending):
         """Fetches and checks a step's metrics, by now computed while the next step runs."""
         if pending is not None:
-            at, on_device = pending
+            at, on_device, taken = pending
             values = {name: float(v) for name, v in jax.device_get(on_device).items()}
+            values |= watch.times(taken) | profiling.memory()
             _refuse_non_finite(at, values, config.objectives, workdir)
             writer.write(at, values)
             shown[show] = values[show]
@@ -233,16 +236,21 @@ def loop(
         Preemption() as preemption,
         progress(config.steps, start, label) as bar,
         prefetch(make, start, config.steps) as next_batch,
+        profiling.stopwatch() as watch,
+        profiling.trace(config.profile_steps, workdir / "profile") as trace,
     ):
         for at in range(start, config.steps):
+            trace(at)
             if at % config.eval.every == 0:
                 figures_now = measure(at, state)
                 writer.write(at, figures_now)
                 shown |= {name.rpartition("/")[2]: value for name, value in figures_now.items()}
+                watch.skip()
             batch, wait = next_batch()
-            state, metrics = step(state, batch)
+            with jax.profiler.StepTraceAnnotation("step", step_num=at):
+                state, metrics = step(state, batch, watch.run)
             settle(pending)  # of the step before: the device is never waited for
-            pending, done = (at, metrics | {"time/data_wait": wait}), at + 1
+            pending, done = (at, metrics | {"time/data_wait": wait}, watch.take()), at + 1
             bar.update(done, **shown)
             preempted = preemption.requested
             if done % config.checkpoint.every == 0 or done == config.steps or preempted:
@@ -250,6 +258,7 @@ def loop(
                 pending = None
                 writer.flush()
                 checkpoint.save(checkpoints, done, state, {"config": json.loads(config.to_json_best_effort())})
+                watch.skip()
             if preempted:
                 break
     checkpoint.wait(checkpoints)
@@ -261,37 +270,52 @@ def loop(
 
 
 def compile_step(
-    setup: Setup, method: methods.Method, scorer: TextScorer | None, place: Callable, out_shardings: Any
+    setup: Setup,
+    method: methods.Method,
+    scorer: TextScorer | None,
+    place: Callable,
+    out_shardings: Any,
+    timed: bool = False,
 ) -> tuple[Callable, list[Callable]]:
-    """The step as the loop calls it: (state, frozen, Batch) → (state, metrics), the state donated.
+    """The step as the loop calls it: (state, frozen, Batch, run) → (state, metrics), the state donated.
 
     It is one program where the device computes every reward. Else it is three, rollout, score and update, and between the
-    last two the host adds the rewards that read text.
+    last two the host adds the rewards that read text. `run` calls a program and times it (`profiling.Stopwatch.run`).
 
     Args:
       setup, method: what runs.
       scorer: of the rewards that read text, or None.
       place: puts a batch's arrays on the devices.
       out_shardings: of (state, metrics).
+      timed: three programs in any case.
 
     Returns:
       The step and its jitted programs.
     """
-    if scorer is None:
-        step = jax.jit(functools.partial(method.step, setup), donate_argnums=0, out_shardings=out_shardings)
-        return step, [step]
-    rollout = jax.jit(functools.partial(method.rollout, setup))
-    score = jax.jit(functools.partial(method.score, setup))
-    update = jax.jit(functools.partial(method.update, setup), donate_argnums=0, out_shardings=out_shardings)
+    donating = {"donate_argnums": 0, "out_shardings": out_shardings}
+    if scorer is None and not timed:
+        whole = jax.jit(functools.partial(method.step, setup), **donating)
 
-    def step(state: State, frozen: Frozen, batch: Batch):
-        rolled = rollout(state, frozen, batch)
-        scores = score(frozen, batch, rolled.responses)
+        def step(state: State, frozen: Frozen, batch: Batch, run: profiling.Run = profiling.untimed):
+            return run("device", whole, state, frozen, batch)
+
+        return step, [whole]
+    rollout = jax.jit(profiling.scoped("rollout", functools.partial(method.rollout, setup)))
+    score = jax.jit(profiling.scoped("score", functools.partial(method.score, setup)))
+    update = jax.jit(profiling.scoped("update", functools.partial(method.update, setup)), **donating)
+
+    def score_text(batch: Batch, rolled: Any, scores: Any):
         ids, tokens, mask, rewards = jax.device_get(
             (batch.id, rolled.responses.tokens, rolled.responses.mask, scores.rewards)
         )
         rewards, cost = scorer.complete([scorer.texts[i] for i in ids.tolist()], tokens, mask, rewards)
-        state, metrics = update(state, frozen, batch, rolled, scores._replace(rewards=place(rewards)))
+        return scores._replace(rewards=place(rewards)), cost
+
+    def step(state: State, frozen: Frozen, batch: Batch, run: profiling.Run = profiling.untimed):
+        rolled = run("rollout", rollout, state, frozen, batch)
+        scores = run("score", score, frozen, batch, rolled.responses)
+        scores, cost = (scores, {}) if scorer is None else score_text(batch, rolled, scores)
+        state, metrics = run("update", update, state, frozen, batch, rolled, scores)
         return state, metrics | cost
 
     return step, [rollout, score, update]

@@ -228,7 +228,7 @@ class TextScorer(NamedTuple):
         models = sum(isinstance(reward, ModelReward) for reward in self.rewards)
         asked = models * len(responses)
         known = 1 - (_scored(self.rewards) - before) / asked if asked else 0.0
-        cost = {"time/score": time.perf_counter() - began, "score/known": known}
+        cost = {"time/text_rewards": time.perf_counter() - began, "score/known": known}
         return np.stack(columns, axis=-1).astype(np.float32), cost
 
 
