@@ -6,6 +6,7 @@ Letters: K objectives, S prompt tokens, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import pkgutil
 from typing import Any
@@ -24,6 +25,7 @@ from meal_jax.models import lora
 from meal_jax.models.policy import Policy
 from meal_jax.rewards import sources
 from meal_jax.rollout.sampling import Sampling
+from meal_jax.runtime import sharding
 from meal_jax.tasks.task import Task
 
 PyTree = Any
@@ -105,11 +107,31 @@ def policy_optimizer(config: ml_collections.ConfigDict, updates: int) -> optax.G
     return optax.chain(optax.clip_by_global_norm(o.clip), adam)
 
 
-def init_policy(setup: Setup, task: Task, key: jax.Array) -> tuple[PyTree, Frozen]:
-    """The policy's trainable leaves θ, and everything frozen.
+def make_policy(setup: Setup, task: Task, key: jax.Array, mesh: jax.sharding.Mesh) -> tuple[PyTree, Frozen]:
+    """`init_policy` with every leaf made, or read from its file, where it will live on the mesh, and held once."""
+    abstract = jax.eval_shape(functools.partial(init_policy, setup, task), key)
+    placed = sharding.shardings(abstract, mesh)
+    weights = None
+    if task.weights is not None:
+        theta, frozen = placed
+        _, where = lora.split((theta if setup.policy.config.lora is None else frozen.policy), lora.is_adapter)
+        weights = task.weights(where["transformer"])
+    # Donated: the weights pass through the program without a copy.
+    make = jax.jit(functools.partial(init_policy, setup, task), out_shardings=placed, donate_argnums=1)
+    return make(key, weights)
 
-    With adapters, θ is the adapters and the conditioning; without, all of the policy's weights. Pure and traceable: jit
-    it with output shardings and each leaf is made where it will live (loaded weights pass through).
+
+def init_policy(setup: Setup, task: Task, key: jax.Array, weights: PyTree | None = None) -> tuple[PyTree, Frozen]:
+    """The policy's trainable leaves θ, and everything frozen. Pure and traceable.
+
+    Args:
+      setup, task: of the run.
+      key: of what is drawn at random.
+      weights: the transformer's parameters; None draws them too.
+
+    Returns:
+      θ, the adapters and the conditioning where there are adapters, all of the policy's weights where there are none; and
+      Frozen.
     """
 
     def fresh(key):
@@ -118,9 +140,9 @@ def init_policy(setup: Setup, task: Task, key: jax.Array) -> tuple[PyTree, Froze
         return setup.policy.init(key, tokens, jnp.ones((1, 2), bool), w, tokens[None])["params"]
 
     params = fresh(key)
-    if task.weights is not None:
+    if weights is not None:
         adapters, _ = lora.split(params, lora.is_adapter)
-        params = lora.merge(adapters, {"transformer": task.weights})
+        params = lora.merge(adapters, {"transformer": weights})
     theta, frozen = params, {}
     if task.transformer.lora is not None:
         theta, frozen = lora.split(params, lora.is_adapter)
@@ -130,6 +152,6 @@ def init_policy(setup: Setup, task: Task, key: jax.Array) -> tuple[PyTree, Froze
                 "trained. Layer paths end in attention/q, k, v, o and mlp/gate, up, down."
             )
     base = None
-    if setup.base is not None:
+    if setup.base is not None and task.transformer.lora is None:
         base, _ = lora.split(params, lambda path: not lora.is_adapter(path))
     return theta, Frozen(frozen, base, task.reward_params)

@@ -172,12 +172,10 @@ def begin(
       Steps done, the state, what training only reads, and the state's shardings.
     """
     key, policy_key = jax.random.split(jax.random.key(config.seed))
-    where = functools.partial(sharding.shardings, mesh=mesh)
-    make = functools.partial(build.init_policy, setup, task)
-    theta, frozen = jax.jit(make, out_shardings=where(jax.eval_shape(make, policy_key)))(policy_key)
+    theta, frozen = build.make_policy(setup, task, policy_key, mesh)
     init = functools.partial(init, setup)
     abstract = jax.eval_shape(init, theta, key)
-    placed = where(abstract)
+    placed = sharding.shardings(abstract, mesh)
     abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, placed)
     restored = checkpoint.restore_latest(checkpoints, abstract)
     if restored is None:

@@ -126,13 +126,19 @@ class Frozen(NamedTuple):
 
     Attributes:
       policy: the policy's frozen leaves ({} if all are trained).
-      base: parameters of `Setup.base`, or None.
+      base: parameters of `Setup.base` where `policy` is not they: None with adapters, whose frozen leaves are the base, and
+        where no base is used.
       reward: parameters of the reward, any pytree.
     """
 
     policy: PyTree
     base: PyTree
     reward: PyTree
+
+    @property
+    def reference(self) -> PyTree:
+        """Parameters of `Setup.base`, held once whether or not the policy is made of them."""
+        return self.policy if self.base is None else self.base
 
 
 class Batch(NamedTuple):
@@ -239,7 +245,7 @@ def score(setup: Setup, frozen: Frozen, batch: Batch, responses: Responses) -> S
     """Raw rewards of the responses. One pass of the base model serves both the reward heads and π_ref's KL."""
     hidden = None
     if setup.reward_reads_base or setup.meal.beta:
-        variables = {"params": frozen.base}
+        variables = {"params": frozen.reference}
         prompt = setup.base.apply(variables, batch.tokens, batch.mask, method="prefill")
         tokens = jnp.pad(responses.tokens, ((0, 0), (0, 0), (0, 1)))  # one more: the state after the last token too
         unused = jnp.zeros((*tokens.shape[:2], len(setup.objectives)))
@@ -303,7 +309,7 @@ def read_reference(
 
 
 def _reference_unembed(setup: Setup, frozen: Frozen) -> Callable[[jax.Array], jax.Array]:
-    return functools.partial(setup.base.apply, {"params": frozen.base}, method="unembed")
+    return functools.partial(setup.base.apply, {"params": frozen.reference}, method="unembed")
 
 
 def update(
