@@ -133,6 +133,7 @@ def default() -> ml_collections.ConfigDict:
     # Where it runs and what it keeps
     c.mesh = h = ml_collections.ConfigDict()
     h.data, h.fsdp, h.tensor = -1, 1, 1  # devices per axis; -1 = what is left
+    h.slices = 1  # TPU slices joined by the data center's network, over which data is split first; -1 = as devices say
     c.checkpoint = k = ml_collections.ConfigDict()
     k.every = 100  # steps between checkpoints
     k.keep = 2  # newest checkpoints kept
@@ -233,5 +234,9 @@ def check(config: ml_collections.ConfigDict) -> None:
         all(0 < length < config.data.prompt_length for length in config.data.buckets),
         f"config.data.buckets={config.data.buckets} must lie between 0 and config.data.prompt_length="
         f"{config.data.prompt_length}, which is a bucket already.",
+    )
+    need(
+        config.mesh.slices == -1 or config.mesh.slices >= 1,
+        f"config.mesh.slices={config.mesh.slices} must be -1 (as the devices say) or at least 1.",
     )
     need(config.eval.prompts >= 1, f"config.eval.prompts={config.eval.prompts}: evaluation needs test prompts.")

@@ -1,5 +1,7 @@
 """A run: mesh → data → models → state → restore → loop → front. It reads top to bottom.
 
+Every process of a run goes through all of it; what is below is written by process 0, checkpoints by all.
+
 Everything a run writes is under its workdir:
     config.json          the configuration as run
     metrics.jsonl        one line a step (and TensorBoard events beside it)
@@ -33,8 +35,9 @@ from meal_jax.meal.step import Batch, Frozen, Setup, State
 from meal_jax.pareto import figures
 from meal_jax.rewards import sources
 from meal_jax.rewards.text import TextScorer
+from meal_jax.rollout.decode import Responses
 from meal_jax.rollout.sampling import Sampling
-from meal_jax.runtime import checkpoint, profiling, sharding
+from meal_jax.runtime import checkpoint, distributed, profiling, sharding
 from meal_jax.runtime.metrics import MetricWriter, Preemption, progress
 from meal_jax.tasks.task import Task
 
@@ -56,7 +59,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
         if done is None:
             return None
         results[name] = done
-    _report(results, task, root)
+    distributed.from_first(lambda: _report(results, task, root))
     return results
 
 
@@ -78,9 +81,11 @@ def train_and_evaluate(
       FloatingPointError: a reward or a loss is not a finite number; the last checkpoint is from before it.
     """
     # ---------------------------------------------------------------------------------------------- devices
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    h = config.mesh
+    mesh = sharding.make_mesh(h.data, h.fsdp, h.tensor, jax.devices(), h.slices)
     sharding.check_batch(mesh, config.batch_size // 2, "half of config.batch_size")
     sharding.check_batch(mesh, config.eval.batch_size, "config.eval.batch_size")
+    distributed.check_shared(workdir)
     write_config(config, workdir)
 
     # ---------------------------------------------------------------------------------------------- modules, state
@@ -90,32 +95,38 @@ def train_and_evaluate(
         checkpoints = checkpoint.open_checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
         at_exit.callback(checkpoint.close, checkpoints)  # however the run ends, the save under way is finished
         start, state, frozen, placed = begin(config, setup, task, method.init, mesh, checkpoints)
-        for path in (workdir / "evals").glob("*.json"):
-            if start == 0 or int(path.stem) > start:  # of states that are gone: they will be made, and judged, again
-                path.unlink()
+        distributed.from_first(lambda: drop_evals(workdir, start))
 
         # ------------------------------------------------------------------------------------------ compiled functions
-        batch_placed = sharding.batch_sharding(mesh)
-        place = functools.partial(jax.device_put, device=batch_placed)
+        batch_placed, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+        place = functools.partial(sharding.put, sharding=batch_placed)
         scorer = sources.scorer(task, mesh, frozen)  # of rewards that read text; None where the device has them all
-        out = (placed, sharding.replicated(mesh))
+        out = (placed, everywhere)
         train_step, programs = compile_step(setup, method, scorer, place, out, config.timed)
         e = config.eval
-        answer = jax.jit(evaluate.answer_fn(setup, method, Sampling(e.temperature, e.top_k, e.top_p)))
+        sampling = Sampling(e.temperature, e.top_k, e.top_p)
+        answer = jax.jit(
+            evaluate.answer_fn(setup, method, sampling), out_shardings=everywhere
+        )  # each process reads all
         preferences = evaluate.grid(config)
 
         def eval_now(at: int, state: State) -> dict[str, Any]:
             path = workdir / "evals" / f"{at:06d}.json"
-            if path.exists():  # a resumed run does not pay twice
-                return json.loads(path.read_text())
+            known = distributed.from_first(lambda: json.loads(path.read_text()) if path.exists() else None)
+            if known is not None:  # a resumed run does not pay twice
+                return known
             answers = evaluate.evaluate(
                 answer, state, frozen, task.test, preferences, batch_size=e.batch_size, seed=config.seed, place=place,
                 scorer=scorer,
             )  # fmt: skip
-            out = {"step": at} | evaluate.summarise(answers, preferences, task, e.bootstrap)
-            out["samples"] = evaluate.sample_answers(answers, preferences, task, e.samples)
-            write_json(path, out)
-            return out
+
+            def judge() -> dict[str, Any]:
+                out = {"step": at} | evaluate.summarise(answers, preferences, task, e.bootstrap)
+                out["samples"] = evaluate.sample_answers(answers, preferences, task, e.samples)
+                write_json(path, out)
+                return out
+
+            return distributed.from_first(judge)
 
         # ------------------------------------------------------------------------------------------ loop
         writer = MetricWriter(workdir, tensorboard=config.tensorboard, start_step=start)
@@ -139,22 +150,29 @@ def train_and_evaluate(
         # ------------------------------------------------------------------------------------------ front
         last = eval_now(config.steps, state)
         writer.write(config.steps, {"eval/hypervolume": last["hypervolume"]})
-    history = [json.loads(path.read_text()) for path in sorted((workdir / "evals").glob("*.json"))]
     results = {
         "task": task.name,
         "method": method.label,
         "seed": config.seed,
         "objectives": list(config.objectives),
         "seconds_training": seconds if start == 0 else None,  # of a resumed run only a part is known
-        "budget": evaluate.budget(method.cost(config), config, workdir / "metrics.jsonl"),
         "compiled": max(program._cache_size() for program in programs),
         "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+        "processes": jax.process_count(),
         **last,
-        "before": {name: value for name, value in history[0].items() if name != "samples"},
-        "history": [{"step": h["step"], "hypervolume": h["hypervolume"]} for h in history],
     }
-    write_json(workdir / "pareto.json", results)
-    return results
+
+    def finish() -> dict[str, Any]:
+        history = [json.loads(path.read_text()) for path in sorted((workdir / "evals").glob("*.json"))]
+        out = results | {
+            "budget": evaluate.budget(method.cost(config), config, workdir / "metrics.jsonl"),
+            "before": {name: value for name, value in history[0].items() if name != "samples"},
+            "history": [{"step": h["step"], "hypervolume": h["hypervolume"]} for h in history],
+        }
+        write_json(workdir / "pareto.json", out)
+        return out
+
+    return distributed.from_first(finish)
 
 
 def begin(
@@ -250,7 +268,7 @@ def loop(
             settle(pending)  # of the step before: the device is never waited for
             pending, done = (at, metrics | {"time/data_wait": wait}, watch.take()), at + 1
             bar.update(done, **shown)
-            preempted = preemption.requested
+            preempted = preemption.stop_point()
             if done % config.checkpoint.every == 0 or done == config.steps or preempted:
                 settle(pending)  # a state is saved only once its own step is known to be sound
                 pending = None
@@ -298,25 +316,30 @@ def compile_step(
             return run("device", whole, state, frozen, batch)
 
         return step, [whole]
+    score = profiling.scoped("score", functools.partial(_score_for_host, setup, method))
     rollout = jax.jit(profiling.scoped("rollout", functools.partial(method.rollout, setup)))
-    score = jax.jit(profiling.scoped("score", functools.partial(method.score, setup)))
+    score = jax.jit(score, out_shardings=(None, out_shardings[1]))
     update = jax.jit(profiling.scoped("update", functools.partial(method.update, setup)), **donating)
 
-    def score_text(batch: Batch, rolled: Any, scores: Any):
-        ids, tokens, mask, rewards = jax.device_get(
-            (batch.id, rolled.responses.tokens, rolled.responses.mask, scores.rewards)
-        )
+    def add_text_rewards(scores: Any, for_host: Any) -> tuple[Any, dict[str, float]]:
+        ids, tokens, mask, rewards = jax.device_get(for_host)
         rewards, cost = scorer.complete([scorer.texts[i] for i in ids.tolist()], tokens, mask, rewards)
         return scores._replace(rewards=place(rewards)), cost
 
     def step(state: State, frozen: Frozen, batch: Batch, run: profiling.Run = profiling.untimed):
         rolled = run("rollout", rollout, state, frozen, batch)
-        scores = run("score", score, frozen, batch, rolled.responses)
-        scores, cost = (scores, {}) if scorer is None else score_text(batch, rolled, scores)
+        scores, for_host = run("score", score, frozen, batch, rolled.responses)
+        scores, cost = (scores, {}) if scorer is None else add_text_rewards(scores, for_host)
         state, metrics = run("update", update, state, frozen, batch, rolled, scores)
         return state, metrics | cost
 
     return step, [rollout, score, update]
+
+
+def _score_for_host(setup: Setup, method: methods.Method, frozen: Frozen, batch: Batch, responses: Responses):
+    """The device's scores, and beside them what the host reads, to be put whole on every process."""
+    scores = method.score(setup, frozen, batch, responses)
+    return scores, (batch.id, responses.tokens, responses.mask, scores.rewards)
 
 
 def _refuse_non_finite(at: int, values: dict[str, float], objectives, workdir: Path) -> None:
@@ -355,8 +378,16 @@ def _report(results: dict[str, Any], task: Task, root: Path) -> None:
 
 
 def write_config(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
+    if distributed.is_first():
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
+
+
+def drop_evals(workdir: Path, start: int) -> None:
+    """Deletes what was found at states that are gone: they will be made, and judged, again."""
+    for path in (workdir / "evals").glob("*.json"):
+        if start == 0 or int(path.stem) > start:
+            path.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:
