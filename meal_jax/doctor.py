@@ -248,7 +248,9 @@ def data(config: Any) -> Iterator[Finding]:
     dataset = {"assistant": "hh_rlhf", "reddit": "summarize_from_feedback"}.get(config.task)
     advice = "Correct config.data.posts." if config.data.posts else "Correct config.data.path."
     if dataset and not config.data.posts:
-        advice = f"`python -m meal_jax.data.prepare --dataset={dataset}` writes data/{dataset}; or correct config.data.path."
+        advice = (
+            f"`python -m meal_jax.data.prepare --dataset={dataset}` writes data/{dataset}; or correct config.data.path."
+        )
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         yield fail("data", f"there is nothing at {path}", advice)
     elif path.is_dir():
