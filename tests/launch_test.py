@@ -51,6 +51,8 @@ def test_every_command_names_a_module_and_flags_that_exist():
     wrong = []
     for file, module, flags in found:
         spec = importlib.util.find_spec(module)
+        if spec is not None and spec.submodule_search_locations is not None:
+            spec = importlib.util.find_spec(f"{module}.__main__")
         if spec is None:
             wrong.append(f"{file}: there is no {module}")
             continue
