@@ -107,7 +107,8 @@ def test_a_run_writes_all_it_promises_and_compiles_once(finished):
 COMMAND = [
     sys.executable, "-m", "meal_jax.main", "--config=configs/toy.py", "--config.mesh.data=1",
     *(f"--config.{name}={value}" for name, value in SMALL.items() if name not in ("mesh.data", "beside", "steps")),
-    "--config.beside=()", "--config.steps=300", "--config.checkpoint.every=5", "--config.eval.every=1000", "--stopped_status=75",
+    "--config.beside=()", "--config.steps=300", "--config.checkpoint.every=5", "--config.eval.every=1000",
+    "--stopped_status=75",
 ]  # fmt: skip
 ENVIRONMENT = os.environ | {
     "JAX_PLATFORMS": "cpu",
