@@ -31,7 +31,7 @@ def main(argv):
 
             (sft if CONFIG.value.stage == "sft" else train).run(CONFIG.value, WORKDIR.value)
         except (ValueError, FileNotFoundError, FloatingPointError) as error:
-            if logging.get_verbosity() > logging.INFO:
+            if logging.get_verbosity() <= logging.INFO:
                 raise SystemExit(f"error: {error}") from None
             raise
 
