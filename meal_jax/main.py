@@ -34,7 +34,7 @@ def main(argv):
 
             done = (sft if CONFIG.value.stage == "sft" else train).run(CONFIG.value, WORKDIR.value)
         except (ValueError, FileNotFoundError, FloatingPointError) as error:
-            if logging.get_verbosity() > logging.INFO:
+            if logging.get_verbosity() <= logging.INFO:
                 raise SystemExit(f"error: {error}") from None
             raise
     if done is None:

@@ -112,7 +112,11 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
         writer = MetricWriter(root, tensorboard=config.tensorboard, start_step=start)
         at_exit.callback(writer.close)
         split, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-        compiled = jax.jit(functools.partial(update, setup), donate_argnums=0, out_shardings=(placed, everywhere))
+        compiled = jax.jit(
+            train.without_key(functools.partial(update, setup)),
+            donate_argnums=0,
+            out_shardings=(placed.replace(key=None), everywhere),
+        )
         loss = jax.jit(functools.partial(loss_of, setup), out_shardings=everywhere)
 
         def make(at: int) -> Examples:
@@ -123,7 +127,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
             return {"eval/loss": held_out(loss, state.policy, frozen, held, config.eval.batch_size, split)}
 
         def step(state: State, batch: Examples, run: profiling.Run):
-            return run("device", compiled, state, frozen, batch)
+            new, metrics = run("device", compiled, state.replace(key=None), state.key, frozen, batch)
+            return new.replace(key=state.key), metrics
 
         state, seconds = train.loop(
             config, root, start, state, step, make, measure, checkpoints, writer, label="SFT", show="loss"

@@ -308,18 +308,21 @@ def compile_step(
     Returns:
       The step and its jitted programs.
     """
-    donating = {"donate_argnums": 0, "out_shardings": out_shardings}
+    # No step changes the key, and it stays outside of the program that returns the state: a typed key comes back from it
+    # under another spelling of its sharding, P() for P(None), which jit's dispatch takes for another signature.
+    donating = {"donate_argnums": 0, "out_shardings": (out_shardings[0].replace(key=None), out_shardings[1])}
     if scorer is None and not timed:
-        whole = jax.jit(functools.partial(method.step, setup), **donating)
+        whole = jax.jit(without_key(functools.partial(method.step, setup)), **donating)
 
         def step(state: State, frozen: Frozen, batch: Batch, run: profiling.Run = profiling.untimed):
-            return run("device", whole, state, frozen, batch)
+            new, metrics = run("device", whole, state.replace(key=None), state.key, frozen, batch)
+            return new.replace(key=state.key), metrics
 
         return step, [whole]
     score = profiling.scoped("score", functools.partial(_score_for_host, setup, method))
     rollout = jax.jit(profiling.scoped("rollout", functools.partial(method.rollout, setup)))
     score = jax.jit(score, out_shardings=(None, out_shardings[1]))
-    update = jax.jit(profiling.scoped("update", functools.partial(method.update, setup)), **donating)
+    update = jax.jit(profiling.scoped("update", without_key(functools.partial(method.update, setup))), **donating)
 
     def add_text_rewards(scores: Any, for_host: Any) -> tuple[Any, dict[str, float]]:
         ids, tokens, mask, rewards = jax.device_get(for_host)
@@ -330,10 +333,20 @@ def compile_step(
         rolled = run("rollout", rollout, state, frozen, batch)
         scores, for_host = run("score", score, frozen, batch, rolled.responses)
         scores, cost = (scores, {}) if scorer is None else add_text_rewards(scores, for_host)
-        state, metrics = run("update", update, state, frozen, batch, rolled, scores)
-        return state, metrics | cost
+        new, metrics = run("update", update, state.replace(key=None), state.key, frozen, batch, rolled, scores)
+        return new.replace(key=state.key), metrics | cost
 
     return step, [rollout, score, update]
+
+
+def without_key(part: Callable) -> Callable:
+    """(state, …) → (state, metrics) as (state without its key, key, …) → the same, that state without its key as well."""
+
+    def step(state: State, key: jax.Array, *rest: Any):
+        new, metrics = part(state.replace(key=key), *rest)
+        return new.replace(key=None), metrics
+
+    return step
 
 
 def _score_for_host(setup: Setup, method: methods.Method, frozen: Frozen, batch: Batch, responses: Responses):

@@ -202,9 +202,10 @@ def _read_record(path: ocp.path.Path, abstract_state: PyTree) -> dict[str, Any]:
 
 def _read_arrays(path: ocp.path.Path, abstract_state: PyTree) -> PyTree:
     """Each process reads its own part and waits for nobody: one that fails would leave the others at Orbax's barrier."""
-    here = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
-    with ocp.Context(multiprocessing_options=alone):
+    context, here = ocp.Context(), jax.process_index()
+    context.multiprocessing_options.primary_host = here
+    context.multiprocessing_options.active_processes = {here}
+    with context:
         state = ocp.load(path, abstract_state)
     return jax.tree.map(lambda a, like: jax.device_put(a, like.sharding), state, abstract_state)  # no copy if in place
 

@@ -39,29 +39,22 @@ ALONE = "{} runs in one process: start it on one host, without --distributed, --
 _points = itertools.count()
 
 
-def define_flags() -> None:
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the flags that `start_as_flags_say` reads; their defaults come from the environment."""
-    of = os.environ.get
-    flags.DEFINE_bool(
-        "distributed", False, "Join the other processes of this TPU pod slice, GKE job, srun or mpirun; they are found."
-    )
-    flags.DEFINE_string(
-        "coordinator",
-        of("JAX_COORDINATOR_ADDRESS"),
-        "HOST:PORT of process 0, where processes are not found by themselves.",
-    )
-    flags.DEFINE_integer(
-        "processes", of("JAX_NUM_PROCESSES"), "How many there are (with --coordinator).", lower_bound=1
-    )
-    flags.DEFINE_integer("process", of("JAX_PROCESS_ID"), "Which of them this is, from 0.", lower_bound=0)
-    flags.DEFINE_integer(
-        "heartbeat_seconds", HEARTBEAT_SECONDS, "Silence after which a process counts as dead.", lower_bound=1
-    )
+    of, into = os.environ.get, {"flag_values": values}
+    found = "Join the other processes of this TPU pod slice, GKE job, srun or mpirun, which are found."
+    flags.DEFINE_bool("distributed", False, found, **into)
+    address = "HOST:PORT of process 0, where processes are not found by themselves."
+    flags.DEFINE_string("coordinator", of("JAX_COORDINATOR_ADDRESS"), address, **into)
+    count, which = "How many processes there are (with --coordinator).", "Which of them this is, from 0."
+    flags.DEFINE_integer("processes", of("JAX_NUM_PROCESSES"), count, lower_bound=1, **into)
+    flags.DEFINE_integer("process", of("JAX_PROCESS_ID"), which, lower_bound=0, **into)
+    silence = "Seconds of silence after which a process counts as dead."
+    flags.DEFINE_integer("heartbeat_seconds", HEARTBEAT_SECONDS, silence, lower_bound=1, **into)
 
 
-def start_as_flags_say() -> None:
+def start_as_flags_say(f: flags.FlagValues = flags.FLAGS) -> None:
     """`start` with the command line's values."""
-    f = flags.FLAGS
     start(f.distributed, f.coordinator, f.processes, f.process, heartbeat_seconds=f.heartbeat_seconds)
 
 

@@ -103,16 +103,16 @@ def make_mesh(
 
 
 def _slices(devices: Sequence[jax.Device], asked: int) -> tuple[int, bool]:
-    """The number of slices, and whether processes stand for them: on platforms whose devices name no slice, as CPUs."""
+    """The number of slices, and whether processes stand for them: on CPUs, and where devices name no slice."""
     named = [getattr(device, "slice_index", None) for device in devices]
-    by_process = None in named
+    by_process = None in named or devices[0].platform == "cpu"
     groups = [device.process_index for device in devices] if by_process else named
     found = len(set(groups))
     if asked == -1:
         return (1 if by_process else found), by_process
     if asked == 1:
         return 1, by_process
-    unit = "process(es); these devices name no slice, so each process counts as one" if by_process else "slice(s)"
+    unit = "process(es), each of which counts as a slice, since these devices name none" if by_process else "slice(s)"
     if asked != found:
         raise ValueError(
             f"config.mesh.slices={asked}, but the devices are of {found} {unit}. Set it to {found}, or to -1 to take what "
