@@ -22,11 +22,21 @@ DEVICE_SECONDS = 180.0  # that a first program on all devices may take, its comp
 
 
 def examine(config: Any, workdir: str) -> list[Finding]:
-    """Makes all checks; every process calls it, and all return the same: what any of them found."""
+    """Makes all checks; every process calls it, and all return the same: what any of them found.
+
+    Raises:
+      SystemExit: the devices cannot be used at all; the report is printed.
+    """
     findings = [*software.versions(), software.settings(config)]
     sound = findings[-1].status == "ok"  # else the fields cannot be relied on
     if sound:
         findings += [*files.weights(config), *files.data(config), *files.workdir(config, workdir)]
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        advice = "Is another program on them, a run that has not ended? Does the driver work? `pip list` shows JAX's plugins."
+        report([*findings, fail("devices", f"{error}".partition("\n")[0], advice)])
+        raise SystemExit(1) from None
     # Past here every process goes, whatever it found: the others wait for it.
     findings += devices.seen()
     found, mesh = devices.laid_out(config)

@@ -48,7 +48,9 @@ def settings(config: Any) -> Finding:
         if config.stage == "align":
             for name in (config.method, *config.beside):
                 check(methods.configure(name, config))
-    except (ValueError, FileNotFoundError) as error:
-        return fail("config", f"{error}", "Change the field in the file of --config, or by --config.name=value.")
+    except Exception as error:  # of many types: a user's file of rewards is run for the check
+        known = isinstance(error, ValueError | FileNotFoundError)
+        advice = "Change the field in the file of --config, or by --config.name=value."
+        return fail("config", f"{error}" if known else f"{type(error).__name__}: {error}", advice)
     what = "sft" if config.stage == "sft" else ", ".join(dict.fromkeys((config.method, *config.beside)))
     return ok("config", f"{config.task}, {what}, {config.steps} steps of {config.batch_size} prompts")

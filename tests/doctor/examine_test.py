@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
+from meal_jax import config as base
 from meal_jax.doctor import examine, finding, software
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +51,17 @@ def test_a_check_of_devices_that_hangs_is_given_up():
         examine.within(10, lambda: {}["x"])
 
 
+def test_devices_that_cannot_be_used_are_told_of(tmp_path, monkeypatch, capsys):
+    def taken():
+        raise RuntimeError("Unable to initialize backend 'tpu': The TPU is already in use by process 7.\nMore.")
+
+    monkeypatch.setattr(jax, "devices", taken)
+    with pytest.raises(SystemExit) as end:
+        examine.examine(base.default(), str(tmp_path))
+    shown = capsys.readouterr().out
+    assert end.value.code == 1 and "already in use by process 7." in shown and "1 failed" in shown
+
+
 def test_what_other_processes_found_is_told_by_all(monkeypatch):
     mine = [finding.ok("workdir", "fine"), finding.warn("versions", "old")]
     theirs = [finding.fail("workdir", "not writable", "Give another."), finding.warn("versions", "old")]
@@ -75,6 +87,14 @@ def test_versions_are_held_against_what_the_package_asks_for(monkeypatch):
     assert first.status == "ok" and f"jax {jax.__version__}" in first.found
     assert second.status == "warn" and "numpy" in second.found and "not-there is not installed" in second.found
     assert "torch" not in second.found
+
+
+def test_a_reward_function_that_cannot_be_imported_is_a_failure_and_not_a_crash(tmp_path):
+    (tmp_path / "mine.py").write_text("import a_module_that_is_not_there\n")
+    config = base.default()
+    config.reward.sources = (f"python:{tmp_path / 'mine.py'}:short",) * 2
+    found = software.settings(config)
+    assert found.status == "fail" and "a_module_that_is_not_there" in found.found
 
 
 @pytest.mark.slow
