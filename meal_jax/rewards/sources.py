@@ -239,7 +239,11 @@ def _judge(source: Source, config, task: Task) -> Callable:
         transformer = hf.load_config(at, dtype=config.reward.dtype, param_dtype=config.reward.dtype)
         weights = {"transformer": hf.load_params(at, transformer)}
         return lambda mesh, frozen: judge.reward(
-            asked, transformer, jax.device_put(weights, sharding.shardings(weights, mesh)), mesh, batch_size=rows
+            asked,
+            transformer,
+            jax.tree.map(sharding.put, weights, sharding.shardings(weights, mesh)),
+            mesh,
+            batch_size=rows,
         )
     if task.weights is None:
         raise ValueError(
