@@ -125,7 +125,7 @@ def plan(config, devices) -> Plan:
       ValueError: as a run's own checks do, before anything is compiled.
     """
     method = methods.get(config.method)
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices, config.mesh.slices)
     sharding.check_batch(mesh, config.batch_size // 2, "half of config.batch_size")
     task = make_task(config)
     setup = build.build_setup(config, task)

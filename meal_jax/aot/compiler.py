@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from meal_jax import methods, train
 from meal_jax.aot import hlo
 from meal_jax.aot.abstract import Plan, place
-from meal_jax.rewards import text
+from meal_jax.rewards import formats, text
 from meal_jax.runtime import sharding
 
 PyTree = Any
@@ -79,23 +79,23 @@ def programs(plan: Plan, config) -> Iterator[Program]:
     where = (jax.tree.map(lambda leaf: leaf.sharding, plan.state), sharding.replicated(plan.mesh))
     # The scorer is not called while compiling; that there is one parts the step in three.
     _, jitted = train.compile_step(plan.setup, method, object() if host else None, None, where)
-    rewards = plan.rewards
+    rewards, frozen, batch = plan.rewards, plan.frozen, plan.batch
+    begins = (plan.state.replace(key=None), plan.state.key)
     if not host:
-        yield Program("step", jitted[0], (plan.state, plan.frozen, plan.batch), rewards)
+        yield Program("step", jitted[0], (*begins, frozen, batch), rewards)
         return
     rows = sharding.batch_sharding(plan.mesh)
     with jax.set_mesh(plan.mesh):
-        rolled = place(jax.eval_shape(jitted[0], plan.state, plan.frozen, plan.batch), rows)
-        scores = place(jax.eval_shape(jitted[1], plan.frozen, plan.batch, rolled.responses), rows)
-    yield Program("rollout", jitted[0], (plan.state, plan.frozen, plan.batch), rewards)
-    yield Program("score", jitted[1], (plan.frozen, plan.batch, rolled.responses), (rewards, plan.state, rolled))
+        rolled = place(jax.eval_shape(jitted[0], plan.state, frozen, batch), rows)
+        scores = place(jax.eval_shape(jitted[1], frozen, batch, rolled.responses)[0], rows)
+    yield Program("rollout", jitted[0], (plan.state, frozen, batch), rewards)
+    yield Program("score", jitted[1], (frozen, batch, rolled.responses), (rewards, plan.state, rolled))
     count = math.prod(rolled.w.shape[:2])
     for name, params in rewards.items():
         function, args, calls = reward_call(plan, config, name, count)
-        yield Program(f"reward/{name}", function, (params, *args), (plan.state, plan.frozen, rolled, scores), calls)
-    all_rewards = jax.ShapeDtypeStruct(rolled.w.shape, jnp.float32, sharding=rows)
-    args = (plan.state, plan.frozen, plan.batch, rolled, scores._replace(rewards=all_rewards))
-    yield Program("update", jitted[2], args, rewards)
+        yield Program(f"reward/{name}", function, (params, *args), (plan.state, frozen, rolled, scores), calls)
+    scores = scores._replace(rewards=jax.ShapeDtypeStruct(rolled.w.shape, jnp.float32, sharding=rows))
+    yield Program("update", jitted[2], (*begins, frozen, batch, rolled, scores), rewards)
 
 
 def reward_call(plan: Plan, config, name: str, count: int):
@@ -110,7 +110,7 @@ def reward_call(plan: Plan, config, name: str, count: int):
 
 def reward_tokens(plan: Plan) -> int:
     """Tokens of a reward model's longest row: a prompt and a response, up to the bucket's length."""
-    return text.bucket(plan.batch.tokens.shape[1] + plan.setup.max_new, text.MOST)
+    return text.bucket(plan.batch.tokens.shape[1] + plan.setup.max_new, formats.MOST)
 
 
 def compile_program(program: Program, plan: Plan) -> Compiled:

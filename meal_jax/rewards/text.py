@@ -127,7 +127,7 @@ def of_classifier(
     return ModelReward(
         lambda prompt, response: layout(tokenizer, prompt, response, most),
         lambda params, *rows: classifier.apply(params, *rows)[:, label],
-        sharding.put(classifier.params, placement(classifier.params, mesh)),
+        jax.tree.map(sharding.put, classifier.params, placement(classifier.params, mesh)),
         mesh,
         limit=most,
         pad=classifier.pad,
