@@ -235,14 +235,14 @@ class Parts(NamedTuple):
         return frozen * self.frozen + trained * self.trained + own * self.own + prompt * self.prompt
 
 
-# How often each of Parts is done. y = x W forward is one product; backward, x's gradient is one and W's another; forward mode
-# doubles what has one varying factor and triples what has two. `MIXED` is the backward pass of a forward-mode derivative
-# for its inputs alone, each of whose products has a gradient to each varying factor; a prompt's keys do not vary with φ.
+# How often each of Parts is done. y = x W forward is one product; backward, x's gradient is one and W's another. A tangent
+# takes one product where one factor varies with θ and two where both do; so does the tangent of each product of a backward
+# pass to the preferences. A prompt's keys vary with θ, not with the preferences.
 FORWARD = (1, 1, 1, 1)
 BACKWARD = (1, 2, 2, 2)
 BACKWARD_INPUTS = (1, 1, 2, 1)
-JVP = (2, 3, 3, 3)
-MIXED = (2, 3, 6, 3)
+TANGENT = (1, 2, 2, 2)
+TANGENT_OF_BACKWARD = (1, 2, 4, 2)
 
 
 def matmul(rows: float, inner: int, columns: int, weight: int, activation: int, out: int | None = None) -> Cost:
@@ -293,8 +293,8 @@ def unembed(c: TransformerConfig, positions: float) -> Cost:
     return matmul(positions, c.width, c.vocab_size, BYTES[c.param_dtype], BYTES[c.dtype], 4)
 
 
-def recompute(c: TransformerConfig, p: Parts, tokens: float, forward: tuple[int, ...]) -> Cost:
-    """What a backward pass computes again under `c.remat`; `forward` is FORWARD or JVP.
+def recompute(c: TransformerConfig, p: Parts, tokens: float) -> Cost:
+    """What a backward pass computes again under `c.remat`.
 
     Of a whole layer all but its last product, whose result no gradient needs; of "dots" the attention's scores, since
     products with a weight are kept.
@@ -303,10 +303,18 @@ def recompute(c: TransformerConfig, p: Parts, tokens: float, forward: tuple[int,
         return Cost()
     if c.remat == "dots":
         sums = "attention/o" in adapted(c) or c.lora is None  # the weighted sums, where the map behind them is trained
-        return (p.times(0, 0, *forward[2:]) * (1.0 if sums else 0.5)).again()
-    last = c.layers * matmul(tokens, c.hidden, c.width, BYTES[c.param_dtype], BYTES[c.dtype])
-    kept = Cost() if c.post_norms else last * -forward[0 if c.lora else 1]
-    return (p.times(*forward) + kept).again()
+        return (p.times(0, 0, 1, 1) * (1.0 if sums else 0.5)).again()
+    return (p.times(*FORWARD) + products(c, tokens, "down$") * (0 if c.post_norms else -1)).again()
+
+
+def products(c: TransformerConfig, tokens: float, pattern: str) -> Cost:
+    """All layers' maps whose path matches."""
+    found = [
+        matmul(tokens, *shape, BYTES[c.param_dtype], BYTES[c.dtype])
+        for path, shape in linears(c).items()
+        if re.search(pattern, path)
+    ]
+    return c.layers * sum(found, Cost())
 
 
 # ------------------------------------------------------------------------------------------------- phases
@@ -345,7 +353,9 @@ def update(run: Run) -> dict[str, Cost]:
     """Each pass of `meal.step.update`, over a half of the prompts: virtual, meta, mixed, descend (one or two updates)."""
     out = {}
     if run.net:
-        out["virtual"] = gradient(run, kl=run.kl, value=run.reuse_virtual)
+        # A loss that is not reported needs no logits but the gradient's, and those that a mixed derivative starts from.
+        unread = 0 if run.reuse_virtual else run.kl + (run.hypergradient == "none")
+        out["virtual"] = gradient(run, kl=run.kl, unread=unread)
         out["meta"] = gradient(run, kl=False, theta=run.hypergradient != "none")
         if run.hypergradient != "none":
             out["mixed"] = mixed(run, through_network=run.hypergradient == "exact")
@@ -353,44 +363,58 @@ def update(run: Run) -> dict[str, Cost]:
     return {name: cost.in_parts(run.parts[2]) for name, cost in out.items()}
 
 
-def gradient(run: Run, kl: bool, theta: bool = True, value: bool = True) -> Cost:
+def gradient(run: Run, kl: bool, theta: bool = True, unread: int = 0) -> Cost:
     """The gradient of a loss of log-probabilities on half a batch, in θ or in the preferences alone; and the loss's value."""
     c, prompts = run.model, run.prompts / 2
     length = run.slots + run.max_new - 1
     tokens = prompts * run.candidates * length
     prompt, response = prompt_parts(run, prompts), response_parts(run, prompts, length)
     out = prompt.times(*FORWARD) + response.times(*FORWARD)
-    out += response.times(*(BACKWARD if theta else BACKWARD_INPUTS)) + recompute(c, response, tokens, FORWARD)
+    out += response.times(*(BACKWARD if theta else BACKWARD_INPUTS)) + recompute(c, response, tokens)
     if theta:
-        out += prompt.times(*BACKWARD) + recompute(c, prompt, prompts * run.prompt_length, FORWARD)
+        out += prompt.times(*BACKWARD) + recompute(c, prompt, prompts * run.prompt_length)
     table = 1 if c.lora or not theta else 2
-    return out + _logits(run, 1, table, kl, value)
+    return out + _logits(run, 1, table, kl, unread)
 
 
 def mixed(run: Run, through_network: bool) -> Cost:
-    """∂/∂φ of the directional derivative of the base loss on half a batch: forward mode, then backward to the preferences."""
+    """The mixed derivative of the base loss on half a batch: what `bilevel.value_and_mixed` adds to the first gradient.
+
+    It is the tangent, in θ's direction, of the gradient in the preferences. In one piece the passes that it is the tangent of
+    are the virtual update's; in pieces, and under remat, they are made again.
+    """
     c, prompts = run.model, run.prompts / 2
     length = run.slots + run.max_new - 1
+    tokens = prompts * run.candidates * length
     prompt, response = prompt_parts(run, prompts), response_parts(run, prompts, length)
-    table = 2 if c.lora else 3
-    out = prompt.times(*JVP) + response.times(*JVP)
-    if through_network:
-        out += response.times(*MIXED) + recompute(c, response, prompts * run.candidates * length, JVP)
-    # The divergence's derivative reaches φ through the network alone, and its own value is not asked for: one product.
-    kl = unembed(c, prompts * run.candidates * run.max_new) if run.kl and through_network else Cost()
-    return out + _logits(run, table, table if through_network else 0, kl=False) + kl
+    one = unembed(c, prompts * run.candidates * run.max_new)
+    table = 1 if c.lora else 2
+    out = prompt.times(*TANGENT) + response.times(*TANGENT) + table * one
+    if not through_network:
+        return out
+    out += response.times(*TANGENT_OF_BACKWARD) + table * one
+    out += 2 * recompute(c, response, tokens) + recompute(c, prompt, prompts * run.prompt_length)
+    if c.remat == "dots":
+        out += response.times(0, 0, *BACKWARD_INPUTS[2:]).again()
+    elif c.remat == "full":  # but for a layer's last gradient, of q's, k's and v's input
+        out += (response.times(*BACKWARD_INPUTS) + products(c, tokens, "(q|k|v)$") * -1).again()
+    if 0 < run.chunk < run.max_new:
+        out += ((2 + run.kl) * one).again()
+    if run.parts[2] > 1:
+        out += gradient(run, run.kl, theta=False, unread=1 + run.kl).again()
+    return out
 
 
-def _logits(run: Run, forward: int, backward: int, kl: bool, value: bool = True) -> Cost:
+def _logits(run: Run, forward: int, backward: int, kl: bool, unread: int = 0) -> Cost:
     """Of half a batch's responses: so many products forward and backward, and the base's where there is a divergence.
 
-    Chunks of logits are not kept, but computed again for the gradient: their first time is for the loss's value alone.
+    Chunks of logits are not kept, but computed again for the gradient; `unread` of the first ones are then for nothing.
     """
     one = unembed(run.model, run.prompts / 2 * run.candidates * run.max_new)
-    first, chunked = (forward + kl) * one, 0 < run.chunk < run.max_new
-    if not (backward and chunked):
+    first = (forward + kl) * one
+    if not (backward and 0 < run.chunk < run.max_new):
         return first + backward * one
-    return backward * one + (first + first.again() if value else first)
+    return first + backward * one + (first.again() if not unread else first + unread * one * -1)
 
 
 def step(run: Run) -> dict[str, Cost]:
