@@ -14,7 +14,7 @@ import pytest
 from configs import toy
 from meal_jax import train
 from meal_jax.runtime import checkpoint, distributed, sharding
-from meal_jax.runtime.run import open_run
+from meal_jax.runtime.run import open_run, read_config
 from tests.runtime.checkpoint_test import META, abstract, largest_file, make_state, raw
 from tests.runtime.processes import HEARTBEAT, ROOT, Group
 from tests.train_test import TEXT_REWARDS, newest
@@ -28,8 +28,8 @@ SMALL = {
 PAUSE = 0.25  # seconds a step takes at least, so that a signal meets it
 
 
-def start(workdir, cache, fields, processes=2, devices=1):
-    command = ["-m", "meal_jax.main", "--config=configs/toy.py", f"--workdir={workdir}"]
+def start(workdir, cache, fields, processes=2, devices=1, file="configs/toy.py"):
+    command = ["-m", "meal_jax.main", f"--config={file}", f"--workdir={workdir}"]
     command += [f"--config.{name}={value}" for name, value in (SMALL | fields).items()]
     return Group(command, workdir.with_name(workdir.name + "_logs"), processes, devices, cache)
 
@@ -191,6 +191,30 @@ def test_four_processes_lose_the_first_and_two_go_on(tmp_path, cache):
     assert_same_run(workdir, tmp_path / "one")
 
 
+@pytest.mark.slow
+def test_adapters_on_a_base_that_two_processes_share_with_heads_and_a_judge(assistant_run, tmp_path, cache):
+    """Weights read from a file to devices of both, hidden states for the heads, and the base as judge of texts."""
+    ran = assistant_run("text")
+    file = tmp_path / "config.py"
+    file.write_text(
+        f"from meal_jax.runtime.run import read_config\n\n\ndef get_config():\n    return read_config({str(ran)!r})\n"
+    )
+    fields = {
+        "steps": 3, "eval.every": 3, "eval.prompts": 8, "eval.batch_size": 8, "mesh.data": 2, "mesh.fsdp": 2,
+        "batch_size": 8, "policy.hidden": 128, "policy.width": 64, "policy.layers": 2,
+        "reward.sources": ("heads", "judge:Is it polite?"),
+    }  # fmt: skip
+    with start(tmp_path / "two", cache, fields, devices=2, file=file) as group:
+        assert group.wait(timeout=600) == [0, 0], group.output()
+    config, make = read_config(ran), sharding.make_mesh
+    config.update_from_flattened_dict(SMALL | fields)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.sharding, "make_mesh", lambda *_: make(2, 2, 1, jax.devices()[:4]))
+        train.run(config, str(tmp_path / "one"))
+    assert metrics(tmp_path / "two") == [pytest.approx(row, rel=2e-3, abs=1e-4) for row in metrics(tmp_path / "one")]
+    np.testing.assert_allclose(results(tmp_path / "two")["points"], results(tmp_path / "one")["points"], rtol=1e-3)
+
+
 def refused(tmp_path, *flags, **environment):
     command = [
         sys.executable,
@@ -229,7 +253,8 @@ def test_processes_that_cannot_be_found_are_said_so_without_a_trace(tmp_path):
 def test_the_address_may_come_from_the_environment(monkeypatch):
     asked = {}
     monkeypatch.setattr(jax.distributed, "initialize", lambda *of, **options: asked.update(of=of, **options))
-    monkeypatch.delenv("JAX_COORDINATOR_PORT", raising=False)
+    monkeypatch.setenv("JAX_COORDINATOR_PORT", "put back afterwards")
+    monkeypatch.delenv("JAX_COORDINATOR_PORT")
     for name, value in {"JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}.items():
         monkeypatch.setenv(name, value)
     values = distributed.flags.FlagValues()

@@ -97,7 +97,6 @@ def scoring():
 
 def checkpoints(folder):
     import jax
-
     from jax.sharding import NamedSharding
     from jax.sharding import PartitionSpec as P
 
