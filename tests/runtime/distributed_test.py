@@ -124,19 +124,22 @@ def test_two_processes_train_and_evaluate_as_one_does(two, fields, tmp_path, mon
 def test_killed_stopped_and_damaged_it_ends_with_the_same_bits(two, cache, fields, tmp_path):
     workdir = tmp_path / "run"
     with start(workdir, cache, fields) as group:
-        wait_for_checkpoint(group, workdir)
+        wait_for_checkpoint(group, workdir, after=2)
         group.processes[1].send_signal(signal.SIGKILL)
-        began = time.monotonic()
         codes = group.wait(timeout=2 * HEARTBEAT + 30)
-        assert codes[1] == -signal.SIGKILL and codes[0] != 0
-        assert time.monotonic() - began < 2 * HEARTBEAT + 30
+        assert codes[1] == -signal.SIGKILL and codes[0] not in (0, -signal.SIGKILL)
         assert "another process died first" in group.output(0) or "another task died" in group.output(0)
     reached = newest(workdir)[0]
-    assert 0 < reached < 24 and not (workdir / "pareto.json").exists()
+    assert 2 < reached < 24 and not (workdir / "pareto.json").exists()
 
-    with start(workdir, cache, fields) as group:  # the same command; this time one process is told to stop
+    # The same command; the newest checkpoint has lost half of its largest file, another was being written.
+    damaged = largest_file(workdir / "checkpoints" / str(reached))
+    os.truncate(damaged, damaged.stat().st_size // 2)
+    (workdir / "checkpoints" / f"{reached + 2}.orbax-checkpoint-tmp").mkdir(exist_ok=True)
+    with start(workdir, cache, fields) as group:
         wait_for_checkpoint(group, workdir, after=reached)
-        group.processes[1].send_signal(signal.SIGTERM)
+        assert all("is damaged and is skipped" in group.output(i) for i in range(2))
+        group.processes[1].send_signal(signal.SIGTERM)  # one is told to stop
         began = time.monotonic()
         assert group.wait(timeout=60) == [0, 0], group.output()
         print(f"stopped within {time.monotonic() - began:.1f} s")
@@ -145,16 +148,12 @@ def test_killed_stopped_and_damaged_it_ends_with_the_same_bits(two, cache, field
         for i in range(2):
             assert f"stopped at step {stopped} of 24" in group.output(i)
 
-    damaged = largest_file(workdir / "checkpoints" / str(stopped))
-    os.truncate(damaged, damaged.stat().st_size // 2)
-    (workdir / "checkpoints" / "99.orbax-checkpoint-tmp").mkdir()
     with start(workdir, cache, fields) as group:
         assert group.wait() == [0, 0], group.output()
-        assert all("is damaged and is skipped" in group.output(i) for i in range(2))
     assert newest(workdir) == newest(two)
     assert metrics(workdir) == metrics(two) and results(workdir)["points"] == results(two)["points"]
     kept = {path.name for path in (workdir / "checkpoints").iterdir()}
-    assert kept == {"20", "22", "24", f"{stopped}.damaged"}
+    assert kept == {"20", "22", "24", f"{reached}.damaged"}
 
 
 def test_parts_of_a_run_between_two_processes(tmp_path):
@@ -246,6 +245,12 @@ def test_what_cannot_start_is_refused(monkeypatch, arguments, environment, messa
         distributed.start(**arguments)
 
 
+def test_a_host_of_a_pod_that_did_not_join_is_told_to(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    with pytest.raises(ValueError, match="devices are of 4 hosts.*add --distributed"):
+        distributed.start()
+
+
 def test_processes_that_cannot_be_found_are_said_so_without_a_trace(tmp_path):
     assert "give --coordinator=HOST:PORT --processes=N --process=i" in refused(tmp_path, "--distributed")
 
@@ -273,6 +278,21 @@ def test_one_process_decides_alone_and_starts_nothing():
         distributed.agree(KeyError("mine"), "it")
     distributed.refuse_several("this")
     assert not distributed.stop_point()
+
+
+def test_commands_made_for_one_process_refuse_several(monkeypatch, tmp_path):
+    from meal_jax import compare
+    from meal_jax.rewards import finetune
+    from meal_jax.rewards import train as heads
+
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    commands = [
+        lambda: compare.run(None, tmp_path, (), 1), lambda: finetune.run(None), lambda: heads.run(None),
+        lambda: open_run(tmp_path),
+    ]  # fmt: skip
+    for command in commands:
+        with pytest.raises(ValueError, match=r"runs in one process: start it on one host"):
+            command()
 
 
 def test_a_wait_that_grows_long_gets_a_hint(monkeypatch, capfd):
