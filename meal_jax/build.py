@@ -19,12 +19,13 @@ import optax
 
 import meal_jax.tasks
 from meal_jax import methods
-from meal_jax.meal.step import Frozen, MealConfig, Setup
+from meal_jax.meal.state import Frozen, MealConfig, Micro, Setup
 from meal_jax.meal.weight_net import WeightNet
 from meal_jax.models import lora
 from meal_jax.models.policy import Policy
 from meal_jax.rewards import sources
 from meal_jax.rollout.sampling import Sampling
+from meal_jax.rollout.weights import RolloutWeights
 from meal_jax.runtime import sharding
 from meal_jax.tasks.task import Task
 
@@ -76,6 +77,7 @@ def build_setup(config: ml_collections.ConfigDict, task: Task) -> Setup:
     method = methods.get(config.method)
     reads_base = task.reward_reads_base or config.meal.beta > 0 or judged or method.reads_base
     fields = {f.name for f in dataclasses.fields(MealConfig)}
+    s = config.sampling
     return Setup(
         policy=policy,
         base=Policy(dataclasses.replace(task.transformer, lora=None), plain) if reads_base else None,
@@ -83,7 +85,7 @@ def build_setup(config: ml_collections.ConfigDict, task: Task) -> Setup:
         policy_tx=policy_optimizer(config, method.cost(config).updates),
         net_tx=optax.adam(config.optim.net_lr),
         meal=MealConfig(**{name: value for name, value in config.meal.items() if name in fields}),
-        sampling=Sampling(config.sampling.temperature, config.sampling.top_k, config.sampling.top_p),
+        sampling=Sampling(s.temperature, s.top_k, s.top_p, s.draw),
         max_new=config.sampling.max_new,
         end=task.end,
         pad=task.pad,
@@ -92,6 +94,8 @@ def build_setup(config: ml_collections.ConfigDict, task: Task) -> Setup:
         reward=task.reward,
         reward_reads_base=task.reward_reads_base,
         chunk=config.policy.chunk,
+        micro=Micro(**config.micro),
+        rollout_weights=RolloutWeights(config.rollout.weights, config.rollout.gather),
         prompt_length=task.train.tokens.shape[1],
         options=method.options(config),
     )

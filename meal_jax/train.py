@@ -104,10 +104,9 @@ def train_and_evaluate(
         out = (placed, everywhere)
         train_step, programs = compile_step(setup, method, scorer, place, out, config.timed)
         e = config.eval
-        sampling = Sampling(e.temperature, e.top_k, e.top_p)
-        answer = jax.jit(
-            evaluate.answer_fn(setup, method, sampling), out_shardings=everywhere
-        )  # each process reads all
+        sampling = Sampling(e.temperature, e.top_k, e.top_p, config.sampling.draw)
+        # Whole on every process: each reads all answers.
+        answer = jax.jit(evaluate.answer_fn(setup, method, sampling), out_shardings=everywhere)
         preferences = evaluate.grid(config)
 
         def eval_now(at: int, state: State, stop: Callable[[], bool]) -> dict[str, Any] | None:
