@@ -13,6 +13,9 @@ from meal_jax.runtime import distributed
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/; fields by --config.name=value.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run writes; run again with the same to go on.")
+STOPPED = flags.DEFINE_integer(
+    "stopped_status", 0, "Exit status where SIGTERM ended the run early: 75, say, for a scheduler that starts it again."
+)
 
 
 def main(argv):
@@ -30,11 +33,13 @@ def main(argv):
 
             from meal_jax import sft, train
 
-            (sft if CONFIG.value.stage == "sft" else train).run(CONFIG.value, WORKDIR.value)
+            done = (sft if CONFIG.value.stage == "sft" else train).run(CONFIG.value, WORKDIR.value)
         except (ValueError, FileNotFoundError, FloatingPointError) as error:
             if logging.get_verbosity() <= logging.INFO:
                 raise SystemExit(f"error: {error}") from None
             raise
+    if done is None:
+        raise SystemExit(STOPPED.value)
 
 
 def parse(argv):

@@ -108,6 +108,7 @@ COMMAND = [
     sys.executable, "-m", "meal_jax.main", "--config=configs/toy.py", "--config.mesh.data=1",
     *(f"--config.{name}={value}" for name, value in SMALL.items() if name not in ("mesh.data", "beside", "steps")),
     "--config.beside=()", "--config.steps=300", "--config.checkpoint.every=5", "--config.eval.every=1000",
+    "--stopped_status=75",
 ]  # fmt: skip
 ENVIRONMENT = os.environ | {
     "JAX_PLATFORMS": "cpu",
@@ -152,7 +153,7 @@ def test_killed_or_told_to_stop_and_run_again_it_ends_with_the_same_bits(tmp_pat
     wait_for_checkpoint(resumed, tmp_path / "killed", after=reached)
     resumed.send_signal(signal.SIGTERM)
     output, _ = resumed.communicate(timeout=120)
-    assert resumed.returncode == 0 and "run the same command to go on" in output, output[-2000:]
+    assert resumed.returncode == 75 and "run the same command to go on" in output, output[-2000:]
     assert reached < newest(tmp_path / "killed")[0] < 300
 
     last = start(tmp_path / "killed")

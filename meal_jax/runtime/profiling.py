@@ -136,14 +136,16 @@ def trace(steps: Sequence[int], directory: str | os.PathLike) -> Iterator[Callab
 
     Args:
       steps: (first, last), or () for none.
-      directory: where the trace is written; every process writes a file.
+      directory: where the trace is written; several processes, who may share a host, have a folder in it each.
 
     Yields:
       A function to be called with each step's number before it. The trace ends two steps after the last, when that is known
       to have ended; writing it delays that step.
     """
     first, last = steps or (None, None)
-    running = False
+    running, directory = False, Path(directory)
+    if jax.process_count() > 1:
+        directory = directory / f"process_{jax.process_index()}"
 
     def at_step(at: int) -> None:
         nonlocal running
@@ -153,7 +155,7 @@ def trace(steps: Sequence[int], directory: str | os.PathLike) -> Iterator[Callab
         elif not running and first is not None and first <= at <= last:
             options = jax.profiler.ProfileOptions()
             options.python_tracer_level = 0  # of calls in Python there are so many that they would slow the host
-            jax.profiler.start_trace(Path(directory), profiler_options=options)
+            jax.profiler.start_trace(directory, profiler_options=options)
             running = True
 
     try:
