@@ -76,7 +76,7 @@ def assert_same_run(one, other):
             for workdir in (one, other)
         ]
         answers = [[answer["response"] for prompt in s for answer in prompt["answers"]] for s in samples]
-        assert len(answers[0]) == 32 and answers[0] == answers[1]
+        assert len(answers[0]) >= 32 and answers[0] == answers[1]
     np.testing.assert_allclose(results(one)["points"], results(other)["points"], rtol=1e-5)
     states = [open_run(workdir).state for workdir in (one, other)]
     leaves = [jax.tree.leaves((state.policy, state.rewards, state.step)) for state in states]
@@ -175,7 +175,7 @@ def test_parts_of_a_run_between_two_processes(tmp_path):
 @pytest.mark.slow
 def test_four_processes_lose_the_first_and_two_go_on(tmp_path, cache):
     """Meal, its weight-net and the single program of rewards on the device; process 0, which leads the others, is killed."""
-    fields = {"meal.net": True, "batch_size": 8, "steps": 40}
+    fields = {"meal.net": True, "batch_size": 8, "steps": 40, "eval.divisions": 2}
     workdir = tmp_path / "run"
     with start(workdir, cache, fields, processes=4) as group:
         wait_for_checkpoint(group, workdir)
