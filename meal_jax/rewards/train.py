@@ -28,6 +28,7 @@ from meal_jax.data import chat as chats
 from meal_jax.models import hf
 from meal_jax.models.policy import Conditioning, Policy
 from meal_jax.rewards import head_pairs, linear_heads
+from meal_jax.runtime import distributed
 from meal_jax.runtime.metrics import progress
 from meal_jax.tasks.language import need_weights
 
@@ -328,6 +329,7 @@ def card(config, heads: linear_heads.Heads, reports: dict[str, Report], counts: 
 
 def run(config: ml_collections.ConfigDict) -> tuple[linear_heads.Heads, dict[str, Report]]:
     """The whole command; writes config.out (.safetensors) and its card beside it (.md)."""
+    distributed.refuse_several("python -m meal_jax.rewards.train")
     if config.features not in linear_heads.FEATURES:
         raise ValueError(f"config.features={config.features!r} is not one of {', '.join(linear_heads.FEATURES)}.")
     start = time.monotonic()
