@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from configs import toy
-from meal_jax import train
+from meal_jax import sft, train
 from meal_jax.runtime import checkpoint, distributed, sharding
 from meal_jax.runtime.run import open_run, read_config
 from tests.runtime.checkpoint_test import META, abstract, largest_file, make_state, raw
 from tests.runtime.processes import HEARTBEAT, ROOT, Group
+from tests.sft_test import config as tuning  # noqa: F401, a fixture
 from tests.train_test import TEXT_REWARDS, newest
 
 SMALL = {
@@ -32,6 +33,14 @@ def start(workdir, cache, fields, processes=2, devices=1, file="configs/toy.py")
     command = ["-m", "meal_jax.main", f"--config={file}", f"--workdir={workdir}"]
     command += [f"--config.{name}={value}" for name, value in (SMALL | fields).items()]
     return Group(command, workdir.with_name(workdir.name + "_logs"), processes, devices, cache)
+
+
+def config_file(folder, run):
+    """A file for --config that gives the configuration in another folder's config.json."""
+    path = folder / "config.py"
+    reads = f"def get_config():\n    return read_config({str(run)!r})\n"
+    path.write_text(f"from meal_jax.runtime.run import read_config\n\n\n{reads}")
+    return path
 
 
 def in_this_process(workdir, fields, devices):
@@ -212,6 +221,26 @@ def test_adapters_on_a_base_that_two_processes_share_with_heads_and_a_judge(assi
         train.run(config, str(tmp_path / "one"))
     assert metrics(tmp_path / "two") == [pytest.approx(row, rel=2e-3, abs=1e-4) for row in metrics(tmp_path / "one")]
     np.testing.assert_allclose(results(tmp_path / "two")["points"], results(tmp_path / "one")["points"], rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_fine_tune_as_one_does_and_one_writes_the_model(tuning, tmp_path, cache):  # noqa: F811
+    config = tuning
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "config.json").write_text(config.to_json_best_effort())
+    file = config_file(tmp_path, tmp_path / "config")
+    command = ["-m", "meal_jax.main", f"--config={file}"]
+    with Group([*command, f"--workdir={tmp_path / 'two'}"], tmp_path / "logs", 2, 1, cache) as group:
+        assert group.wait() == [0, 0], group.output()
+        assert "run the same command in one process to write" in group.output(0)
+    make, losses = sharding.make_mesh, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.sharding, "make_mesh", lambda *_: make(-1, 1, 1, jax.devices()[:2]))
+        for name in ("one", "two"):
+            sft.run(config, str(tmp_path / name))
+            losses.append(json.loads((tmp_path / name / sft.TUNED).read_text())["held_out_loss"])
+            assert (tmp_path / name / "model" / "config.json").exists()
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def refused(tmp_path, *flags, **environment):
