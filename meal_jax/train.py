@@ -85,6 +85,9 @@ def train_and_evaluate(
     mesh = sharding.make_mesh(h.data, h.fsdp, h.tensor, jax.devices(), h.slices)
     sharding.check_batch(mesh, config.batch_size // 2, "half of config.batch_size")
     sharding.check_batch(mesh, config.eval.batch_size, "config.eval.batch_size")
+    for name, at_a_time in config.micro.items():
+        if at_a_time:
+            sharding.check_batch(mesh, at_a_time, f"config.micro.{name}")
     distributed.check_shared(workdir)
     write_config(config, workdir)
 

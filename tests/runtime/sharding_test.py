@@ -196,6 +196,19 @@ def test_forward_is_the_same_on_a_mesh(policy, params, inputs):
     np.testing.assert_allclose(got, want, atol=2e-5 * float(jnp.abs(want).max()))
 
 
+def test_a_pass_over_prompts_stays_split_over_the_batch_where_weights_are_split_over_fsdp(policy, params, inputs):
+    tokens, mask = inputs[:2]
+    mesh = sharding.make_mesh(1, 4, 2)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, sharding.shardings(params, mesh))
+        batch = jax.device_put((tokens, mask), sharding.batch_sharding(mesh))
+        prompt = jax.jit(lambda params, *batch: policy.apply({"params": params}, *batch, method="prefill"))(
+            placed, *batch
+        )
+    assert prompt.pooled.sharding.spec[0] in (("data", "fsdp"), "fsdp")
+    assert sharding.over_batch(tokens) is tokens  # no mesh is set here
+
+
 def test_unmatched_leaves_are_all_listed():
     tree = {"policy": {"gatex": jnp.zeros((3, 4)), "a": {"strange": jax.ShapeDtypeStruct((7,), jnp.float32)}}}
     tree["fine"] = {"embedding": jnp.zeros((8, 8))}
