@@ -22,6 +22,8 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from meal_jax.runtime import distributed
+
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/; fields by --config.name=value.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs write; run again with the same to go on.")
 METHODS = flags.DEFINE_list("methods", ["all"], "Names of meal_jax.methods.METHODS, or all.")
@@ -73,6 +75,7 @@ def run(
     from meal_jax import methods as known
     from meal_jax.config import check
 
+    distributed.refuse_several("python -m meal_jax.compare")
     root = Path(workdir)
     check(config)
     plan = variants(config, methods, sweep)

@@ -75,7 +75,8 @@ def evaluate(
     place: Callable[[Any], Any],
     scorer: TextScorer | None = None,
     tick: Callable[[int], None] = lambda prompts: None,
-) -> Answers:
+    stop: Callable[[], bool] = lambda: False,
+) -> Answers | None:
     """Answers every prompt under every preference.
 
     Args:
@@ -88,9 +89,10 @@ def evaluate(
       place: puts a batch's arrays on the devices.
       scorer: computes the rewards that read text; None where the device has them all.
       tick: called with the number of prompts done, for progress.
+      stop: asked after every batch whether to leave.
 
     Returns:
-      Answers, NumPy.
+      Answers, NumPy; None if it was told to stop.
     """
     rows = len(prompts.id)
     out = []
@@ -105,6 +107,8 @@ def evaluate(
             done = done._replace(scores=scores)
         out.append(done)
         tick(min(start + batch_size, rows))
+        if stop():
+            return None
     return Answers(*(np.concatenate(parts) for parts in zip(*out, strict=True)))
 
 

@@ -21,7 +21,8 @@ STOPPED = flags.DEFINE_integer(
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}. Fields are set by --config.name=value.")
-    logging.set_verbosity(logging.WARNING)
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # with --verbosity=1 an error shows where it arose
     import jax  # after the flags: a typing error should not wait for a device
 
     if os.environ.get("MEAL_CACHE", "1") != "0":  # compiled programs are kept between runs

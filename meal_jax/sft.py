@@ -123,7 +123,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
             index, cut = index_at(rows.mask, at, config.batch_size, config.seed, config.data.buckets)
             return Examples(*take((rows.tokens[:, cut:], rows.mask[:, cut:], *rows[2:]), index, split))
 
-        def measure(at: int, state: State) -> dict[str, float]:
+        def measure(at: int, state: State, stop: Callable[[], bool]) -> dict[str, float]:
             return {"eval/loss": held_out(loss, state.policy, frozen, held, config.eval.batch_size, split)}
 
         def step(state: State, batch: Examples, run: profiling.Run):
@@ -135,7 +135,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
         )
         if state is None:
             return None
-        writer.write(config.steps, measure(config.steps, state))
+        writer.write(config.steps, measure(config.steps, state, lambda: False))
         writer.flush()
 
         def evaluated() -> list[dict[str, Any]]:

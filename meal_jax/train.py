@@ -85,6 +85,9 @@ def train_and_evaluate(
     mesh = sharding.make_mesh(h.data, h.fsdp, h.tensor, jax.devices(), h.slices)
     sharding.check_batch(mesh, config.batch_size // 2, "half of config.batch_size")
     sharding.check_batch(mesh, config.eval.batch_size, "config.eval.batch_size")
+    for name, at_a_time in config.micro.items():
+        if at_a_time:
+            sharding.check_batch(mesh, at_a_time, f"config.micro.{name}")
     distributed.check_shared(workdir)
     write_config(config, workdir)
 
@@ -105,19 +108,21 @@ def train_and_evaluate(
         train_step, programs = compile_step(setup, method, scorer, place, out, config.timed)
         e = config.eval
         sampling = Sampling(e.temperature, e.top_k, e.top_p, config.sampling.draw)
-        fn = evaluate.answer_fn(setup, method, sampling)
-        answer = jax.jit(fn, out_shardings=everywhere)  # each process reads all
+        # Whole on every process: each reads all answers.
+        answer = jax.jit(evaluate.answer_fn(setup, method, sampling), out_shardings=everywhere)
         preferences = evaluate.grid(config)
 
-        def eval_now(at: int, state: State) -> dict[str, Any]:
+        def eval_now(at: int, state: State, stop: Callable[[], bool]) -> dict[str, Any] | None:
             path = workdir / "evals" / f"{at:06d}.json"
             known = distributed.from_first(lambda: json.loads(path.read_text()) if path.exists() else None)
             if known is not None:  # a resumed run does not pay twice
                 return known
             answers = evaluate.evaluate(
                 answer, state, frozen, task.test, preferences, batch_size=e.batch_size, seed=config.seed, place=place,
-                scorer=scorer,
+                scorer=scorer, stop=stop,
             )  # fmt: skip
+            if answers is None:
+                return None
 
             def judge() -> dict[str, Any]:
                 out = {"step": at} | evaluate.summarise(answers, preferences, task, e.bootstrap)
@@ -137,8 +142,9 @@ def train_and_evaluate(
         def step(state: State, batch: Batch, run: profiling.Run):
             return train_step(state, frozen, batch, run)
 
-        def measure(at: int, state: State) -> dict[str, float]:
-            return {"eval/hypervolume": eval_now(at, state)["hypervolume"]}
+        def measure(at: int, state: State, stop: Callable[[], bool]) -> dict[str, float] | None:
+            found = eval_now(at, state, stop)
+            return None if found is None else {"eval/hypervolume": found["hypervolume"]}
 
         state, seconds = loop(
             config, workdir, start, state, step, make, measure, checkpoints, writer, label=method.label, show="utility"
@@ -147,7 +153,11 @@ def train_and_evaluate(
             return None
 
         # ------------------------------------------------------------------------------------------ front
-        last = eval_now(config.steps, state)
+        with Preemption() as preemption:
+            last = eval_now(config.steps, state, preemption.stop_point)
+        if last is None:
+            logging.warning("stopped in the last evaluation; run the same command to go on")
+            return None
         writer.write(config.steps, {"eval/hypervolume": last["hypervolume"]})
     results = {
         "task": task.name,
@@ -224,7 +234,7 @@ def loop(
       state: after them; donated.
       step: (state, batch, run) → state, metrics; it calls its programs by `run`, which times them.
       make: step → its batch, on its devices; runs ahead in a thread.
-      measure: (step, state) → figures to write and show, every `config.eval.every` steps.
+      measure: (step, state, stop) → figures to write and show, every `config.eval.every` steps; None if `stop` said so.
       checkpoints, writer: opened; closed by who opened them.
       label: of the progress bar.
       show: name of the metric that the bar shows.
@@ -247,6 +257,15 @@ def loop(
             writer.write(at, values)
             shown[show] = values[show]
 
+    def save():
+        """Saves the state, once its own step is known to be sound."""
+        nonlocal pending
+        settle(pending)
+        pending = None
+        writer.flush()
+        checkpoint.save(checkpoints, done, state, {"config": json.loads(config.to_json_best_effort())})
+        watch.skip()
+
     with (
         Preemption() as preemption,
         progress(config.steps, start, label) as bar,
@@ -257,7 +276,11 @@ def loop(
         for at in range(start, config.steps):
             trace(at)
             if at % config.eval.every == 0:
-                figures_now = measure(at, state)
+                figures_now = measure(at, state, preemption.stop_point)
+                if figures_now is None:
+                    preempted = True
+                    save()
+                    break
                 writer.write(at, figures_now)
                 shown |= {name.rpartition("/")[2]: value for name, value in figures_now.items()}
                 watch.skip()
@@ -269,16 +292,12 @@ def loop(
             bar.update(done, **shown)
             preempted = preemption.stop_point()
             if done % config.checkpoint.every == 0 or done == config.steps or preempted:
-                settle(pending)  # a state is saved only once its own step is known to be sound
-                pending = None
-                writer.flush()
-                checkpoint.save(checkpoints, done, state, {"config": json.loads(config.to_json_best_effort())})
-                watch.skip()
+                save()
             if preempted:
                 break
     checkpoint.wait(checkpoints)
     seconds = time.perf_counter() - began
-    if preempted and done < config.steps:
+    if preempted:
         logging.warning("stopped at step %d of %d; run the same command to go on", done, config.steps)
         return None, seconds
     return state, seconds

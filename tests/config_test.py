@@ -95,6 +95,10 @@ def test_toy_takes_the_number_of_objectives():
         ("data.format", "csv", "published, own"),
         ("data.split", "random", "hash, published"),
         ("data.buckets", (64,), "prompt_length=0"),
+        ("rollout.weights", "int4", "same, merged, int8"),
+        ("sampling.draw", "alias", "gumbel, inverse"),
+        ("micro.rollout", 5, "do not divide 16 and 64 evenly"),
+        ("micro.update", 3, "do not divide 8 evenly"),
     ],
 )
 def test_mistakes_are_named_with_what_would_do(field, value, message):

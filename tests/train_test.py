@@ -16,6 +16,8 @@ import pytest
 from meal_jax import config as base
 from meal_jax import generate, train
 from meal_jax.rollout.sampling import Sampling
+from meal_jax.runtime import checkpoint
+from meal_jax.runtime.metrics import MetricWriter
 from meal_jax.runtime.run import open_run
 
 ROOT = Path(__file__).parents[1]
@@ -43,8 +45,6 @@ MAKE_MESH = train.sharding.make_mesh
 
 def newest(workdir):
     """The newest checkpoint's step, and type and digest of its every leaf by path."""
-    from meal_jax.runtime import checkpoint
-
     opened = checkpoint.open_checkpoints(workdir / "checkpoints", keep=None)
     step = checkpoint.steps(opened)[-1]
     folder = workdir / "checkpoints" / str(step)
@@ -245,6 +245,38 @@ def test_a_reward_that_is_not_a_number_stops_the_run_by_name_and_keeps_the_last_
     with pytest.raises(FloatingPointError, match=r"step 4: the reward of objective 'second' is not a finite number"):
         train.train_and_evaluate(config, train.methods.get("meal"), task._replace(reward=faulty), tmp_path)
     assert newest(tmp_path)[0] == 4
+
+
+@pytest.mark.parametrize(("stopped_at", "saved"), [(3, [3]), (0, [0]), (None, [6])])
+def test_told_to_stop_in_an_evaluation_it_saves_the_state_before_it(tmp_path, stopped_at, saved):
+    config, opened = small(checkpoint__every=100), checkpoint.open_checkpoints(tmp_path / "checkpoints", keep=1)
+
+    def step(state, batch, run):
+        return run("device", jax.jit(lambda n: (n + 1, {"loss": 0.5 * n})), state)
+
+    def measure(at, state, stop):
+        assert not stop()
+        return None if at == stopped_at else {"eval/loss": 0.0}
+
+    with MetricWriter(tmp_path) as writer:
+        state, _ = train.loop(
+            config,
+            tmp_path,
+            0,
+            jnp.zeros((), jnp.int32),
+            step,
+            lambda at: at,
+            measure,
+            opened,
+            writer,
+            label="",
+            show="loss",
+        )
+    assert (state is None) == (stopped_at is not None) and checkpoint.steps(opened) == saved
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    assert [row["step"] for row in rows if "loss" in row] == list(range(saved[0]))
+    like = jax.ShapeDtypeStruct((), jnp.int32, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    assert int(checkpoint.restore_latest(opened, like)[1]) == saved[0]
 
 
 @pytest.mark.parametrize(

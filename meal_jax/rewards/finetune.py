@@ -32,7 +32,7 @@ from ml_collections import config_flags
 from meal_jax.models import classifier, families, hf, lora
 from meal_jax.rewards import calibration, finetune_card, formats, pairs, text
 from meal_jax.rewards.train import wilson
-from meal_jax.runtime import metrics, sharding
+from meal_jax.runtime import distributed, metrics, sharding
 
 PyTree = Any
 HEAD = ("classifier/", "pooler/")
@@ -333,6 +333,7 @@ def run(config: ml_collections.ConfigDict) -> Report:
       FloatingPointError: training went astray; nothing is written.
     """
     start = time.monotonic()
+    distributed.refuse_several("python -m meal_jax.rewards.finetune")
     layout = check(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch(mesh, config.batch_size, "config.batch_size")

@@ -23,12 +23,13 @@ import ml_collections
 import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from meal_jax.data import chat as chats
 from meal_jax.models import hf
 from meal_jax.models.policy import Conditioning, Policy
 from meal_jax.rewards import head_pairs, linear_heads
+from meal_jax.runtime import distributed
+from meal_jax.runtime.metrics import progress
 from meal_jax.tasks.language import need_weights
 
 BUCKET = 16  # prompts are padded to a multiple of this, so that few shapes are compiled
@@ -118,8 +119,8 @@ def extract(policy: Policy, params, rows: list[Encoded], *, max_new: int, batch_
     for i, row in enumerate(rows):
         buckets.setdefault(-(-len(row.prompt) // BUCKET) * BUCKET, []).append(i)
     out = np.empty((len(rows), 2, 2 * policy.config.width), np.float32)
-    with _progress() as progress:
-        bar = progress.add_task("answers read", total=len(rows))
+    done = 0
+    with progress(len(rows), 0, "pairs read") as bar:
         for length, members in sorted(buckets.items()):
             for start in range(0, len(members), batch_size):
                 at = members[start : start + batch_size]
@@ -132,14 +133,9 @@ def extract(policy: Policy, params, rows: list[Encoded], *, max_new: int, batch_
                         responses[b, n, : len(ids)] = ids
                         mask[b, n, : len(ids)] = True
                 out[at] = np.asarray(run(params, prompts.tokens, prompts.mask, responses, mask))[: len(at)]
-                progress.advance(bar, len(at))
+                done += len(at)
+                bar.update(done)
     return out
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    )
 
 
 def fit(d: np.ndarray, l2: float, steps: int = 30) -> np.ndarray:
@@ -333,6 +329,7 @@ def card(config, heads: linear_heads.Heads, reports: dict[str, Report], counts: 
 
 def run(config: ml_collections.ConfigDict) -> tuple[linear_heads.Heads, dict[str, Report]]:
     """The whole command; writes config.out (.safetensors) and its card beside it (.md)."""
+    distributed.refuse_several("python -m meal_jax.rewards.train")
     if config.features not in linear_heads.FEATURES:
         raise ValueError(f"config.features={config.features!r} is not one of {', '.join(linear_heads.FEATURES)}.")
     start = time.monotonic()

@@ -5,9 +5,19 @@ They never act on what one of them alone has seen: what is decided from a file, 
 0 and told to all (`from_first`), or asked of all (`agree`, `stop_point`). All functions below are called by every
 process, in the same order, and with one process cost nothing.
 
+How processes are started: on a TPU pod slice, in a GKE job, by srun or mpirun, `--distributed` finds the others. Elsewhere
+each is told `--coordinator=HOST:PORT --processes=N --process=i`, or by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+JAX_PROCESS_ID; where several share a host, JAX_LOCAL_DEVICE_IDS says which GPUs are whose. Under srun each task has one GPU:
+start as many tasks on a node as it has GPUs.
+
 Ports: on TPUs JAX's coordinator listens on 8482 since jax 0.8.1, which the firewalls of existing Google Cloud projects often
 leave shut; 8476, the port before, is taken here unless JAX_COORDINATOR_PORT says another. Under Slurm and Open MPI the
 port follows from the job's number, so that two jobs can share a host.
+
+Told to stop (SIGTERM to any process, or the cluster's notice of a preemption), all stop at the same point and save: after the
+step or the batch of an evaluation that is under way and at most a second's worth of more, since the notice is looked for once
+a second. What comes on top is the save itself, as long as its bytes take to write. While the first step compiles there is
+nothing to save, and nobody listens.
 
 If a process dies, the others learn of it from missed heartbeats, or sooner from a broken collective, and end with a message
 and a nonzero status within twice `--heartbeat_seconds`. Run the same command again and it goes on from the last checkpoint.
@@ -34,7 +44,7 @@ PORT = "8476"
 HEARTBEAT_SECONDS = 60  # after which a silent process counts as dead
 START_SECONDS = 300  # that processes wait for each other at the start
 HINT_SECONDS = 20  # of that wait, after which a likely reason is printed
-ALONE = "{} runs in one process: start it on one host, without --distributed, --coordinator or srun's several tasks."
+ALONE = "{} runs in one process: start it on one host, once, without --distributed, --coordinator or JAX_NUM_PROCESSES."
 
 _points = itertools.count()
 
@@ -85,6 +95,9 @@ def start(
             raise ValueError("--processes and --process come with --coordinator=HOST:PORT, the address of process 0.")
         if _tasks() > 1:
             raise ValueError(f"srun started {_tasks()} tasks, which would each be a run of its own: add --distributed.")
+        with _hint_if_slow("all devices"):
+            if jax.process_count() > 1:
+                raise ValueError(f"The devices are of {jax.process_count()} hosts, not of this one: add --distributed.")
         return
     if coordinator is not None and not coordinator.rpartition(":")[2].isdigit():
         raise ValueError(f"--coordinator={coordinator} is not HOST:PORT; on Google Cloud port {PORT} is usually open.")

@@ -23,7 +23,7 @@ from absl import logging
 from meal_jax import build, methods
 from meal_jax import config as defaults
 from meal_jax.meal.step import Frozen, Setup, State
-from meal_jax.runtime import checkpoint, sharding
+from meal_jax.runtime import checkpoint, distributed, sharding
 from meal_jax.tasks.task import Task
 
 
@@ -59,8 +59,9 @@ def open_run(workdir: str | os.PathLike, config: ml_collections.ConfigDict | Non
 
     Raises:
       FileNotFoundError: no run there, or no checkpoint yet, or what the run's benchmark reads is not here.
-      ValueError: see `read_config`; or another configuration than the checkpoint's.
+      ValueError: see `read_config`; or another configuration than the checkpoint's; or this is one of several processes.
     """
+    distributed.refuse_several("Reading a run (generate, export)")
     workdir = Path(workdir).expanduser()
     config = read_config(workdir) if config is None else config
     checkpoints = checkpoint.open_checkpoints(workdir / "checkpoints", keep=None)

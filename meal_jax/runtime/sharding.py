@@ -100,7 +100,9 @@ def make_mesh(
             f"multiple of {slices}. Slices split the data axis alone: make fsdp × tensor divide a slice's devices."
         )
     inside = (sizes["data"] // slices, sizes["fsdp"], sizes["tensor"])
-    grid = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices, process_is_granule=by_process)
+    grid = mesh_utils.create_hybrid_device_mesh(
+        inside, (slices, 1, 1), devices, process_is_granule=by_process, allow_split_physical_axes=True
+    )
     return Mesh(grid, AXES, axis_types=types)
 
 
@@ -111,7 +113,7 @@ def _slices(devices: Sequence[jax.Device], asked: int) -> tuple[int, bool]:
     groups = [device.process_index for device in devices] if by_process else named
     found = len(set(groups))
     if asked == -1:
-        return (1 if by_process else found), by_process
+        asked = 1 if by_process else found
     if asked == 1:
         return 1, by_process
     unit = "process(es), each of which counts as a slice, since these devices name none" if by_process else "slice(s)"

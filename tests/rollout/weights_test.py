@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -88,3 +89,40 @@ def test_gathered_weights_are_the_same_on_a_mesh_and_lose_their_split(run):
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match=r"config\.rollout\.weights='int4' is not one of same, merged, int8"):
         RolloutWeights("int4")
+
+
+@pytest.mark.slow
+def test_eight_bits_move_a_real_models_log_probabilities_little(capsys):
+    """SmolLM2-135M-Instruct samples 32 tokens to each of 8 questions; the same tokens are read in eight bits."""
+    source = Path(__file__).parents[2] / "weights" / "SmolLM2-135M-Instruct"
+    if not source.exists():
+        pytest.skip("needs the weights: bash launch/fetch_smollm2.sh")
+    from meal_jax.data import chat as chats
+    from meal_jax.models import hf
+    from meal_jax.models.policy import Conditioning, Policy, token_stats
+    from meal_jax.rollout.decode import decode, sample_keys
+    from meal_jax.rollout.sampling import Sampling
+
+    chat = chats.make(hf.load_tokenizer(source))
+    things = ("bread", "a bicycle", "rain", "the moon", "a contract", "fever", "a chess opening", "rust on iron")
+    asked = [chats.prompt_ids(chat, (("user", f"Tell me about {thing}."),)) for thing in things]
+    prompts = chats.pad_left(asked, max(map(len, asked)), chat.pad)
+    config = hf.load_config(source)
+    policy = Policy(config, Conditioning("none", 2, tail=tuple(chats.tail_ids(chat))))
+    params, w = {"transformer": hf.load_params(source, config)}, jnp.full((len(asked), 1, 2), 0.5)
+
+    def read(params, tokens):
+        apply = functools.partial(policy.apply, {"params": params})
+        hidden = apply(apply(prompts.tokens, prompts.mask, method="prefill"), w, tokens, method="respond")
+        return token_stats(functools.partial(apply, method="unembed"), hidden, tokens).logp
+
+    prompt = policy.apply({"params": params}, prompts.tokens, prompts.mask, method="prefill")
+    keys = sample_keys(jax.random.key(0), jnp.arange(len(asked)), 1)
+    drawn = decode(policy, params, prompt, w, keys, max_new=32, sampling=Sampling(), end=chat.end, pad=chat.pad)
+    exact, near = read(params, drawn.tokens), read(quantize(params), drawn.tokens)
+    gap = np.abs(np.asarray(near - exact))[np.asarray(drawn.mask)]
+    with capsys.disabled():
+        print(
+            f"\n|Δ log π|, {gap.size} tokens: mean {gap.mean():.4f}, median {np.median(gap):.4f}, largest {gap.max():.3f}"
+        )
+    assert 1e-4 < gap.mean() < 0.1

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from configs import toy
-from meal_jax import train
+from meal_jax import sft, train
 from meal_jax.runtime import checkpoint, distributed, sharding
-from meal_jax.runtime.run import open_run
+from meal_jax.runtime.run import open_run, read_config
 from tests.runtime.checkpoint_test import META, abstract, largest_file, make_state, raw
 from tests.runtime.processes import HEARTBEAT, ROOT, Group
+from tests.sft_test import config as tuning  # noqa: F401, a fixture
 from tests.train_test import TEXT_REWARDS, newest
 
 SMALL = {
@@ -28,10 +29,18 @@ SMALL = {
 PAUSE = 0.25  # seconds a step takes at least, so that a signal meets it
 
 
-def start(workdir, cache, fields, processes=2, devices=1):
-    command = ["-m", "meal_jax.main", "--config=configs/toy.py", f"--workdir={workdir}"]
+def start(workdir, cache, fields, processes=2, devices=1, file="configs/toy.py"):
+    command = ["-m", "meal_jax.main", f"--config={file}", f"--workdir={workdir}"]
     command += [f"--config.{name}={value}" for name, value in (SMALL | fields).items()]
     return Group(command, workdir.with_name(workdir.name + "_logs"), processes, devices, cache)
+
+
+def config_file(folder, run):
+    """A file for --config that gives the configuration in another folder's config.json."""
+    path = folder / "config.py"
+    reads = f"def get_config():\n    return read_config({str(run)!r})\n"
+    path.write_text(f"from meal_jax.runtime.run import read_config\n\n\n{reads}")
+    return path
 
 
 def in_this_process(workdir, fields, devices):
@@ -76,7 +85,7 @@ def assert_same_run(one, other):
             for workdir in (one, other)
         ]
         answers = [[answer["response"] for prompt in s for answer in prompt["answers"]] for s in samples]
-        assert len(answers[0]) == 32 and answers[0] == answers[1]
+        assert len(answers[0]) >= 32 and answers[0] == answers[1]
     np.testing.assert_allclose(results(one)["points"], results(other)["points"], rtol=1e-5)
     states = [open_run(workdir).state for workdir in (one, other)]
     leaves = [jax.tree.leaves((state.policy, state.rewards, state.step)) for state in states]
@@ -124,19 +133,22 @@ def test_two_processes_train_and_evaluate_as_one_does(two, fields, tmp_path, mon
 def test_killed_stopped_and_damaged_it_ends_with_the_same_bits(two, cache, fields, tmp_path):
     workdir = tmp_path / "run"
     with start(workdir, cache, fields) as group:
-        wait_for_checkpoint(group, workdir)
+        wait_for_checkpoint(group, workdir, after=2)
         group.processes[1].send_signal(signal.SIGKILL)
-        began = time.monotonic()
         codes = group.wait(timeout=2 * HEARTBEAT + 30)
-        assert codes[1] == -signal.SIGKILL and codes[0] != 0
-        assert time.monotonic() - began < 2 * HEARTBEAT + 30
+        assert codes[1] == -signal.SIGKILL and codes[0] not in (0, -signal.SIGKILL)
         assert "another process died first" in group.output(0) or "another task died" in group.output(0)
     reached = newest(workdir)[0]
-    assert 0 < reached < 24 and not (workdir / "pareto.json").exists()
+    assert 2 < reached < 24 and not (workdir / "pareto.json").exists()
 
-    with start(workdir, cache, fields) as group:  # the same command; this time one process is told to stop
+    # The same command; the newest checkpoint has lost half of its largest file, another was being written.
+    damaged = largest_file(workdir / "checkpoints" / str(reached))
+    os.truncate(damaged, damaged.stat().st_size // 2)
+    (workdir / "checkpoints" / f"{reached + 2}.orbax-checkpoint-tmp").mkdir(exist_ok=True)
+    with start(workdir, cache, fields) as group:
         wait_for_checkpoint(group, workdir, after=reached)
-        group.processes[1].send_signal(signal.SIGTERM)
+        assert all("is damaged and is skipped" in group.output(i) for i in range(2))
+        group.processes[1].send_signal(signal.SIGTERM)  # one is told to stop
         began = time.monotonic()
         assert group.wait(timeout=60) == [0, 0], group.output()
         print(f"stopped within {time.monotonic() - began:.1f} s")
@@ -145,16 +157,12 @@ def test_killed_stopped_and_damaged_it_ends_with_the_same_bits(two, cache, field
         for i in range(2):
             assert f"stopped at step {stopped} of 24" in group.output(i)
 
-    damaged = largest_file(workdir / "checkpoints" / str(stopped))
-    os.truncate(damaged, damaged.stat().st_size // 2)
-    (workdir / "checkpoints" / "99.orbax-checkpoint-tmp").mkdir()
     with start(workdir, cache, fields) as group:
         assert group.wait() == [0, 0], group.output()
-        assert all("is damaged and is skipped" in group.output(i) for i in range(2))
     assert newest(workdir) == newest(two)
     assert metrics(workdir) == metrics(two) and results(workdir)["points"] == results(two)["points"]
     kept = {path.name for path in (workdir / "checkpoints").iterdir()}
-    assert kept == {"20", "22", "24", f"{stopped}.damaged"}
+    assert kept == {"20", "22", "24", f"{reached}.damaged"}
 
 
 def test_parts_of_a_run_between_two_processes(tmp_path):
@@ -176,7 +184,7 @@ def test_parts_of_a_run_between_two_processes(tmp_path):
 @pytest.mark.slow
 def test_four_processes_lose_the_first_and_two_go_on(tmp_path, cache):
     """Meal, its weight-net and the single program of rewards on the device; process 0, which leads the others, is killed."""
-    fields = {"meal.net": True, "batch_size": 8, "steps": 40}
+    fields = {"meal.net": True, "batch_size": 8, "steps": 40, "eval.divisions": 2}
     workdir = tmp_path / "run"
     with start(workdir, cache, fields, processes=4) as group:
         wait_for_checkpoint(group, workdir)
@@ -189,6 +197,50 @@ def test_four_processes_lose_the_first_and_two_go_on(tmp_path, cache):
         assert group.wait(timeout=600) == [0, 0], group.output()
     in_this_process(tmp_path / "one", fields, devices=4)
     assert_same_run(workdir, tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_adapters_on_a_base_that_two_processes_share_with_heads_and_a_judge(assistant_run, tmp_path, cache):
+    """Weights read from a file to devices of both, hidden states for the heads, and the base as judge of texts."""
+    ran = assistant_run("text")
+    file = tmp_path / "config.py"
+    file.write_text(
+        f"from meal_jax.runtime.run import read_config\n\n\ndef get_config():\n    return read_config({str(ran)!r})\n"
+    )
+    fields = {
+        "steps": 3, "eval.every": 3, "eval.prompts": 8, "eval.batch_size": 8, "mesh.data": 2, "mesh.fsdp": 2,
+        "batch_size": 8, "policy.hidden": 128, "policy.width": 64, "policy.layers": 2,
+        "reward.sources": ("heads", "judge:Is it polite?"),
+    }  # fmt: skip
+    with start(tmp_path / "two", cache, fields, devices=2, file=file) as group:
+        assert group.wait(timeout=600) == [0, 0], group.output()
+    config, make = read_config(ran), sharding.make_mesh
+    config.update_from_flattened_dict(SMALL | fields)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.sharding, "make_mesh", lambda *_: make(2, 2, 1, jax.devices()[:4]))
+        train.run(config, str(tmp_path / "one"))
+    assert metrics(tmp_path / "two") == [pytest.approx(row, rel=2e-3, abs=1e-4) for row in metrics(tmp_path / "one")]
+    np.testing.assert_allclose(results(tmp_path / "two")["points"], results(tmp_path / "one")["points"], rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_fine_tune_as_one_does_and_one_writes_the_model(tuning, tmp_path, cache):  # noqa: F811
+    config = tuning
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "config.json").write_text(config.to_json_best_effort())
+    file = config_file(tmp_path, tmp_path / "config")
+    command = ["-m", "meal_jax.main", f"--config={file}"]
+    with Group([*command, f"--workdir={tmp_path / 'two'}"], tmp_path / "logs", 2, 1, cache) as group:
+        assert group.wait() == [0, 0], group.output()
+        assert "run the same command in one process to write" in group.output(0)
+    make, losses = sharding.make_mesh, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.sharding, "make_mesh", lambda *_: make(-1, 1, 1, jax.devices()[:2]))
+        for name in ("one", "two"):
+            sft.run(config, str(tmp_path / name))
+            losses.append(json.loads((tmp_path / name / sft.TUNED).read_text())["held_out_loss"])
+            assert (tmp_path / name / "model" / "config.json").exists()
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def refused(tmp_path, *flags, **environment):
@@ -222,6 +274,12 @@ def test_what_cannot_start_is_refused(monkeypatch, arguments, environment, messa
         distributed.start(**arguments)
 
 
+def test_a_host_of_a_pod_that_did_not_join_is_told_to(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    with pytest.raises(ValueError, match="devices are of 4 hosts.*add --distributed"):
+        distributed.start()
+
+
 def test_processes_that_cannot_be_found_are_said_so_without_a_trace(tmp_path):
     assert "give --coordinator=HOST:PORT --processes=N --process=i" in refused(tmp_path, "--distributed")
 
@@ -229,7 +287,8 @@ def test_processes_that_cannot_be_found_are_said_so_without_a_trace(tmp_path):
 def test_the_address_may_come_from_the_environment(monkeypatch):
     asked = {}
     monkeypatch.setattr(jax.distributed, "initialize", lambda *of, **options: asked.update(of=of, **options))
-    monkeypatch.delenv("JAX_COORDINATOR_PORT", raising=False)
+    monkeypatch.setenv("JAX_COORDINATOR_PORT", "put back afterwards")
+    monkeypatch.delenv("JAX_COORDINATOR_PORT")
     for name, value in {"JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}.items():
         monkeypatch.setenv(name, value)
     values = distributed.flags.FlagValues()
@@ -248,6 +307,21 @@ def test_one_process_decides_alone_and_starts_nothing():
         distributed.agree(KeyError("mine"), "it")
     distributed.refuse_several("this")
     assert not distributed.stop_point()
+
+
+def test_commands_made_for_one_process_refuse_several(monkeypatch, tmp_path):
+    from meal_jax import compare
+    from meal_jax.rewards import finetune
+    from meal_jax.rewards import train as heads
+
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    commands = [
+        lambda: compare.run(None, tmp_path, (), 1), lambda: finetune.run(None), lambda: heads.run(None),
+        lambda: open_run(tmp_path),
+    ]  # fmt: skip
+    for command in commands:
+        with pytest.raises(ValueError, match=r"runs in one process: start it on one host"):
+            command()
 
 
 def test_a_wait_that_grows_long_gets_a_hint(monkeypatch, capfd):

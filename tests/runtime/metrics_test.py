@@ -168,9 +168,9 @@ def test_bar_on_a_terminal(monkeypatch):
 def test_preemption_sets_a_flag_and_restores_the_handlers():
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with metrics.Preemption() as preemption:
-        assert not preemption.requested
+        assert not preemption.requested and not preemption.stop_point()
         os.kill(os.getpid(), signal.SIGTERM)
-        assert preemption.requested
+        assert preemption.requested and preemption.stop_point()
         os.kill(os.getpid(), signal.SIGTERM)  # an impatient scheduler changes nothing
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
@@ -188,6 +188,25 @@ def test_interrupt_after_sigterm_is_still_the_first():
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
         assert preemption.requested
+
+
+def test_one_of_several_processes_leaves_sigterm_to_the_service_and_passes_interrupts_on(monkeypatch):
+    heard, answers = [], iter([False, True])
+    monkeypatch.setattr(metrics.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(metrics.distributed, "stop_point", lambda: next(answers))
+    service = lambda *_: heard.append("term")  # noqa: E731
+    before = signal.signal(signal.SIGTERM, service)
+    try:
+        with metrics.Preemption() as preemption:
+            assert signal.getsignal(signal.SIGTERM) is service
+            os.kill(os.getpid(), signal.SIGINT)
+            assert heard == ["term"] and not preemption.stop_point()  # not before the others do
+            assert preemption.stop_point()
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGTERM) is service
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_preemption_off_the_main_thread_installs_nothing():

@@ -75,6 +75,62 @@ def test_mesh_that_does_not_fit(sizes, message):
         sharding.make_mesh(*sizes)
 
 
+class Chip:
+    """A device that names its slice, as TPUs and GPUs do."""
+
+    def __init__(self, number, slice_index, platform="gpu"):
+        self.id, self.slice_index, self.platform, self.device_kind = number, slice_index, platform, "a chip"
+        self.process_index = number // 4
+
+
+@pytest.mark.parametrize("asked", [2, -1])
+def test_mesh_of_slices_splits_data_over_them_first(asked):
+    chips = [Chip(i, slice_index=i % 2) for i in range(16)]  # in whatever order they are named
+    mesh = sharding.make_mesh(-1, 2, 2, chips, slices=asked)
+    assert tuple(mesh.shape.values()) == (4, 2, 2) and mesh.axis_names == sharding.AXES
+    assert mesh.axis_types == (AxisType.Auto,) * 3
+    of = np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
+    assert np.all(of[:2] == 0) and np.all(of[2:] == 1)  # a fsdp or tensor group never leaves its slice
+    assert {chip.id for chip in mesh.devices.flat} == set(range(16))
+
+
+def test_mesh_of_processes_for_slices_where_devices_name_none():
+    chips = [Chip(i, slice_index=None) for i in range(8)]
+    mesh = sharding.make_mesh(-1, 4, 1, chips, slices=2)
+    assert [[chip.process_index for chip in group.flat] for group in mesh.devices] == [[0] * 4, [1] * 4]
+    cpus = [Chip(i, slice_index=0, platform="cpu") for i in range(8)]  # all of slice 0, whatever their process
+    assert [chip.process_index for chip in sharding.make_mesh(devices=cpus, slices=2).devices.flat] == [0] * 4 + [1] * 4
+
+
+def test_as_many_slices_as_the_devices_say_is_one_where_they_say_nothing():
+    assert sharding.make_mesh(slices=-1) == sharding.make_mesh()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "slices", "chips", "message"),
+    [
+        (
+            (1, -1, 1),
+            2,
+            [Chip(i, i % 2) for i in range(8)],
+            r"over 2 slices of 4 devices: data=1 is not a multiple of 2",
+        ),
+        (
+            (-1, 1, 1),
+            4,
+            [Chip(i, i % 2) for i in range(8)],
+            r"slices=4, but the devices are of 2 slice\(s\). Set it to 2",
+        ),
+        ((-1, 1, 1), 2, [Chip(i, None) for i in range(4)], r"of 1 process\(es\), each of which counts as a slice"),
+        ((-1, 1, 1), 2, [Chip(i, i // 3) for i in range(4)], "differ in size"),
+        ((-1, 1, 1), -1, [Chip(i, i // 3) for i in range(4)], "differ in size"),
+    ],
+)
+def test_slices_that_do_not_fit(sizes, slices, chips, message):
+    with pytest.raises(ValueError, match=message):
+        sharding.make_mesh(*sizes, devices=chips, slices=slices)
+
+
 def test_policy_rules(params):
     mesh = sharding.make_mesh(2, 2, 2)
     got = spec_of(sharding.shardings(jax.eval_shape(lambda: params), mesh))
@@ -140,6 +196,19 @@ def test_forward_is_the_same_on_a_mesh(policy, params, inputs):
     np.testing.assert_allclose(got, want, atol=2e-5 * float(jnp.abs(want).max()))
 
 
+def test_a_pass_over_prompts_stays_split_over_the_batch_where_weights_are_split_over_fsdp(policy, params, inputs):
+    tokens, mask = inputs[:2]
+    mesh = sharding.make_mesh(1, 4, 2)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, sharding.shardings(params, mesh))
+        batch = jax.device_put((tokens, mask), sharding.batch_sharding(mesh))
+        prompt = jax.jit(lambda params, *batch: policy.apply({"params": params}, *batch, method="prefill"))(
+            placed, *batch
+        )
+    assert prompt.pooled.sharding.spec[0] in (("data", "fsdp"), "fsdp")
+    assert sharding.over_batch(tokens) is tokens  # no mesh is set here
+
+
 def test_unmatched_leaves_are_all_listed():
     tree = {"policy": {"gatex": jnp.zeros((3, 4)), "a": {"strange": jax.ShapeDtypeStruct((7,), jnp.float32)}}}
     tree["fine"] = {"embedding": jnp.zeros((8, 8))}
@@ -168,6 +237,14 @@ def test_own_rules_come_in_their_order():
     tree = {"special": {"embedding": jnp.zeros((8, 8))}, "embedding": jnp.zeros((8, 8))}
     got = spec_of(sharding.shardings(tree, sharding.make_mesh(2, 2, 2), rules))
     assert got == {"special/embedding": P(), "embedding": P("tensor", "fsdp")}
+
+
+def test_put_is_the_array_itself_part_by_part():
+    split = sharding.batch_sharding(sharding.make_mesh(2, 2, 2))
+    tree = {"a": np.arange(8), "b": jnp.ones((4, 3))}
+    got = sharding.put(tree, split)
+    assert all(leaf.sharding == split for leaf in jax.tree.leaves(got))
+    jax.tree.map(np.testing.assert_array_equal, got, tree)
 
 
 def test_replicated():
