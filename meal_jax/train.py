@@ -164,7 +164,7 @@ def begin(
       config, setup, task: of the run.
       init: (setup, θ, key) → the state at step 0.
       mesh: of devices, set as the current one.
-      checkpoints: opened.
+      checkpoints: opened; None begins anew.
 
     Returns:
       Steps done, the state, what training only reads, and the state's shardings.
@@ -177,7 +177,7 @@ def begin(
     abstract = jax.eval_shape(init, theta, key)
     placed = where(abstract)
     abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, placed)
-    restored = checkpoint.restore_latest(checkpoints, abstract)
+    restored = None if checkpoints is None else checkpoint.restore_latest(checkpoints, abstract)
     if restored is None:
         return 0, jax.jit(init, out_shardings=placed)(theta, key), frozen, placed
     start, state, _ = restored
@@ -280,9 +280,7 @@ def compile_step(
     if scorer is None:
         step = jax.jit(functools.partial(method.step, setup), donate_argnums=0, out_shardings=out_shardings)
         return step, [step]
-    rollout = jax.jit(functools.partial(method.rollout, setup))
-    score = jax.jit(functools.partial(method.score, setup))
-    update = jax.jit(functools.partial(method.update, setup), donate_argnums=0, out_shardings=out_shardings)
+    rollout, score, update = jit_parts(setup, method, out_shardings)
 
     def step(state: State, frozen: Frozen, batch: Batch):
         rolled = rollout(state, frozen, batch)
@@ -295,6 +293,14 @@ def compile_step(
         return state, metrics | cost
 
     return step, [rollout, score, update]
+
+
+def jit_parts(setup: Setup, method: methods.Method, out_shardings: Any) -> tuple[Callable, Callable, Callable]:
+    """The step's three parts, each jitted: rollout, score, and update, which donates the state; arguments as in `meal.step`."""
+    rollout = jax.jit(functools.partial(method.rollout, setup))
+    score = jax.jit(functools.partial(method.score, setup))
+    update = jax.jit(functools.partial(method.update, setup), donate_argnums=0, out_shardings=out_shardings)
+    return rollout, score, update
 
 
 def _refuse_non_finite(at: int, values: dict[str, float], objectives, workdir: Path) -> None:
