@@ -1,0 +1,485 @@
+"""What a step of Meal costs, by arithmetic: operations, memory traffic, memory held, and the least time on a chip.
+
+Nothing is compiled or run. Conventions:
+- A product of [m, k] and [k, n] is 2·m·n·k operations. Only matrix products count; they are all but about 1 % of a step.
+- Attention is counted as `models.transformer.attend` computes it: every query with every key, masked or not (no causal half).
+- The teacher-forced passes read all T positions of a response, whatever its length, and the rollout is counted for the
+  longest response, T tokens: a batch that ends early costs less.
+- Traffic is each product's operands read and its result written once. What is elementwise is taken to be fused into
+  the products beside it, so bytes are a lower bound. Weights count in their storage type, activations in the compute type,
+  scores and logits in float32.
+- The weight-net, the conditioning, the optimizers and reward models are left out (for the last see `encoder`).
+
+Letters: B prompts, N candidates, K objectives, S prompt tokens, P conditioning slots, T response tokens, V vocabulary,
+D width, H heads, G key-value heads, C head width, L layers, R rank.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from meal_jax.models.transformer import TransformerConfig
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
+
+
+class Chip(NamedTuple):
+    """An accelerator, as its vendor describes it.
+
+    Attributes:
+      name: as in a topology's name.
+      flops: peak operations a second in bfloat16, dense, float32 sums.
+      memory: bytes of HBM.
+      bandwidth: bytes a second of HBM.
+      link: bytes a second of one link to other chips, one way.
+      links: number of them.
+      grid: dimensions of a slice's grid of chips, 0 for chips behind a switch.
+    """
+
+    name: str
+    flops: float
+    memory: float
+    bandwidth: float
+    link: float
+    links: int
+    grid: int = 0
+
+    @property
+    def interconnect(self) -> float:
+        """Bytes a second that a chip can send (and at once receive) over all its links."""
+        return self.link * self.links
+
+
+# TPUs: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, key specifications. Interconnect is given there for a chip, both ways
+# (v5e 400, v6e 800 GB/s) or in Gbit/s one way (v4 2400, v5p 4800); a link is that by the number of ports.
+# GPUs: NVIDIA's data sheets of A100 80GB SXM, H100 SXM, H200 SXM and DGX B200 (an eighth of it), NVLink halved to one way.
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v4", 275e12, 32e9, 1200e9, 50e9, 6, 3),
+        Chip("v5e", 197e12, 16e9, 819e9, 50e9, 4, 2),
+        Chip("v5p", 459e12, 95e9, 2765e9, 100e9, 6, 3),
+        Chip("v6e", 918e12, 32e9, 1638e9, 100e9, 4, 2),
+        Chip("a100", 312e12, 80e9, 2039e9, 25e9, 12),
+        Chip("h100", 989e12, 80e9, 3350e9, 25e9, 18),
+        Chip("h200", 989e12, 141e9, 4800e9, 25e9, 18),
+        Chip("b200", 2250e12, 180e9, 8000e9, 50e9, 18),
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Of some part of a step, over all chips together.
+
+    Attributes:
+      flops: operations of matrix products.
+      weights: bytes of weights read (and of their gradients written). A mesh that splits the batch moves them on every chip.
+      activations: bytes of everything else that the products read and write.
+      repeated: the part of `flops` that a backward pass does again instead of keeping it; MFU leaves it out.
+    """
+
+    flops: float = 0.0
+    weights: float = 0.0
+    activations: float = 0.0
+    repeated: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+
+    def __mul__(self, times: float) -> Cost:
+        return Cost(*(times * a for a in dataclasses.astuple(self)))
+
+    __rmul__ = __mul__
+
+    @property
+    def bytes(self) -> float:
+        """Traffic on one chip that does it all."""
+        return self.weights + self.activations
+
+    def again(self) -> Cost:
+        """The same, done a second time because it was not kept."""
+        return dataclasses.replace(self, repeated=self.flops)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What decides a step's cost.
+
+    Attributes:
+      model: the policy's decoder, with its adapters, types and remat.
+      prompts, candidates: B, N.
+      prompt_length, max_new: S, T.
+      slots: P of the policy.
+      tail: P of the base.
+      objectives: K.
+      reads_base: score makes a pass of the base.
+      kl: the base loss has a divergence from the base.
+      net: the weight-net is trained; False is a plain step (static targets).
+      hypergradient: exact, first_order or none.
+      reuse_virtual: the virtual update is the first update.
+      chunk: response positions projected at a time, 0 for all.
+      rollout_dtype: storage type of weights in the rollout, "" for `model.param_dtype`.
+    """
+
+    model: TransformerConfig
+    prompts: int
+    candidates: int
+    prompt_length: int
+    max_new: int
+    slots: int = 4
+    tail: int = 0
+    objectives: int = 2
+    reads_base: bool = True
+    kl: bool = True
+    net: bool = True
+    hypergradient: str = "exact"
+    reuse_virtual: bool = True
+    chunk: int = 0
+    rollout_dtype: str = ""
+
+
+def of_setup(setup, prompts: int, prompt_length: int, max_new: int | None = None) -> Run:
+    """The Run of a `meal.step.Setup` on batches of B prompts of S tokens; T may be less than the longest allowed."""
+    m = setup.meal
+    return Run(
+        setup.policy.config,
+        prompts,
+        m.candidates,
+        prompt_length,
+        setup.max_new if max_new is None else max_new,
+        slots=setup.policy.conditioning.length,
+        tail=setup.base.conditioning.length if setup.base is not None else 0,
+        objectives=len(setup.objectives),
+        reads_base=setup.reward_reads_base or m.beta > 0,
+        kl=m.beta > 0,
+        net=m.net,
+        hypergradient=m.hypergradient,
+        reuse_virtual=m.reuse_virtual,
+        chunk=setup.chunk,
+    )
+
+
+# ------------------------------------------------------------------------------------------------- parameters
+
+
+def linears(c: TransformerConfig) -> dict[str, tuple[int, int]]:
+    """Input and output width of a layer's linear maps, by path."""
+    q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
+    return {
+        "attention/q": (c.width, q),
+        "attention/k": (c.width, kv),
+        "attention/v": (c.width, kv),
+        "attention/o": (q, c.width),
+        "mlp/gate": (c.width, c.hidden),
+        "mlp/up": (c.width, c.hidden),
+        "mlp/down": (c.hidden, c.width),
+    }
+
+
+def adapted(c: TransformerConfig) -> dict[str, tuple[int, int]]:
+    """Those of `linears` that carry an adapter."""
+    if c.lora is None:
+        return {}
+    return {path: shape for path, shape in linears(c).items() if re.search(c.lora.targets, path)}
+
+
+def base_parameters(c: TransformerConfig) -> int:
+    """Number of the decoder's parameters, adapters left out."""
+    biases = (c.heads + 2 * c.kv_heads) * c.head_dim if c.qkv_bias else 0
+    norms = (4 if c.post_norms else 2) * c.width + (2 * c.head_dim if c.qk_norm else 0)
+    layer = sum(math.prod(shape) for shape in linears(c).values()) + biases + norms
+    return c.layers * layer + (1 if c.tied else 2) * c.vocab_size * c.width + c.width
+
+
+def adapter_parameters(c: TransformerConfig) -> int:
+    """Number of the adapters' parameters."""
+    rank = c.lora.rank if c.lora else 0
+    return c.layers * rank * sum(a + b for a, b in adapted(c).values())
+
+
+# ------------------------------------------------------------------------------------------------- passes
+
+
+class Parts(NamedTuple):
+    """A decoder's products by how they are differentiated: frozen maps, trained maps, attention to own keys, to a prompt's."""
+
+    frozen: Cost
+    trained: Cost
+    own: Cost
+    prompt: Cost
+
+    def times(self, frozen: float, trained: float, own: float, prompt: float) -> Cost:
+        """The sum with a factor each."""
+        return frozen * self.frozen + trained * self.trained + own * self.own + prompt * self.prompt
+
+
+# How often each of Parts is done. y = x W forward is one product; backward, x's gradient is one and W's another; forward mode
+# doubles what has one varying factor and triples what has two. `MIXED` is the backward pass of a forward-mode derivative
+# for its inputs alone, each of whose products has a gradient to each varying factor; a prompt's keys do not vary with φ.
+FORWARD = (1, 1, 1, 1)
+BACKWARD = (1, 2, 2, 2)
+BACKWARD_INPUTS = (1, 1, 2, 1)
+JVP = (2, 3, 3, 3)
+MIXED = (2, 3, 6, 3)
+
+
+def matmul(rows: float, inner: int, columns: int, weight: int, activation: int, out: int | None = None) -> Cost:
+    """[rows, inner] by a weight [inner, columns]; the rest are bytes of an element of each, `out` as `activation`."""
+    moved = rows * (inner * activation + columns * (activation if out is None else out))
+    return Cost(2.0 * rows * inner * columns, inner * columns * weight, moved)
+
+
+def maps(c: TransformerConfig, tokens: float, dtype: str = "") -> tuple[Cost, Cost]:
+    """All layers' linear maps of so many tokens: (base, adapters). `dtype` is the storage type, if another than the model's."""
+    act, weight = BYTES[c.dtype], BYTES[dtype or c.param_dtype]
+    base = sum((matmul(tokens, a, b, weight, act) for a, b in linears(c).values()), Cost())
+    extra = Cost()
+    for a, b in adapted(c).values():
+        extra += matmul(tokens, a, c.lora.rank, 4, act) + matmul(tokens, c.lora.rank, b, 4, act)
+    return c.layers * base, c.layers * extra
+
+
+def attention(c: TransformerConfig, sets: float, queries: float, keys: float) -> Cost:
+    """All layers' scores and sums: `sets` sets of keys, each read by `queries` queries."""
+    act = BYTES[c.dtype]
+    scores = sets * queries * keys * c.heads
+    ends = 2 * sets * (queries * c.heads + keys * c.kv_heads) * c.head_dim * act  # q, k; v, output
+    return c.layers * Cost(4.0 * scores * c.head_dim, 0.0, scores * (4 + act) + ends)
+
+
+def parts(c: TransformerConfig, tokens: float, own: Cost, prompt: Cost, dtype: str = "") -> Parts:
+    """Of a pass over so many tokens with these attentions."""
+    base, extra = maps(c, tokens, dtype)
+    return Parts(base, extra, own, prompt) if c.lora else Parts(Cost(), base, own, prompt)
+
+
+def prompt_parts(run: Run, prompts: float, dtype: str = "") -> Parts:
+    """The pass over so many prompts."""
+    s = run.prompt_length
+    return parts(run.model, prompts * s, attention(run.model, prompts, s, s), Cost(), dtype)
+
+
+def response_parts(run: Run, prompts: float, length: int) -> Parts:
+    """The teacher-forced pass over so many prompts' candidates, `length` positions each."""
+    c, n = run.model, run.candidates
+    own = attention(c, prompts * n, length, length)
+    return parts(c, prompts * n * length, own, attention(c, prompts, n * length, run.prompt_length))
+
+
+def unembed(c: TransformerConfig, positions: float, dtype: str = "") -> Cost:
+    """Logits of so many positions."""
+    return matmul(positions, c.width, c.vocab_size, BYTES[dtype or c.param_dtype], BYTES[c.dtype], 4)
+
+
+def recompute(c: TransformerConfig, p: Parts, tokens: float, forward: tuple[int, ...]) -> Cost:
+    """What a backward pass computes again under `c.remat`; `forward` is FORWARD or JVP.
+
+    Of a whole layer all but its last product, whose result no gradient needs; of "dots" the attention's scores, since
+    products with a weight are kept.
+    """
+    if c.remat == "none":
+        return Cost()
+    if c.remat == "dots":
+        sums = "attention/o" in adapted(c) or c.lora is None  # the weighted sums, where the map behind them is trained
+        return (p.times(0, 0, *forward[2:]) * (1.0 if sums else 0.5)).again()
+    last = c.layers * matmul(tokens, c.hidden, c.width, BYTES[c.param_dtype], BYTES[c.dtype])
+    kept = Cost() if c.post_norms else last * -forward[0 if c.lora else 1]
+    return (p.times(*forward) + kept).again()
+
+
+# ------------------------------------------------------------------------------------------------- phases
+
+
+def rollout(run: Run) -> dict[str, Cost]:
+    """Prefill and decode: T tokens of every candidate."""
+    c, rows, dtype = run.model, run.prompts * run.candidates, run.rollout_dtype
+    cache = max(run.slots + run.max_new - 1, 1)
+
+    def extend(length: int) -> Cost:
+        own = attention(c, rows, length, cache)
+        prompt = attention(c, run.prompts, run.candidates * length, run.prompt_length)
+        return parts(c, rows * length, own, prompt, dtype).times(*FORWARD) + unembed(c, rows, dtype)
+
+    first = extend(run.slots) if run.slots else unembed(c, rows, dtype)
+    return {
+        "prefill": prompt_parts(run, run.prompts, dtype).times(*FORWARD),
+        "decode": first + (run.max_new - 1) * extend(1),
+    }
+
+
+def score(run: Run) -> Cost:
+    """The pass of the base that heads and the divergence read; without either, nothing (text rewards: `encoder`)."""
+    if not run.reads_base:
+        return Cost()
+    plain = dataclasses.replace(run, model=dataclasses.replace(run.model, lora=None))
+    length = run.tail + run.max_new  # up to the state after the last token
+    responses = response_parts(plain, run.prompts, length) if length else Parts(*[Cost()] * 4)
+    return prompt_parts(plain, run.prompts).times(*FORWARD) + responses.times(*FORWARD)
+
+
+def update(run: Run) -> dict[str, Cost]:
+    """Each pass of `meal.step.update`, over a half of the prompts: virtual, meta, mixed, descend (one or two updates)."""
+    out = {}
+    if run.net:
+        out["virtual"] = gradient(run, kl=run.kl)
+        out["meta"] = gradient(run, kl=False, theta=run.hypergradient != "none")
+        if run.hypergradient != "none":
+            out["mixed"] = mixed(run, through_network=run.hypergradient == "exact")
+    out["descend"] = (1 if run.net and run.reuse_virtual else 2) * gradient(run, kl=run.kl)
+    return out
+
+
+def gradient(run: Run, kl: bool, theta: bool = True) -> Cost:
+    """A loss of log-probabilities and its gradient on half a batch: in θ, or in the preferences alone."""
+    c, prompts = run.model, run.prompts / 2
+    length = run.slots + run.max_new - 1
+    tokens = prompts * run.candidates * length
+    prompt, response = prompt_parts(run, prompts), response_parts(run, prompts, length)
+    out = prompt.times(*FORWARD) + response.times(*FORWARD)
+    out += response.times(*(BACKWARD if theta else BACKWARD_INPUTS)) + recompute(c, response, tokens, FORWARD)
+    if theta:
+        out += prompt.times(*BACKWARD) + recompute(c, prompt, prompts * run.prompt_length, FORWARD)
+    table = 1 if c.lora or not theta else 2
+    return out + _logits(run, 1, table, kl)
+
+
+def mixed(run: Run, through_network: bool) -> Cost:
+    """∂/∂φ of the directional derivative of the base loss on half a batch: forward mode, then backward to the preferences."""
+    c, prompts = run.model, run.prompts / 2
+    length = run.slots + run.max_new - 1
+    prompt, response = prompt_parts(run, prompts), response_parts(run, prompts, length)
+    table = 2 if c.lora else 3
+    out = prompt.times(*JVP) + response.times(*JVP)
+    if through_network:
+        out += response.times(*MIXED) + recompute(c, response, prompts * run.candidates * length, JVP)
+    return out + _logits(run, table, table if through_network else 0, run.kl)
+
+
+def _logits(run: Run, forward: int, backward: int, kl: bool) -> Cost:
+    """Of half a batch's responses: so many products forward and backward, and the base's where there is a divergence."""
+    one = unembed(run.model, run.prompts / 2 * run.candidates * run.max_new)
+    out = (forward + backward + kl) * one
+    if backward and 0 < run.chunk < run.max_new:  # a chunk's logits are not kept
+        out += ((forward + kl) * one).again()
+    return out
+
+
+def step(run: Run) -> dict[str, Cost]:
+    """Every part of a step, "phase/part", phases being rollout, score and update."""
+    return (
+        {f"rollout/{name}": cost for name, cost in rollout(run).items()}
+        | {"score/base": score(run)}
+        | {f"update/{name}": cost for name, cost in update(run).items()}
+    )
+
+
+def phases(run: Run) -> dict[str, Cost]:
+    """A step's cost by phase."""
+    out = dict.fromkeys(("rollout", "score", "update"), Cost())
+    for name, cost in step(run).items():
+        phase = name.partition("/")[0]
+        out[phase] += cost
+    return out
+
+
+def encoder(parameters: float, rows: float, tokens: float, dtype: str = "bfloat16") -> Cost:
+    """A reward model's pass over rows of so many tokens, from its number of parameters: 2 operations each and token."""
+    return Cost(2.0 * parameters * rows * tokens, parameters * BYTES[dtype], 0.0)
+
+
+# ------------------------------------------------------------------------------------------------- time and memory
+
+
+def pieces(mesh: Mapping[str, int]) -> tuple[int, int]:
+    """Into how many parts a mesh (axis → size) splits the batch, and the layers' widths."""
+    return mesh.get("data", 1) * mesh.get("fsdp", 1), mesh.get("tensor", 1)
+
+
+def on_chip(cost: Cost, mesh: Mapping[str, int]) -> tuple[float, float]:
+    """Operations and bytes of one chip of a mesh: every chip passes over the weights of its slice of the widths."""
+    batch, tensor = pieces(mesh)
+    return cost.flops / (batch * tensor), cost.weights / tensor + cost.activations / (batch * tensor)
+
+
+def gathered(cost: Cost, mesh: Mapping[str, int]) -> float:
+    """Bytes that a chip receives if the weights, split over fsdp, are gathered anew for every product that reads them."""
+    fsdp = mesh.get("fsdp", 1)
+    return cost.weights / mesh.get("tensor", 1) * (fsdp - 1) / fsdp
+
+
+class Bound(NamedTuple):
+    """The least seconds that a part of a step takes on a chip by each resource."""
+
+    compute: float
+    memory: float
+    network: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """The slowest resource, the others hidden behind it."""
+        return max(self)
+
+    @property
+    def by(self) -> str:
+        """Its name."""
+        return max(zip(self, self._fields, strict=True))[1]
+
+
+def bound(cost: Cost, chip: Chip, mesh: Mapping[str, int] | None = None, sent: float = 0.0) -> Bound:
+    """The roofline of a part of a step. `sent`: bytes that a chip receives from others."""
+    flops, moved = on_chip(cost, mesh or {})
+    return Bound(flops / chip.flops, moved / chip.bandwidth, sent / chip.interconnect)
+
+
+def memory(run: Run, mesh: Mapping[str, int] | None = None, base_copies: int = 1) -> dict[str, float]:
+    """Bytes that a chip holds at once, by kind: an estimate, as XLA reuses and pads.
+
+    Args:
+      run: the step.
+      mesh: axis → size.
+      base_copies: how often the base weights are held.
+
+    Returns:
+      weights: the decoder's. trained: adapters (or all weights) in float32 with their gradient, the virtual policy and
+      the direction of the hypergradient. optimizer: two moments, and those of the virtual update. cache: keys and values of
+      the rollout. activations: what a gradient of half a batch keeps under `model.remat`, and one layer's own. logits:
+      of one chunk. The cache is not held during the update, so the greatest sum is without the smaller of the two.
+    """
+    mesh = mesh or {}
+    c, (batch, tensor) = run.model, pieces(mesh)
+    split = mesh.get("fsdp", 1) * tensor
+    act, base = BYTES[c.dtype], base_parameters(c)
+    # Of what is trained, gradient, virtual policy and direction beside the parameters; moments, and those of the virtual step.
+    trained = 4 * adapter_parameters(c) if c.lora else BYTES[c.param_dtype] * base
+    half = run.prompts / 2 / batch
+    length = run.slots + run.max_new - 1
+    tokens = half * (run.prompt_length + run.candidates * length)
+    keys = run.prompts / batch * (run.prompt_length + run.candidates * length)
+    rows = sum(b for _, b in linears(c).values())
+    scores = half * (run.prompt_length**2 + run.candidates * length * (length + run.prompt_length)) * c.heads
+    layer = tokens * (2 * c.width + rows / tensor) * act + scores / tensor * (4 + 2 * act)
+    kept = {
+        "full": c.layers * tokens * c.width * act + layer,
+        "dots": c.layers * tokens * (c.width + rows / tensor) * act + layer,
+        "none": c.layers * layer,
+    }[c.remat]
+    positions = half * run.candidates * (run.chunk or run.max_new)
+    return {
+        "weights": base_copies * base * BYTES[c.param_dtype] / split,
+        "trained": (4 if c.lora else 3) * trained / split,
+        "optimizer": 4 * trained / split,
+        "cache": 2 * c.layers * keys * c.kv_heads * c.head_dim * act / tensor,
+        "activations": kept,
+        "logits": positions * c.vocab_size / tensor * 4 * 3,
+    }
+
+
+def peak(parts: Mapping[str, float]) -> float:
+    """The most of `memory` that is held at one time."""
+    backward = parts["activations"] + parts["logits"]
+    return parts["weights"] + parts["trained"] + parts["optimizer"] + max(parts["cache"], backward)
