@@ -296,7 +296,7 @@ def compile_step(
 
 
 def jit_parts(setup: Setup, method: methods.Method, out_shardings: Any) -> tuple[Callable, Callable, Callable]:
-    """The step's three parts, each jitted: rollout, score, and update, which donates the state; arguments as in `meal.step`."""
+    """The step's three parts, each jitted: rollout, score, and update, which donates the state."""
     rollout = jax.jit(functools.partial(method.rollout, setup))
     score = jax.jit(functools.partial(method.score, setup))
     update = jax.jit(functools.partial(method.update, setup), donate_argnums=0, out_shardings=out_shardings)
