@@ -6,6 +6,7 @@ Letters: B prompts, N candidates, S prompt tokens, T response tokens, L layers.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -23,7 +24,7 @@ import numpy as np
 from flax import traverse_util
 
 from meal_jax import build, cost, methods, train
-from meal_jax.bench.phases import Opened, Side, full_length
+from meal_jax.bench.phases import Opened, Side
 from meal_jax.meal.step import Rollout, Scores
 from meal_jax.models import families, hf, shapes
 from meal_jax.rollout.decode import Responses
@@ -145,7 +146,7 @@ def check(opened: Opened, side: Side, peer: Peer, folder: Path) -> dict[str, flo
     config.conditioning.kind, config.optim.warmup = "none", 0
     config = methods.configure("static", config)
     task = build.for_method(opened.task, config)
-    setup = full_length(build.build_setup(config, task), task.transformer.vocab_size)
+    setup = dataclasses.replace(build.build_setup(config, task), forbidden=None)  # the peer's loss has the whole vocabulary
     method = methods.get("static")
     _, state, _, placed = train.begin(config, setup, task, method.init, opened.mesh, None)
     theta = {
