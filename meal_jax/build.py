@@ -6,6 +6,7 @@ Letters: K objectives, S prompt tokens, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import pkgutil
 from typing import Any
@@ -18,12 +19,14 @@ import optax
 
 import meal_jax.tasks
 from meal_jax import methods
-from meal_jax.meal.step import Frozen, MealConfig, Setup
+from meal_jax.meal.state import Frozen, MealConfig, Micro, Setup
 from meal_jax.meal.weight_net import WeightNet
 from meal_jax.models import lora
 from meal_jax.models.policy import Policy
 from meal_jax.rewards import sources
 from meal_jax.rollout.sampling import Sampling
+from meal_jax.rollout.weights import RolloutWeights
+from meal_jax.runtime import sharding
 from meal_jax.tasks.task import Task
 
 PyTree = Any
@@ -74,6 +77,7 @@ def build_setup(config: ml_collections.ConfigDict, task: Task) -> Setup:
     method = methods.get(config.method)
     reads_base = task.reward_reads_base or config.meal.beta > 0 or judged or method.reads_base
     fields = {f.name for f in dataclasses.fields(MealConfig)}
+    s = config.sampling
     return Setup(
         policy=policy,
         base=Policy(dataclasses.replace(task.transformer, lora=None), plain) if reads_base else None,
@@ -81,7 +85,7 @@ def build_setup(config: ml_collections.ConfigDict, task: Task) -> Setup:
         policy_tx=policy_optimizer(config, method.cost(config).updates),
         net_tx=optax.adam(config.optim.net_lr),
         meal=MealConfig(**{name: value for name, value in config.meal.items() if name in fields}),
-        sampling=Sampling(config.sampling.temperature, config.sampling.top_k, config.sampling.top_p),
+        sampling=Sampling(s.temperature, s.top_k, s.top_p, s.draw),
         max_new=config.sampling.max_new,
         end=task.end,
         pad=task.pad,
@@ -90,6 +94,8 @@ def build_setup(config: ml_collections.ConfigDict, task: Task) -> Setup:
         reward=task.reward,
         reward_reads_base=task.reward_reads_base,
         chunk=config.policy.chunk,
+        micro=Micro(**config.micro),
+        rollout_weights=RolloutWeights(config.rollout.weights, config.rollout.gather),
         prompt_length=task.train.tokens.shape[1],
         options=method.options(config),
     )
@@ -105,11 +111,31 @@ def policy_optimizer(config: ml_collections.ConfigDict, updates: int) -> optax.G
     return optax.chain(optax.clip_by_global_norm(o.clip), adam)
 
 
-def init_policy(setup: Setup, task: Task, key: jax.Array) -> tuple[PyTree, Frozen]:
-    """The policy's trainable leaves θ, and everything frozen.
+def make_policy(setup: Setup, task: Task, key: jax.Array, mesh: jax.sharding.Mesh) -> tuple[PyTree, Frozen]:
+    """`init_policy` with every leaf made, or read from its file, where it will live on the mesh, and held once."""
+    abstract = jax.eval_shape(functools.partial(init_policy, setup, task), key)
+    placed = sharding.shardings(abstract, mesh)
+    weights = None
+    if task.weights is not None:
+        theta, frozen = placed
+        _, where = lora.split((theta if setup.policy.config.lora is None else frozen.policy), lora.is_adapter)
+        weights = task.weights(where["transformer"])
+    # Donated: the weights pass through the program without a copy.
+    make = jax.jit(functools.partial(init_policy, setup, task), out_shardings=placed, donate_argnums=1)
+    return make(key, weights)
 
-    With adapters, θ is the adapters and the conditioning; without, all of the policy's weights. Pure and traceable: jit
-    it with output shardings and each leaf is made where it will live (loaded weights pass through).
+
+def init_policy(setup: Setup, task: Task, key: jax.Array, weights: PyTree | None = None) -> tuple[PyTree, Frozen]:
+    """The policy's trainable leaves θ, and everything frozen. Pure and traceable.
+
+    Args:
+      setup, task: of the run.
+      key: of what is drawn at random.
+      weights: the transformer's parameters; None draws them too.
+
+    Returns:
+      θ, the adapters and the conditioning where there are adapters, all of the policy's weights where there are none; and
+      Frozen.
     """
 
     def fresh(key):
@@ -118,9 +144,9 @@ def init_policy(setup: Setup, task: Task, key: jax.Array) -> tuple[PyTree, Froze
         return setup.policy.init(key, tokens, jnp.ones((1, 2), bool), w, tokens[None])["params"]
 
     params = fresh(key)
-    if task.weights is not None:
+    if weights is not None:
         adapters, _ = lora.split(params, lora.is_adapter)
-        params = lora.merge(adapters, {"transformer": task.weights})
+        params = lora.merge(adapters, {"transformer": weights})
     theta, frozen = params, {}
     if task.transformer.lora is not None:
         theta, frozen = lora.split(params, lora.is_adapter)
@@ -130,6 +156,6 @@ def init_policy(setup: Setup, task: Task, key: jax.Array) -> tuple[PyTree, Froze
                 "trained. Layer paths end in attention/q, k, v, o and mlp/gate, up, down."
             )
     base = None
-    if setup.base is not None:
+    if setup.base is not None and task.transformer.lora is None:
         base, _ = lora.split(params, lambda path: not lora.is_adapter(path))
     return theta, Frozen(frozen, base, task.reward_params)

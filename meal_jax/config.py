@@ -11,6 +11,8 @@ import ml_collections
 from meal_jax.meal.bilevel import HYPERGRADIENT, LENGTH_NORM, META
 from meal_jax.meal.preference import ACCEPT, TARGETS
 from meal_jax.rewards import sources
+from meal_jax.rollout.sampling import DRAWS
+from meal_jax.rollout.weights import KINDS
 
 
 def default() -> ml_collections.ConfigDict:
@@ -106,6 +108,16 @@ def default() -> ml_collections.ConfigDict:
     s.temperature = 1.0
     s.top_k = 0  # 0 = all; must be 0 under meta="utility", whose ratio needs the unfiltered policy
     s.top_p = 1.0  # 1 = all; likewise
+    s.draw = "gumbel"  # gumbel, or inverse: less work where the vocabulary is large, other samples; evaluation too
+
+    # What a rollout reads for each token, and how much is done at a time
+    c.rollout = q = ml_collections.ConfigDict()
+    q.weights = "same"  # same; merged = adapters folded into kernels; int8 = kernels in eight bits (rollout/weights.py)
+    q.gather = False  # weights split over mesh.fsdp are gathered once a rollout and not at every token, if they fit
+    c.micro = u = ml_collections.ConfigDict()  # prompts at a time, to save memory; 0 = all; results are the same
+    u.rollout = 0  # of a rollout and of an evaluation's answers; divides batch_size and eval.batch_size
+    u.score = 0  # of scoring; likewise
+    u.update = 0  # of each pass of an update of meal, static and raft; divides half of batch_size
 
     # Optimizers (AdamW)
     c.optim = o = ml_collections.ConfigDict()
@@ -182,6 +194,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         ("meal.meta", m.meta, META),
         ("meal.hypergradient", m.hypergradient, HYPERGRADIENT),
         ("meal.length_norm", m.length_norm, LENGTH_NORM),
+        ("rollout.weights", config.rollout.weights, KINDS),
+        ("sampling.draw", s.draw, DRAWS),
         ("conditioning.kind", config.conditioning.kind, ("prefix", "text", "none")),
         ("policy.dtype", config.policy.dtype, ("float32", "bfloat16")),
         ("eval.grid", config.eval.grid, ("lattice", "paper")),
@@ -196,6 +210,13 @@ def check(config: ml_collections.ConfigDict) -> None:
         f"config.batch_size={config.batch_size} must be even: half of the prompts update the policy, the other half "
         "judge the update.",
     )
+    both = (config.batch_size, config.eval.batch_size)
+    for name, sizes in (("rollout", both), ("score", both), ("update", (config.batch_size // 2,))):
+        micro = config.micro[name]
+        need(
+            micro >= 0 and all(micro == 0 or size <= micro or size % micro == 0 for size in sizes),
+            f"config.micro.{name}={micro} prompts at a time do not divide {' and '.join(map(str, sizes))} evenly; 0 = all.",
+        )
     need(m.candidates >= 1, f"config.meal.candidates={m.candidates} must be at least 1.")
     need(m.tau > 0, f"config.meal.tau={m.tau} must be above 0; for best-of-N use config.meal.accept=top1.")
     need(m.lam >= 0, f"config.meal.lam={m.lam} must not be negative; 0 keeps preferences where they are.")

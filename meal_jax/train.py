@@ -99,7 +99,8 @@ def train_and_evaluate(
         scorer = sources.scorer(task, mesh, frozen)  # of rewards that read text; None where the device has them all
         train_step, programs = compile_step(setup, method, scorer, place, (placed, sharding.replicated(mesh)))
         e = config.eval
-        answer = jax.jit(evaluate.answer_fn(setup, method, Sampling(e.temperature, e.top_k, e.top_p)))
+        sampling = Sampling(e.temperature, e.top_k, e.top_p, config.sampling.draw)
+        answer = jax.jit(evaluate.answer_fn(setup, method, sampling))
         preferences = evaluate.grid(config)
 
         def eval_now(at: int, state: State) -> dict[str, Any]:
@@ -170,12 +171,10 @@ def begin(
       Steps done, the state, what training only reads, and the state's shardings.
     """
     key, policy_key = jax.random.split(jax.random.key(config.seed))
-    where = functools.partial(sharding.shardings, mesh=mesh)
-    make = functools.partial(build.init_policy, setup, task)
-    theta, frozen = jax.jit(make, out_shardings=where(jax.eval_shape(make, policy_key)))(policy_key)
+    theta, frozen = build.make_policy(setup, task, policy_key, mesh)
     init = functools.partial(init, setup)
     abstract = jax.eval_shape(init, theta, key)
-    placed = where(abstract)
+    placed = sharding.shardings(abstract, mesh)
     abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, placed)
     restored = None if checkpoints is None else checkpoint.restore_latest(checkpoints, abstract)
     if restored is None:

@@ -15,7 +15,7 @@ from meal_jax.data import chat as chats
 from meal_jax.models import hf
 from meal_jax.models.policy import Conditioning, Policy
 from meal_jax.rewards import linear_heads
-from meal_jax.runtime import checkpoint
+from meal_jax.runtime import checkpoint, sharding
 from meal_jax.tasks import assistant
 
 
@@ -62,7 +62,8 @@ def stage(config):
     """Benchmark, setup, θ and the frozen rest, as `sft.run` makes them."""
     task = build.build_task(sft.configure(config))
     setup = build.build_setup(sft.configure(config), task)
-    return task, setup, *jax.jit(functools.partial(build.init_policy, setup, task))(jax.random.key(0))
+    mesh = sharding.make_mesh(1, devices=jax.devices()[:1])
+    return task, setup, *build.make_policy(setup, task, jax.random.key(0), mesh)
 
 
 def leaves(workdir):

@@ -70,7 +70,7 @@ def respond_as(
 def respond_as_base(setup: Setup, frozen: Frozen, batch: Batch, key: jax.Array, candidates: int) -> Responses:
     """Responses [B, N, T] of the starting policy π_ref: the data of methods that learn from a fixed source."""
     base = dataclasses.replace(setup, policy=setup.base)
-    return respond_as(base, frozen.base, frozen._replace(policy={}), batch, key, candidates, setup.sampling)
+    return respond_as(base, frozen.reference, frozen._replace(policy={}), batch, key, candidates, setup.sampling)
 
 
 def respond_each(

@@ -152,7 +152,7 @@ def answer(
 
     def one(w, keys):  # [K], [B]
         params = merge(adapter_for(state.policy, w), frozen.policy)
-        models = ((setup.base, frozen.base), (setup.policy, params))
+        models = ((setup.base, frozen.reference), (setup.policy, params))
         unused = jnp.zeros((keys.shape[0], 1, w.shape[0]))
         return decode_mixture(
             models, scales, batch.tokens, batch.mask, unused, keys[:, None], max_new=setup.max_new,

@@ -45,6 +45,7 @@ def base_loss(
     token_kl: jax.Array | None = None,
     beta: float = 0.0,
     length_norm: str = "response",
+    over: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
     """L_base = − Σ a_n (1/|y_n|) log π_θ(y_n | x, p_n) / Σ a + β KL(π_θ ‖ π_ref): what the policy learns from.
 
@@ -57,13 +58,16 @@ def base_loss(
       token_kl: [B, N, T], needed if beta > 0.
       beta: β.
       length_norm: what stands in the place of |y_n|, see `scaled_logp`.
+      over: Σ a and the number of response tokens to divide by, where these prompts are a part of those that the loss is
+        of; None: their own.
 
     Returns:
       A scalar.
     """
-    loss = -jnp.sum(a * scaled_logp(logp, mask, length_norm)) / jnp.maximum(jnp.sum(a), 1e-6)
+    accepted, tokens = (jnp.sum(a), jnp.sum(mask)) if over is None else over
+    loss = -jnp.sum(a * scaled_logp(logp, mask, length_norm)) / jnp.maximum(accepted, 1e-6)
     if beta:
-        loss += beta * jnp.sum(token_kl * mask) / jnp.maximum(jnp.sum(mask), 1)
+        loss += beta * jnp.sum(token_kl * mask) / jnp.maximum(tokens, 1)
     return loss
 
 
@@ -92,6 +96,7 @@ def meta_loss(
     rho: float,
     ratio_clip: float,
     length_norm: str = "response",
+    over: tuple[int, jax.Array] | None = None,
 ) -> jax.Array:
     """L_meta(θ', φ): how well the updated policy, under the proposals, serves the user's targets on held-out prompts.
 
@@ -112,6 +117,8 @@ def meta_loss(
       rho: ρ.
       ratio_clip: ratios are clipped to [1 − ratio_clip, 1 + ratio_clip].
       length_norm: of "likelihood", as in `base_loss`.
+      over: the number of responses and Σ P(n | w_n) to divide by, where these prompts are a part of those that the loss
+        is of; None: their own.
 
     Returns:
       A scalar.
@@ -119,16 +126,73 @@ def meta_loss(
     Raises:
       ValueError: `kind` is neither.
     """
+    chance = jnp.exp(log_accept(w, r, tau))
+    count, accepted = (chance.size, jnp.sum(chance)) if over is None else over
     if kind == "utility":
         ratio = jnp.exp(jnp.sum((logp - behaviour_logp) * mask, axis=-1))
         gain = advantage(w, r)
         clipped = jnp.clip(ratio, 1.0 - ratio_clip, 1.0 + ratio_clip)
-        loss = -jnp.mean(jnp.minimum(ratio * gain, clipped * gain))
+        loss = -jnp.sum(jnp.minimum(ratio * gain, clipped * gain)) / count
     elif kind == "likelihood":
-        loss = base_loss(jnp.exp(log_accept(w, r, tau)), logp, mask, length_norm=length_norm)
+        loss = base_loss(chance, logp, mask, length_norm=length_norm, over=(accepted, 0))
     else:
         raise ValueError(f"meal.meta={kind!r} is not one of {', '.join(META)}.")
-    return loss + rho * jnp.mean(kl(w_hat, w))
+    return loss + rho * jnp.sum(kl(w_hat, w)) / count
+
+
+class Level(NamedTuple):
+    """One of the two losses, as a sum over prompts, so that it can be read a part at a time.
+
+    Attributes:
+      read: φ → x, a tree of [B, ...]: all through which φ reaches this loss.
+      loss: (θ, x, rows) → what those prompts add to the loss, a scalar.
+      rows: a tree of [B, ...] that depends neither on θ nor on φ.
+      pieces: prompts are taken in so many parts, one after another, and gradients are added up: memory is that of a part.
+    """
+
+    read: Callable[[PyTree], PyTree]
+    loss: Callable[[PyTree, PyTree, PyTree], jax.Array]
+    rows: PyTree = ()
+    pieces: int = 1
+
+
+def apart(rows: PyTree, pieces: int) -> PyTree:
+    """[B, ...] to [pieces, B / pieces, ...]: every `pieces`-th prompt, so that each part is spread over all devices."""
+    return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, pieces, *x.shape[1:]), 1, 0), rows)
+
+
+def together(parts: PyTree) -> PyTree:
+    """[pieces, B / pieces, ...] to [B, ...]: the inverse of `apart`."""
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), parts)
+
+
+def value_and_grads(level: Level, theta: PyTree, x: PyTree) -> tuple[jax.Array, PyTree, PyTree]:
+    """The loss, its gradient in θ and its gradient in x."""
+    run = jax.value_and_grad(level.loss, argnums=(0, 1))
+    if level.pieces == 1:
+        value, (in_theta, in_x) = run(theta, x, level.rows)
+        return value, in_theta, in_x
+
+    def add(total, part):
+        value, (in_theta, in_x) = run(theta, *part)
+        return jax.tree.map(jnp.add, total, (value, in_theta)), in_x
+
+    nothing = jax.eval_shape(lambda: run(theta, x, level.rows))
+    nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (nothing[0], nothing[1][0]))
+    (value, in_theta), in_x = jax.lax.scan(add, nothing, apart((x, level.rows), level.pieces))
+    return value, in_theta, together(in_x)
+
+
+def mixed(level: Level, theta: PyTree, direction: PyTree, x: PyTree) -> PyTree:
+    """∂/∂x [ ∂/∂ε L(θ + ε direction; x) ]: forward mode in θ, reverse in x."""
+
+    def one(x, rows):
+        along = lambda x_: jax.jvp(lambda t: level.loss(t, x_, rows), (theta,), (direction,))[1]  # noqa: E731
+        return jax.grad(along)(x)
+
+    if level.pieces == 1:
+        return one(x, level.rows)
+    return together(jax.lax.map(lambda part: one(*part), apart((x, level.rows), level.pieces)))
 
 
 class Hypergradient(NamedTuple):
@@ -142,8 +206,8 @@ class Hypergradient(NamedTuple):
 
 
 def hypergradient(
-    base: Callable[[PyTree, PyTree], jax.Array],
-    meta: Callable[[PyTree, PyTree], jax.Array],
+    base: Level,
+    meta: Level,
     theta: PyTree,
     phi: PyTree,
     tx: optax.GradientTransformation,
@@ -156,11 +220,12 @@ def hypergradient(
         dL_meta/dφ = ∂L_meta/∂φ + ∂/∂φ [ ∂/∂ε L_base(θ + ε ṽ; φ) ],
     a directional derivative by forward mode, differentiated in φ: no unrolled second-order graph is built. The identity
     is that of one-step meta-gradients (e.g. MAML, arXiv 1703.03400); Adam needs eps_root > 0, else the derivative of its
-    square root is infinite where a gradient is zero.
+    square root is infinite where a gradient is zero. Both derivatives in φ go through what each level reads of it, so they
+    too are sums over prompts, and exact however many pieces there are.
 
     Args:
-      base: L_base(θ, φ).
-      meta: L_meta(θ', φ).
+      base: L_base.
+      meta: L_meta, whose θ is θ'.
       theta: θ.
       phi: φ.
       tx: the policy's optimizer.
@@ -170,12 +235,15 @@ def hypergradient(
     Returns:
       Hypergradient.
     """
-    loss, grads = jax.value_and_grad(base)(theta, phi)
-    updates, pull_back, virtual_opt = jax.vjp(lambda g: tx.update(g, opt_state, theta), grads, has_aux=True)
+    x, pull_x = jax.vjp(base.read, phi)
+    loss, grads, _ = value_and_grads(base, theta, x)
+    updates, pull_update, virtual_opt = jax.vjp(lambda g: tx.update(g, opt_state, theta), grads, has_aux=True)
     virtual = optax.apply_updates(theta, updates)
-    meta_value, (v, direct) = jax.value_and_grad(meta, argnums=(0, 1))(virtual, phi)
+    y, pull_y = jax.vjp(meta.read, phi)
+    meta_value, v, in_y = value_and_grads(meta, virtual, y)
+    (direct,) = pull_y(in_y)
     if not through_update:
         return Hypergradient(direct, loss, meta_value, virtual, virtual_opt)
-    (direction,) = pull_back(v)
-    along = lambda phi_: jax.jvp(lambda theta_: base(theta_, phi_), (theta,), (direction,))[1]  # noqa: E731
-    return Hypergradient(jax.tree.map(jnp.add, direct, jax.grad(along)(phi)), loss, meta_value, virtual, virtual_opt)
+    (direction,) = pull_update(v)
+    (through,) = pull_x(mixed(base, theta, direction, x))
+    return Hypergradient(jax.tree.map(jnp.add, direct, through), loss, meta_value, virtual, virtual_opt)

@@ -12,154 +12,26 @@ rewards read text, a run calls `rollout` and `score`, adds the host's columns, a
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
 from meal_jax.meal import bilevel
-from meal_jax.meal.preference import accept, adapt, draw_targets, kl
-from meal_jax.meal.weight_net import WeightNet
+from meal_jax.meal.bilevel import apart, together
+from meal_jax.meal.preference import accept, adapt, draw_targets, kl, log_accept
+from meal_jax.meal.state import Batch, Frozen, MealConfig, Micro, Rollout, Scores, Setup, State  # noqa: F401
 from meal_jax.models.lora import merge
-from meal_jax.models.policy import Policy, TokenStats, token_stats
-from meal_jax.rewards.normalise import RewardStats, absorb, init_stats, normalise
+from meal_jax.models.policy import TokenStats, token_stats
+from meal_jax.rewards.normalise import absorb, init_stats, normalise
 from meal_jax.rollout.decode import Responses, decode, sample_keys
 from meal_jax.rollout.sampling import Sampling
+from meal_jax.rollout.weights import for_rollout
 
 PyTree = Any
-
-
-@dataclasses.dataclass(frozen=True)
-class MealConfig:
-    """The method's choices; the fields are explained in `meal_jax/config.py`."""
-
-    lam: float = 1.0
-    tau: float = 1.0
-    accept: str = "soft"
-    meta: str = "utility"
-    hypergradient: str = "exact"
-    rho: float = 0.1
-    beta: float = 0.0
-    candidates: int = 8
-    targets: str = "stratified"
-    net: bool = True
-    adapt: bool = True
-    reuse_virtual: bool = False
-    ratio_clip: float = 0.2
-    length_norm: str = "response"
-    horizon: float = 10_000.0
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Setup:
-    """What a run holds fixed: modules, optimizers, the rules of sampling and the reward; closed over by the jitted step.
-
-    Attributes:
-      policy: π_θ.
-      base: the policy without adapters and without a preference, π_ref and the trunk of reward heads; None if unused.
-      net: g_φ.
-      policy_tx, net_tx: optimizers of θ and φ.
-      meal: the method's choices.
-      sampling: how training rollouts are drawn.
-      max_new: T.
-      end, pad: token ids.
-      forbidden: [V] bool, tokens never drawn, or None.
-      objectives: names, K of them.
-      reward: (frozen reward parameters, Batch, Responses, hidden [B, N, T + 1, D] of `base` or None) → rewards [B, N, K],
-        or the columns of those that need no text; hidden[..., t, :] is the base's last hidden state after t response
-        tokens.
-      reward_reads_base: the reward needs `hidden`.
-      chunk: response positions projected to the vocabulary at a time, 0 for all.
-      prompt_length: S, for methods that keep prompts in their state.
-      options: a baseline's own choices, a frozen dataclass; None for Meal, which has `meal`.
-    """
-
-    policy: Policy
-    base: Policy | None
-    net: WeightNet
-    policy_tx: optax.GradientTransformation
-    net_tx: optax.GradientTransformation
-    meal: MealConfig
-    sampling: Sampling
-    max_new: int
-    end: int
-    pad: int
-    forbidden: jax.Array | None
-    objectives: tuple[str, ...]
-    reward: Callable[..., jax.Array]
-    reward_reads_base: bool = False
-    chunk: int = 0
-    prompt_length: int = 0
-    options: Any = None
-
-
-@flax.struct.dataclass
-class State:
-    """Everything that training changes, one pytree; donated to the step and checkpointed whole.
-
-    Attributes:
-      step: int32 scalar, steps done.
-      policy: θ, the trainable leaves of the policy.
-      policy_opt: its optimizer's state.
-      net: φ.
-      net_opt: its optimizer's state.
-      rewards: running statistics of the raw rewards.
-      key: typed key; never advanced, a step folds its number into it.
-    """
-
-    step: jax.Array
-    policy: PyTree
-    policy_opt: PyTree
-    net: PyTree
-    net_opt: PyTree
-    rewards: RewardStats
-    key: jax.Array
-
-
-class Frozen(NamedTuple):
-    """What training only reads; a separate argument, never donated.
-
-    Attributes:
-      policy: the policy's frozen leaves ({} if all are trained).
-      base: parameters of `Setup.base`, or None.
-      reward: parameters of the reward, any pytree.
-    """
-
-    policy: PyTree
-    base: PyTree
-    reward: PyTree
-
-
-class Batch(NamedTuple):
-    """Left-padded prompts: tokens [B, S] int32, mask [B, S] bool, id [B] int32 (names the row; seeds its samples)."""
-
-    tokens: jax.Array
-    mask: jax.Array
-    id: jax.Array
-
-
-class Rollout(NamedTuple):
-    """Responses and what they answered: w, ŵ [B, N, K], pooled prompt features [B, D], Responses [B, N, T]."""
-
-    w: jax.Array
-    w_hat: jax.Array
-    pooled: jax.Array
-    responses: Responses
-
-
-class Scores(NamedTuple):
-    """Raw rewards [B, N, K] and π_ref's hidden states [B, N, T, D] (None unless β > 0).
-
-    `score` gives the device's columns; `update` takes all K.
-    """
-
-    rewards: jax.Array
-    reference: jax.Array | None
 
 
 class _Pool(NamedTuple):
@@ -203,22 +75,20 @@ def respond(
     sampling: Sampling,
 ) -> Rollout:
     """Proposes and responds for targets w [B, N, K]: what a rollout does in training, and evaluation on its grid."""
-    params = merge(theta, frozen.policy)
-    prompt = setup.policy.apply({"params": params}, batch.tokens, batch.mask, method="prefill")
-    w_hat = propose(setup, phi, prompt.pooled, w)
-    responses = decode(
-        setup.policy,
-        params,
-        prompt,
-        w_hat,
-        sample_keys(key, batch.id, w.shape[1]),
-        max_new=setup.max_new,
-        sampling=sampling,
-        end=setup.end,
-        pad=setup.pad,
-        forbidden=setup.forbidden,
-    )
-    return Rollout(w, w_hat, prompt.pooled, responses)
+    policy, params = for_rollout(setup.policy, merge(theta, frozen.policy), setup.rollout_weights)
+
+    def run(rows: tuple[Batch, jax.Array]) -> Rollout:
+        batch, w = rows
+        prompt = policy.apply({"params": params}, batch.tokens, batch.mask, method="prefill")
+        w_hat = propose(setup, phi, prompt.pooled, w)
+        keys = sample_keys(key, batch.id, w.shape[1])
+        responses = decode(
+            policy, params, prompt, w_hat, keys, max_new=setup.max_new, sampling=sampling, end=setup.end, pad=setup.pad,
+            forbidden=setup.forbidden,
+        )  # fmt: skip
+        return Rollout(w, w_hat, prompt.pooled, responses)
+
+    return _in_pieces(run, (batch, w), setup.micro.rollout)
 
 
 def answer(
@@ -237,15 +107,20 @@ def rollout(setup: Setup, state: State, frozen: Frozen, batch: Batch) -> Rollout
 
 def score(setup: Setup, frozen: Frozen, batch: Batch, responses: Responses) -> Scores:
     """Raw rewards of the responses. One pass of the base model serves both the reward heads and π_ref's KL."""
-    hidden = None
-    if setup.reward_reads_base or setup.meal.beta:
-        variables = {"params": frozen.base}
-        prompt = setup.base.apply(variables, batch.tokens, batch.mask, method="prefill")
-        tokens = jnp.pad(responses.tokens, ((0, 0), (0, 0), (0, 1)))  # one more: the state after the last token too
-        unused = jnp.zeros((*tokens.shape[:2], len(setup.objectives)))
-        hidden = setup.base.apply(variables, prompt, unused, tokens, method="respond")
-    rewards = setup.reward(frozen.reward, batch, responses, hidden)
-    return Scores(rewards.astype(jnp.float32), hidden[:, :, :-1] if setup.meal.beta else None)
+
+    def run(rows: tuple[Batch, Responses]) -> Scores:
+        batch, responses = rows
+        hidden = None
+        if setup.reward_reads_base or setup.meal.beta:
+            variables = {"params": frozen.reference}
+            prompt = setup.base.apply(variables, batch.tokens, batch.mask, method="prefill")
+            tokens = jnp.pad(responses.tokens, ((0, 0), (0, 0), (0, 1)))  # one more: the state after the last token too
+            unused = jnp.zeros((*tokens.shape[:2], len(setup.objectives)))
+            hidden = setup.base.apply(variables, prompt, unused, tokens, method="respond")
+        rewards = setup.reward(frozen.reward, batch, responses, hidden)
+        return Scores(rewards.astype(jnp.float32), hidden[:, :, :-1] if setup.meal.beta else None)
+
+    return _in_pieces(run, (batch, responses), setup.micro.score)
 
 
 def read(
@@ -303,7 +178,7 @@ def read_reference(
 
 
 def _reference_unembed(setup: Setup, frozen: Frozen) -> Callable[[jax.Array], jax.Array]:
-    return functools.partial(setup.base.apply, {"params": frozen.base}, method="unembed")
+    return functools.partial(setup.base.apply, {"params": frozen.reference}, method="unembed")
 
 
 def update(
@@ -327,64 +202,110 @@ def update(
     stats = absorb(state.rewards, scores.rewards, m.horizon)
     pool = _Pool(batch, rolled, normalise(stats, scores.rewards), scores.reference)
     inner, outer = _half(pool, 0), _half(pool, 1)
-    dropout = setup.policy.config.lora is not None and setup.policy.config.lora.dropout > 0
+    weigh = functools.partial(_preferences, setup, accept_key)
+    base_level = functools.partial(_base_level, setup, frozen, dropout_key)
 
-    def preferences(phi: PyTree, pool: _Pool) -> tuple[jax.Array, jax.Array, jax.Array]:
-        w_hat = propose(setup, phi, pool.rollout.pooled, pool.rollout.w)
-        p = adapt(w_hat, pool.r, m.lam, m.tau) if m.adapt else w_hat
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(accept_key, pool.batch.id)
-        return w_hat, p, accept(keys, p, pool.r, m.tau, m.accept)
+    def read_base(phi: PyTree) -> dict[str, jax.Array]:
+        _, p, a = weigh(phi, inner)
+        # Under "first_order" φ reaches the loss through a alone: no derivative of the network.
+        return {"share": _share(a)} | ({} if m.hypergradient == "first_order" else {"p": p})
 
-    def likelihood(theta: PyTree, w: jax.Array, pool: _Pool, *, temperature: float = 1.0, with_kl: bool = False):
-        token, _ = read(
-            setup, theta, frozen, pool.batch, w, pool.rollout.responses.tokens, temperature=temperature,
-            reference=pool.reference if with_kl else None, dropout_key=dropout_key if dropout else None,
-        )  # fmt: skip
-        return token
-
-    def base(theta: PyTree, p: jax.Array, a: jax.Array, pool: _Pool) -> jax.Array:
-        token = likelihood(theta, p, pool, with_kl=m.beta > 0)
-        return bilevel.base_loss(a, token.logp, pool.rollout.responses.mask, token.kl, m.beta, m.length_norm)
-
-    def virtual_base(theta: PyTree, phi: PyTree) -> jax.Array:
-        _, p, a = preferences(phi, inner)
-        if m.hypergradient == "first_order":  # φ then reaches the loss through a alone: no derivative of the network
-            p = jax.lax.stop_gradient(p)
-        return base(theta, p, a, inner)
-
-    def meta(theta: PyTree, phi: PyTree) -> jax.Array:
-        w_hat = propose(setup, phi, outer.rollout.pooled, outer.rollout.w)
-        token = likelihood(theta, w_hat, outer, temperature=setup.sampling.temperature or 1.0)
-        responses = outer.rollout.responses
-        return bilevel.meta_loss(
-            outer.rollout.w, w_hat, outer.r, token.logp, responses.logp, responses.mask,
-            kind=m.meta, tau=m.tau, rho=m.rho, ratio_clip=m.ratio_clip, length_norm=m.length_norm,
-        )  # fmt: skip
-
-    def descend(theta: PyTree, opt: PyTree, which: int):
-        loss, grads = jax.value_and_grad(base)(theta, _half(p, which), _half(a, which), _half(pool, which))
+    def descend(theta: PyTree, opt: PyTree, half: _Pool, p: jax.Array, a: jax.Array):
+        loss, grads, _ = bilevel.value_and_grads(base_level(half, {"p": p, "share": _share(a)}), theta, {})
         updates, opt = setup.policy_tx.update(grads, opt, theta)
         return optax.apply_updates(theta, updates), opt, loss, optax.tree.norm(grads)
 
     theta, opt, phi, net_opt = state.policy, state.policy_opt, state.net, state.net_opt
     metrics = {}
     if m.net:
+        given = {"p": weigh(phi, inner)[1]} if m.hypergradient == "first_order" else {}
         h = bilevel.hypergradient(
-            virtual_base, meta, theta, phi, setup.policy_tx, opt, through_update=m.hypergradient != "none"
-        )
+            base_level(inner, given, read_base), _meta_level(setup, frozen, dropout_key, outer), theta, phi,
+            setup.policy_tx, opt, through_update=m.hypergradient != "none",
+        )  # fmt: skip
         updates, net_opt = setup.net_tx.update(h.grad, net_opt, phi)
         phi = optax.apply_updates(phi, updates)
         metrics |= {"loss/meta": h.meta, "grad_norm/net": optax.tree.norm(h.grad)}
-    w_hat, p, a = preferences(phi, pool)
+    w_hat, p, a = weigh(phi, pool)
     if m.net and m.reuse_virtual:
         theta, opt, loss_inner = h.virtual, h.virtual_opt, h.base
     else:
-        theta, opt, loss_inner, _ = descend(theta, opt, 0)
-    theta, opt, loss_outer, norm = descend(theta, opt, 1)
+        theta, opt, loss_inner, _ = descend(theta, opt, inner, _half(p, 0), _half(a, 0))
+    theta, opt, loss_outer, norm = descend(theta, opt, outer, _half(p, 1), _half(a, 1))
     metrics |= {"loss/base": (loss_inner + loss_outer) / 2, "grad_norm/policy": norm}
     metrics |= _diagnostics(setup, pool, scores.rewards, w_hat, p, a)
     new = State(state.step + 1, theta, opt, phi, net_opt, stats, state.key)
     return new, metrics
+
+
+def _preferences(setup: Setup, key: jax.Array, phi: PyTree, pool: _Pool) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Proposed ŵ and adapted preferences p [B, N, K], and acceptance weights a [B, N], as functions of φ."""
+    m = setup.meal
+    w_hat = propose(setup, phi, pool.rollout.pooled, pool.rollout.w)
+    p = adapt(w_hat, pool.r, m.lam, m.tau) if m.adapt else w_hat
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, pool.batch.id)
+    return w_hat, p, accept(keys, p, pool.r, m.tau, m.accept)
+
+
+def _share(a: jax.Array) -> jax.Array:
+    """Acceptance weights [B, N] as shares of all that is accepted in these prompts."""
+    return a / jnp.maximum(jnp.sum(a), 1e-6)
+
+
+def _read_pool(
+    setup: Setup, frozen: Frozen, key: jax.Array, theta: PyTree, w: jax.Array, pool: _Pool, **how
+) -> TokenStats:
+    lora = setup.policy.config.lora
+    dropout = jax.random.fold_in(key, pool.batch.id[0]) if lora is not None and lora.dropout > 0 else None
+    return read(setup, theta, frozen, pool.batch, w, pool.rollout.responses.tokens, dropout_key=dropout, **how)[0]
+
+
+def _base_level(
+    setup: Setup,
+    frozen: Frozen,
+    key: jax.Array,
+    half: _Pool,
+    given: dict[str, jax.Array],
+    reads: Callable[[PyTree], dict[str, jax.Array]] = lambda phi: {},
+) -> bilevel.Level:
+    """L_base of a half of the pool; its preferences "p" and shares "share" are what `reads` makes of φ, or `given`."""
+    m, tokens = setup.meal, jnp.sum(half.rollout.responses.mask)
+
+    def loss(theta: PyTree, x: dict[str, jax.Array], rows: tuple[_Pool, dict[str, jax.Array]]) -> jax.Array:
+        pool, its = rows[0], rows[1] | x
+        token = _read_pool(setup, frozen, key, theta, its["p"], pool, reference=pool.reference if m.beta else None)
+        mask = pool.rollout.responses.mask
+        return bilevel.base_loss(its["share"], token.logp, mask, token.kl, m.beta, m.length_norm, over=(1.0, tokens))
+
+    return bilevel.Level(reads, loss, (half, given), _pieces(half.batch.id.shape[0], setup.micro.update))
+
+
+def _meta_level(setup: Setup, frozen: Frozen, key: jax.Array, half: _Pool) -> bilevel.Level:
+    """L_meta of the other half; φ reaches it through the proposals."""
+    m, targets = setup.meal, half.rollout.w
+    over = targets[..., 0].size, jnp.sum(jnp.exp(log_accept(targets, half.r, m.tau)))
+
+    def loss(theta: PyTree, w_hat: jax.Array, pool: _Pool) -> jax.Array:
+        token = _read_pool(setup, frozen, key, theta, w_hat, pool, temperature=setup.sampling.temperature or 1.0)
+        responses = pool.rollout.responses
+        return bilevel.meta_loss(
+            pool.rollout.w, w_hat, pool.r, token.logp, responses.logp, responses.mask, kind=m.meta, tau=m.tau, rho=m.rho,
+            ratio_clip=m.ratio_clip, length_norm=m.length_norm, over=over,
+        )  # fmt: skip
+
+    proposals = lambda phi: propose(setup, phi, half.rollout.pooled, targets)  # noqa: E731
+    return bilevel.Level(proposals, loss, half, _pieces(half.batch.id.shape[0], setup.micro.update))
+
+
+def _pieces(prompts: int, at_a_time: int) -> int:
+    """How many parts to take so many prompts in; `config.check` has seen to it that they divide."""
+    return prompts // at_a_time if 0 < at_a_time < prompts else 1
+
+
+def _in_pieces(run: Callable[[PyTree], PyTree], rows: PyTree, at_a_time: int) -> PyTree:
+    """run(rows) of trees of [B, ...], some prompts after others where `at_a_time` is not 0."""
+    pieces = _pieces(jax.tree.leaves(rows)[0].shape[0], at_a_time)
+    return run(rows) if pieces == 1 else together(jax.lax.map(run, apart(rows, pieces)))
 
 
 def step(setup: Setup, state: State, frozen: Frozen, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
@@ -411,9 +332,9 @@ def describe(setup: Setup, rolled: Rollout, raw: jax.Array) -> dict[str, jax.Arr
     return {name: value.astype(jnp.float32) for name, value in out.items()}
 
 
-def _half(pool: _Pool, which: int) -> _Pool:
+def _half(rows: PyTree, which: int) -> PyTree:
     """Every second prompt. Halving by parity and not in the middle keeps each half spread over all devices."""
-    return jax.tree.map(lambda x: x.reshape(x.shape[0] // 2, 2, *x.shape[1:])[:, which], pool)
+    return jax.tree.map(lambda x: x[which], apart(rows, 2))
 
 
 def _diagnostics(setup: Setup, pool: _Pool, raw: jax.Array, w_hat: jax.Array, p: jax.Array, a: jax.Array):

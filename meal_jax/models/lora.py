@@ -71,6 +71,8 @@ class Linear(nn.Module):
         )
         x = x.astype(self.dtype)
         y = x @ kernel.astype(self.dtype)
+        if self.has_variable("params", "kernel_scale"):  # eight bits, see rollout/weights.py
+            y *= self.get_variable("params", "kernel_scale")[0].astype(self.dtype)
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype).astype(self.dtype)
         if self.lora is not None and re.search(self.lora.targets, "/".join(self.path)):

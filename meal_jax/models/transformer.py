@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from meal_jax.models.lora import Linear, Lora
+from meal_jax.runtime.sharding import over_batch
 
 MASKED = -1e30  # finite, so that a row whose keys are all masked gives numbers (ignored later) and not NaN
 
@@ -373,6 +374,8 @@ class Block(nn.Module):
         x = x + (norm(self, "attention_post_norm", y) if c.post_norms else y)
         y = Mlp(c, name="mlp")(norm(self, "mlp_norm", x), self.deterministic)
         x = x + (norm(self, "mlp_post_norm", y) if c.post_norms else y)
+        if cache is None:
+            x = over_batch(x)
         return (x, cache), fresh if self.keep_kv else None
 
 
@@ -434,6 +437,8 @@ class Transformer(nn.Module):
         c = self.config
         steps = x.shape[2]
         keys = steps if cache is None else cache.k.shape[3]
+        if cache is None:  # a pass over many tokens
+            x = over_batch(x)
         choices = views(c, positions, mask, None if prompt is None else prompt.mask, write_at, steps, keys)
         block = Block
         if c.remat != "none":

@@ -246,6 +246,4 @@ def _judge(source: Source, config, task: Task) -> Callable:
         )
     asked = judge.ask(hf.load_tokenizer(config.policy.source), source.value)
     transformer = dataclasses.replace(task.transformer, lora=None)
-    return lambda mesh, frozen: judge.reward(
-        asked, transformer, frozen.policy if frozen.base is None else frozen.base, mesh, batch_size=rows
-    )
+    return lambda mesh, frozen: judge.reward(asked, transformer, frozen.reference, mesh, batch_size=rows)

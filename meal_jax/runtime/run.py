@@ -79,7 +79,7 @@ def open_run(workdir: str | os.PathLike, config: ml_collections.ConfigDict | Non
     # As in training: a base that was drawn at random is drawn again by the same key.
     key, policy_key = jax.random.split(jax.random.key(config.seed))
     init = lambda key: build.init_policy(setup, task, key)  # noqa: E731
-    theta, frozen = jax.eval_shape(init, policy_key)
+    theta, _ = jax.eval_shape(init, policy_key)
     state = jax.eval_shape(lambda theta, key: method.init(setup, theta, key), theta, key)
     placed = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -87,7 +87,7 @@ def open_run(workdir: str | os.PathLike, config: ml_collections.ConfigDict | Non
         sharding.shardings(state, mesh),
     )
     step, state, _ = checkpoint.restore_latest(checkpoints, placed)
-    frozen = jax.jit(lambda key: init(key)[1], out_shardings=sharding.shardings(frozen, mesh))(policy_key)
+    _, frozen = build.make_policy(setup, task, policy_key, mesh)
     return Run(workdir, config, method, task, setup, step, state, frozen)
 
 

@@ -43,6 +43,8 @@ RULES: tuple[tuple[str, P], ...] = (
     # Layers that read the width, [L, D, F]: their outputs (heads, hidden units) are split over tensor.
     (r"/(q|k|v|gate|up)/kernel$", P(None, "fsdp", "tensor")),
     (r"/(q|k|v|gate|up)/bias$", P(None, "tensor")),
+    (r"/(q|k|v|gate|up)/kernel_scale$", P(None, None, "tensor")),  # [L, 1, F], of a rollout in eight bits
+    (r"/(o|down)/kernel_scale$", P(None, None, "fsdp")),
     (r"/(q|k|v|gate|up)/lora_a$", P(None, "fsdp", None)),  # [L, D, R]
     (r"/(q|k|v|gate|up)/lora_b$", P(None, None, "tensor")),  # [L, R, F]
     # Layers that write the width, [L, F, D]: their inputs are split, and their outputs summed over tensor.
@@ -108,6 +110,35 @@ def shardings(tree: PyTree, mesh: Mesh, rules: Sequence[tuple[str, P]] = RULES) 
     if problems:
         raise ValueError("Some leaves cannot be sharded:\n  " + "\n  ".join(problems))
     return placed
+
+
+def without_axis(tree: PyTree, axis: str, rules: Sequence[tuple[str, P]] = RULES) -> PyTree:
+    """Inside a jitted function: the leaves gathered along one mesh axis, split along the others as their rules say.
+
+    Outside of any mesh (`jax.set_mesh`) it changes nothing.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return tree
+
+    def gather(keys, leaf):
+        path = jax.tree_util.keystr(keys, simple=True, separator="/")
+        spec = P() if not leaf.shape else next(spec for pattern, spec in rules if re.search(pattern, path))
+        return jax.lax.with_sharding_constraint(leaf, P(*(None if part == axis else part for part in spec)))
+
+    return jax.tree_util.tree_map_with_path(gather, tree)
+
+
+def over_batch(x: jax.Array) -> jax.Array:
+    """Inside a jitted function: x with its leading dimension split as a batch is; unchanged where no mesh is set.
+
+    Left to itself the compiler may keep the weights where they are and split activations along the width, which moves more
+    than gathering a layer's weights as soon as a pass has some thousand tokens. A pass of few tokens, a step of decoding, is
+    better left to it.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or x.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
+        return x
+    return jax.lax.with_sharding_constraint(x, P(BATCH_AXES))
 
 
 def _misfits(path: str, shape: tuple[int, ...], spec: P | None, mesh: Mesh) -> list[str]:

@@ -38,7 +38,8 @@ def build(config, name: str, load: Load, reference: float) -> Task:
 
     Raises:
       FileNotFoundError: weights, data or heads are not there; says how to get them.
-      ValueError: they do not fit together, or too few prompts are short enough.
+      ValueError: they do not fit together, or too few prompts are short enough. That the heads are another model's shows
+        when the weights are read (`Task.weights`).
     """
     objectives, p = tuple(config.objectives), config.policy
     need_weights(p.source)
@@ -51,10 +52,14 @@ def build(config, name: str, load: Load, reference: float) -> Task:
     train, test, evaluated = load(config, chat, tokenizers_in_play(config, chat))
     lora = Lora(p.lora_rank, p.lora_alpha, p.lora_dropout, p.lora_targets) if p.lora_rank else None
     transformer = hf.load_config(p.source, dtype=p.dtype, param_dtype=p.param_dtype, remat=p.remat, lora=lora)
-    weights = hf.load_params(p.source, transformer)
-    if heads:
-        tuned = (hf.resolve(p.source) / TUNED).exists()
-        linear_heads.check_base(heads, weights, str(p.source), tuned=tuned)
+
+    def weights(placed):
+        params = hf.load_params(p.source, transformer, placed)
+        if heads:
+            tuned = (hf.resolve(p.source) / TUNED).exists()
+            linear_heads.check_base(heads, params, str(p.source), tuned=tuned)
+        return params
+
     return Task(
         objectives=objectives,
         transformer=transformer,

@@ -45,7 +45,8 @@ class Task(NamedTuple):
       objectives: K names.
       transformer: the policy's architecture, adapters included.
       conditioning: how the policy reads a preference.
-      weights: the transformer's parameters to start from, or None to draw them at random.
+      weights: reads the transformer's parameters to start from: (a tree like them with a sharding for each leaf, or None for
+        the default device) → parameters. None to draw them at random.
       train: prompts to train on.
       test: prompts to evaluate on; no row of `train` is among them.
       pad, end: token ids.
@@ -67,7 +68,7 @@ class Task(NamedTuple):
     objectives: tuple[str, ...]
     transformer: TransformerConfig
     conditioning: Conditioning
-    weights: PyTree | None
+    weights: Callable[[PyTree | None], PyTree] | None
     train: Prompts
     test: Prompts
     pad: int

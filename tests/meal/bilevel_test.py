@@ -49,6 +49,12 @@ def warm(tx, base, theta, phi, steps=3):
     return theta, state
 
 
+def levels(base, meta):
+    """Both losses as levels that read φ as it is."""
+    whole = lambda loss: bilevel.Level(lambda phi: phi, lambda theta, x, _: loss(theta, x))  # noqa: E731
+    return whole(base), whole(meta)
+
+
 def unrolled(base, meta, tx, theta, state):
     def outer(phi):
         updates, _ = tx.update(jax.grad(base)(theta, phi), state, theta)
@@ -63,7 +69,7 @@ def test_exact_hypergradient_equals_unrolling_and_finite_differences(name, first
     base, meta, theta, phi = problem()
     tx = OPTIMIZERS[name]
     theta, state = (theta, tx.init(theta)) if first else warm(tx, base, theta, phi)
-    ours = bilevel.hypergradient(base, meta, theta, phi, tx, state)
+    ours = bilevel.hypergradient(*levels(base, meta), theta, phi, tx, state)
     outer = unrolled(base, meta, tx, theta, state)
 
     naive = jax.grad(outer)(phi)
@@ -79,15 +85,53 @@ def test_exact_hypergradient_equals_unrolling_and_finite_differences(name, first
             np.testing.assert_allclose(exact, numeric, rtol=2e-6, atol=1e-8)
 
     # The part through the update is a real part of it, or this test would pass without it.
-    direct = bilevel.hypergradient(base, meta, theta, phi, tx, state, through_update=False).grad
+    direct = bilevel.hypergradient(*levels(base, meta), theta, phi, tx, state, through_update=False).grad
     distance = jax.tree.map(lambda a, b: np.abs(a - b).max(), ours.grad, direct)
     assert max(jax.tree.leaves(distance)) > (1e-12 if first and "adam" in name else 1e-4)
+
+
+@pytest.mark.parametrize("pieces", [2, 3])
+def test_prompts_a_part_at_a_time_change_nothing(pieces):
+    """Losses whose normalisers are of all rows, with φ in every row and in the normaliser: against one pass and unrolling."""
+    rng = np.random.default_rng(0)
+    rows = {"x": jnp.asarray(rng.normal(size=(6, 4))), "t": jnp.asarray(rng.normal(size=6))}
+    theta, phi = {"w": jnp.asarray(rng.normal(size=4))}, {"u": jnp.asarray(rng.normal(size=4))}
+    tx = optax.adam(0.05, eps_root=1e-12)
+
+    def read(phi):
+        a = jax.nn.sigmoid(rows["x"] @ phi["u"])
+        return {"share": a / jnp.sum(a), "shift": jnp.sin(rows["x"] * phi["u"])}
+
+    def loss(theta, x, rows):
+        return jnp.sum(x["share"] * (jnp.tanh((rows["x"] + x["shift"]) @ theta["w"]) - rows["t"]) ** 2)
+
+    def judge(theta, x, rows):
+        return jnp.sum(jnp.cos(rows["x"] @ theta["w"]) * x["share"] + rows["t"] * jnp.sum(x["shift"], axis=-1)) / 6
+
+    def both(pieces):
+        return bilevel.Level(read, loss, rows, pieces), bilevel.Level(read, judge, rows, pieces)
+
+    whole = bilevel.hypergradient(*both(1), theta, phi, tx, tx.init(theta))
+    parts = bilevel.hypergradient(*both(pieces), theta, phi, tx, tx.init(theta))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13), parts, whole)
+    plain = unrolled(
+        lambda theta, phi: loss(theta, read(phi), rows), lambda theta, phi: judge(theta, read(phi), rows), tx, theta,
+        tx.init(theta),
+    )  # fmt: skip
+    np.testing.assert_allclose(parts.grad["u"], jax.grad(plain)(phi)["u"], rtol=1e-9)
+    assert np.abs(parts.grad["u"]).min() > 1e-6
+
+
+def test_parts_are_put_together_again():
+    x = jnp.arange(12).reshape(6, 2)
+    np.testing.assert_array_equal(bilevel.apart(x, 3)[1], x[jnp.array([1, 4])])
+    np.testing.assert_array_equal(bilevel.together(bilevel.apart(x, 3)), x)
 
 
 def test_virtual_policy_is_one_step_of_the_optimizer():
     base, meta, theta, phi = problem()
     tx = OPTIMIZERS["adam"]
-    h = bilevel.hypergradient(base, meta, theta, phi, tx, tx.init(theta))
+    h = bilevel.hypergradient(*levels(base, meta), theta, phi, tx, tx.init(theta))
     updates, state = tx.update(jax.grad(base)(theta, phi), tx.init(theta), theta)
     jax.tree.map(np.testing.assert_array_equal, h.virtual, optax.apply_updates(theta, updates))
     jax.tree.map(np.testing.assert_array_equal, h.virtual_opt, state)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from meal_jax.models.transformer import MASKED
-from meal_jax.rollout.sampling import Sampling, filter_logits, sample
+from meal_jax.rollout.sampling import Sampling, filter_logits, least_kept, look_up, sample
 
 FORBIDDEN = jnp.arange(12) % 5 == 2
 SETTINGS = [
@@ -21,6 +21,7 @@ SETTINGS = [
     Sampling(top_p=0.6),
     Sampling(top_p=0.95),
     Sampling(temperature=1.6, top_k=5, top_p=0.8),
+    Sampling(top_p=0.9, draw="inverse"),
 ]
 
 
@@ -64,7 +65,16 @@ def draw(keys, logits, sampling, forbidden=None):
 
 
 @pytest.mark.parametrize(
-    "sampling", [Sampling(), Sampling(0.5), Sampling(top_k=3), Sampling(1.5, top_k=6, top_p=0.7)], ids=str
+    "sampling",
+    [
+        Sampling(),
+        Sampling(0.5),
+        Sampling(top_k=3),
+        Sampling(1.5, top_k=6, top_p=0.7),
+        Sampling(draw="inverse"),
+        Sampling(1.5, top_k=6, top_p=0.7, draw="inverse"),
+    ],
+    ids=str,
 )
 def test_tokens_come_as_often_as_they_should(sampling):
     draws = 20_000
@@ -77,6 +87,32 @@ def test_tokens_come_as_often_as_they_should(sampling):
     deviation = (count - draws * p)[p > 0] / np.sqrt(draws * p * (1 - p))[p > 0]
     assert np.abs(deviation).max() < 4.5
     np.testing.assert_allclose(logp[:, 0], np.log(p[token[:, 0]]), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [12, 300, 1000])
+def test_looking_up_is_the_inverse_of_the_cumulative_distribution(size):
+    """Against a plain search in float64, at numbers in the middle of each token's interval and at both ends of [0, 1)."""
+    rng = np.random.default_rng(size)
+    logits = rng.normal(0, 2, size).astype(np.float32)
+    logits[rng.random(size) < 0.3] = MASKED
+    logits[-1] = MASKED
+    p = np.exp(logits.astype(np.float64) - logits.max())
+    above = np.cumsum(p / p.sum())
+    middle = (above - p / p.sum() / 2).astype(np.float32)
+    likely = p / p.sum() > 1e-5  # float32 cannot find the middle of less
+    u = np.concatenate([middle[likely], np.float32([0.0, 1.0 - 2.0**-24])])
+    token = np.asarray(look_up(jnp.asarray(u)[None], jnp.broadcast_to(logits, (1, len(u), size))))[0]
+    np.testing.assert_array_equal(token[:-2], np.flatnonzero(likely))
+    assert p[token[-2]] > 0 and p[token[-1]] > 0 and token[-2] == np.flatnonzero(p)[0]
+
+
+def test_the_least_that_is_kept_is_found_to_the_bit():
+    p = jax.nn.softmax(jnp.asarray(np.random.default_rng(5).normal(0, 3, (50, 700)), jnp.float32))
+    for top_p in (0.05, 0.5, 0.9, 0.999):
+        ordered = np.sort(np.asarray(p), axis=-1)[:, ::-1]
+        first = np.argmax(np.cumsum(ordered.astype(np.float64), axis=-1) >= top_p, axis=-1)
+        got = np.asarray(least_kept(p, top_p))[:, 0]
+        np.testing.assert_array_equal(got, np.take_along_axis(ordered, first[:, None], -1)[:, 0])
 
 
 def test_temperature_0_takes_the_likeliest_and_tells_the_policys_probability():

@@ -16,6 +16,7 @@ from meal_jax.data import chat as chats
 from meal_jax.meal.step import Batch, init_state, rollout, score
 from meal_jax.models import hf
 from meal_jax.rewards import linear_heads
+from meal_jax.runtime import sharding
 from meal_jax.tasks import assistant, language
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,7 +102,8 @@ def test_a_rollout_is_scored_by_the_heads_on_the_unadapted_base(config):
     check(config)
     task = build.build_task(config)
     setup = build.build_setup(config, task)
-    theta, frozen = jax.jit(lambda key: build.init_policy(setup, task, key))(jax.random.key(0))
+    theta, frozen = build.make_policy(setup, task, jax.random.key(0), sharding.make_mesh(1, devices=jax.devices()[:1]))
+    assert frozen.base is None and frozen.reference is frozen.policy  # the base is held once
     theta = jax.tree.map(lambda a: np.asarray(a) + 0.1, theta)  # adapters that adapt: the rewards must not see them
     state = jax.jit(lambda theta, key: init_state(setup, theta, key))(theta, jax.random.key(1))
     batch = Batch(*(jnp.asarray(field[:4]) for field in task.train[:3]))
@@ -116,9 +118,8 @@ def test_a_rollout_is_scored_by_the_heads_on_the_unadapted_base(config):
     row = np.concatenate([task.train.tokens[2][task.train.mask[2]], task.conditioning.tail, tokens[2, k][mask[2, k]]])[
         None
     ]
-    whole = jax.jit(lambda tokens: setup.base.apply({"params": {"transformer": task.weights}}, tokens, method=states))(
-        row
-    )
+    weights = task.weights(None)
+    whole = jax.jit(lambda tokens: setup.base.apply({"params": {"transformer": weights}}, tokens, method=states))(row)
     answer = np.asarray(whole)[0, -mask[2, k].sum() :]
     features = np.concatenate([answer[-1], answer.mean(axis=0)])
     want = features @ task.reward_params["w"].T + task.reward_params["b"]
@@ -178,7 +179,7 @@ def test_heads_of_another_base_or_format_are_refused(config):
         heads._replace(base=heads.base | {"final_norm": heads.base["final_norm"] * 1.1}), config.reward.heads
     )
     with pytest.raises(ValueError, match="another model than the reward heads'"):
-        assistant.build(config)
+        assistant.build(config).weights(None)
     linear_heads.save(heads._replace(format="other"), config.reward.heads)
     with pytest.raises(ValueError, match=r"format \[other\]"):
         assistant.build(config)

@@ -1,0 +1,72 @@
+"""How a rollout holds the policy's weights: as they are, with adapters merged, or in eight bits; sharded or gathered.
+
+A decoded token reads every weight once and does little arithmetic on it, so what a rollout costs is bytes moved: from memory,
+and between devices where the mesh's fsdp axis splits the weights. Each choice is carried out once a rollout, inside the step.
+
+Letters: L layers, D input width, F output width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from flax import traverse_util
+
+from meal_jax.models.lora import fold
+from meal_jax.models.policy import Policy
+from meal_jax.runtime import sharding
+
+PyTree = Any
+KINDS = ("same", "merged", "int8")
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutWeights:
+    """The choice; hashable.
+
+    Attributes:
+      kind: "same"; "merged" folds adapters into their kernels, which saves two small products a layer and rounds what they
+        learned to the kernels' type; "int8" holds the kernels of linear layers in eight bits with a scale for each output,
+        adapters, embeddings and norms as they are.
+      gather: split along the mesh's tensor axis alone: one gather along fsdp a rollout, and not one a token.
+    """
+
+    kind: str = "same"
+    gather: bool = False
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise ValueError(f"config.rollout.weights={self.kind!r} is not one of {', '.join(KINDS)}.")
+
+
+AS_STORED = RolloutWeights()
+
+
+def for_rollout(policy: Policy, params: PyTree, how: RolloutWeights) -> tuple[Policy, PyTree]:
+    """The policy and its parameters as a rollout uses them.
+
+    Under "merged" and "int8" the sampler's distribution is not to the bit the one that the update scores; the sampler's own
+    log-probabilities, which importance ratios divide by, are those of what was drawn.
+    """
+    config = policy.config
+    if how.kind == "merged" and config.lora is not None:
+        params = fold(params, config.lora)
+        policy = policy.clone(config=dataclasses.replace(config, lora=None))
+    elif how.kind == "int8":
+        params = quantize(params)
+    return policy, sharding.without_axis(params, "fsdp") if how.gather else params
+
+
+def quantize(params: PyTree) -> PyTree:
+    """Every kernel [L, D, F] as int8 and kernel_scale [L, 1, F]: symmetric, to the nearest of 255 levels an output."""
+    flat = traverse_util.flatten_dict(params, sep="/")
+    out = dict(flat)
+    for path, leaf in flat.items():
+        if path.startswith("transformer/layers/") and path.endswith("/kernel"):
+            wide = leaf.astype(jnp.float32)
+            scale = jnp.maximum(jnp.max(jnp.abs(wide), axis=-2, keepdims=True), 1e-12) / 127.0
+            out[path] = jnp.round(wide / scale).astype(jnp.int8)
+            out[f"{path}_scale"] = scale
+    return traverse_util.unflatten_dict(out, sep="/")
