@@ -146,7 +146,9 @@ def check(opened: Opened, side: Side, peer: Peer, folder: Path) -> dict[str, flo
     config.conditioning.kind, config.optim.warmup = "none", 0
     config = methods.configure("static", config)
     task = build.for_method(opened.task, config)
-    setup = dataclasses.replace(build.build_setup(config, task), forbidden=None)  # the peer's loss has the whole vocabulary
+    setup = dataclasses.replace(
+        build.build_setup(config, task), forbidden=None
+    )  # the peer's loss has the whole vocabulary
     method = methods.get("static")
     _, state, _, placed = train.begin(config, setup, task, method.init, opened.mesh, None)
     theta = {

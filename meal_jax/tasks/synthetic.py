@@ -10,6 +10,8 @@ Letters: B prompts, N candidates, K objectives, S prompt tokens, V vocabulary, D
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -35,8 +37,8 @@ def make_prompts(rows: int, length: int, vocabulary: int, seed: int, first_id: i
     return Prompts(tokens, np.ones_like(tokens, bool), np.arange(first_id, first_id + rows, dtype=np.int32), text)
 
 
-def load_policy(config) -> tuple[TransformerConfig, dict | None]:
-    """The decoder and its weights, None where they are to be drawn.
+def load_policy(config) -> tuple[TransformerConfig, Callable[[Any], Any] | None]:
+    """The decoder, and what reads its weights (see `Task.weights`), None where they are to be drawn.
 
     Raises:
       FileNotFoundError: no weights, or no shapes of that name; says what to do.
@@ -50,7 +52,7 @@ def load_policy(config) -> tuple[TransformerConfig, dict | None]:
         return TransformerConfig(vocab_size=64, head_dim=p.width // p.heads, **sizes, **overrides), None
     need_weights(p.source)
     transformer = hf.load_config(p.source, **overrides)
-    return transformer, hf.load_params(p.source, transformer)
+    return transformer, lambda placed: hf.load_params(p.source, transformer, placed)
 
 
 def build(config) -> Task:
