@@ -183,16 +183,31 @@ def value_and_grads(level: Level, theta: PyTree, x: PyTree) -> tuple[jax.Array, 
     return value, in_theta, together(in_x)
 
 
-def mixed(level: Level, theta: PyTree, direction: PyTree, x: PyTree) -> PyTree:
-    """∂/∂x [ ∂/∂ε L(θ + ε direction; x) ]: forward mode in θ, reverse in x."""
+def value_and_mixed(level: Level, theta: PyTree, x: PyTree) -> tuple[jax.Array, PyTree, Callable[[PyTree], PyTree]]:
+    """The loss, its gradient in θ, and a function: direction → ∂/∂ε ∂L(θ + ε direction; x)/∂x.
 
-    def one(x, rows):
-        along = lambda x_: jax.jvp(lambda t: level.loss(t, x_, rows), (theta,), (direction,))[1]  # noqa: E731
-        return jax.grad(along)(x)
-
+    The mixed derivative is the tangent of ∂L/∂x, whose own passes the first gradient has made already (`jax.linearize`), so
+    it costs what is linear in the direction alone. In pieces nothing is kept from one to the other, and it makes them again.
+    """
     if level.pieces == 1:
-        return one(x, level.rows)
-    return together(jax.lax.map(lambda part: one(*part), apart((x, level.rows), level.pieces)))
+
+        def in_x_first(theta):
+            value, (in_theta, in_x) = jax.value_and_grad(level.loss, argnums=(0, 1))(theta, x, level.rows)
+            return in_x, (value, in_theta)
+
+        _, tangent, (value, in_theta) = jax.linearize(in_x_first, theta, has_aux=True)
+        return value, in_theta, tangent
+
+    def again(direction: PyTree) -> PyTree:
+        def one(part):
+            its, rows = part
+            in_x = lambda theta: jax.grad(level.loss, argnums=1)(theta, its, rows)  # noqa: E731
+            return jax.jvp(in_x, (theta,), (direction,))[1]
+
+        return together(jax.lax.map(one, apart((x, level.rows), level.pieces)))
+
+    value, in_theta, _ = value_and_grads(level, theta, x)
+    return value, in_theta, again
 
 
 class Hypergradient(NamedTuple):
@@ -217,11 +232,10 @@ def hypergradient(
     """dL_meta(θ'(φ), φ)/dφ, exact, with θ' = θ + u(∇_θ L_base(θ; φ)) and u one step of the optimizer `tx`.
 
     With v = ∂L_meta/∂θ' and ṽ = (∂u/∂g)ᵀ v (a vector-Jacobian product through the optimizer's own update),
-        dL_meta/dφ = ∂L_meta/∂φ + ∂/∂φ [ ∂/∂ε L_base(θ + ε ṽ; φ) ],
-    a directional derivative by forward mode, differentiated in φ: no unrolled second-order graph is built. The identity
-    is that of one-step meta-gradients (e.g. MAML, arXiv 1703.03400); Adam needs eps_root > 0, else the derivative of its
-    square root is infinite where a gradient is zero. Both derivatives in φ go through what each level reads of it, so they
-    too are sums over prompts, and exact however many pieces there are.
+        dL_meta/dφ = ∂L_meta/∂φ + ∂/∂φ [ ∂/∂ε L_base(θ + ε ṽ; φ) ] = ∂L_meta/∂φ + (∂x/∂φ)ᵀ ∂/∂ε [ ∂L_base/∂x (θ + ε ṽ) ],
+    where x is all that L_base reads of φ: one forward-mode pass, no unrolled second-order graph. The identity is that of
+    one-step meta-gradients (e.g. MAML, arXiv 1703.03400); Adam needs eps_root > 0, else the derivative of its square root is
+    infinite where a gradient is zero. Everything is a sum over prompts, and exact however many pieces they are taken in.
 
     Args:
       base: L_base.
@@ -236,14 +250,16 @@ def hypergradient(
       Hypergradient.
     """
     x, pull_x = jax.vjp(base.read, phi)
-    loss, grads, _ = value_and_grads(base, theta, x)
+    if through_update:
+        loss, grads, along = value_and_mixed(base, theta, x)
+    else:
+        loss, grads, _ = value_and_grads(base, theta, x)
     updates, pull_update, virtual_opt = jax.vjp(lambda g: tx.update(g, opt_state, theta), grads, has_aux=True)
     virtual = optax.apply_updates(theta, updates)
     y, pull_y = jax.vjp(meta.read, phi)
     meta_value, v, in_y = value_and_grads(meta, virtual, y)
-    (direct,) = pull_y(in_y)
-    if not through_update:
-        return Hypergradient(direct, loss, meta_value, virtual, virtual_opt)
-    (direction,) = pull_update(v)
-    (through,) = pull_x(mixed(base, theta, direction, x))
-    return Hypergradient(jax.tree.map(jnp.add, direct, through), loss, meta_value, virtual, virtual_opt)
+    (grad,) = pull_y(in_y)
+    if through_update:
+        (direction,) = pull_update(v)
+        grad = jax.tree.map(jnp.add, grad, *pull_x(along(direction)))
+    return Hypergradient(grad, loss, meta_value, virtual, virtual_opt)
