@@ -54,8 +54,8 @@ class Job:
 
     source: str = ""
     shapes: dict = dataclasses.field(default_factory=dict)
-    batch: int = 8
-    candidates: int = 4
+    batch: int = 4
+    candidates: int = 8
     prompt: int = 64
     new: int = 64
     objectives: int = 2

@@ -15,14 +15,15 @@ def get_config():
     c = base.default()
     c.task = "synthetic"
     c.steps = 1000
-    c.batch_size = 8
-    c.meal.candidates = 4  # × batch_size = 32 sequences
+    c.batch_size = 4
+    c.meal.candidates = 8  # × batch_size = 32 sequences
     c.meal.reuse_virtual = True  # as the two shipped benchmarks have it
     c.data.prompt_length = 64
     c.sampling.max_new = 64
     c.policy.source = "weights/SmolLM2-135M-Instruct"
     c.policy.lora_rank = 16  # on q, k, v, o
-    c.policy.chunk = 16
+    c.sampling.draw = "inverse"  # one random number a row, not one for each of 49,152 tokens
+    c.rollout.weights = "merged"
     c.optim.lr = 5e-4
     c.optim.warmup = 10
     c.eval.prompts = 8

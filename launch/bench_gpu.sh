@@ -54,8 +54,7 @@ sizes() {
 "$python" -c 'import jax; print("== jax", jax.__version__, jax.devices())' || exit 1
 
 part decode --sweep=batch --values="${BATCHES:-8,64,256}" --phases=rollout --config.policy.source="$large" \
-  --config.meal.candidates=1 --config.data.prompt_length="$decode_prompt" --config.sampling.max_new="$decode_new" \
-  --config.sampling.draw=inverse --config.rollout.weights=merged
+  --config.meal.candidates=1 --config.data.prompt_length="$decode_prompt" --config.sampling.max_new="$decode_new"
 
 sizes "${UPDATE:-8,4,256,256}"
 part update --config.method=static --phases=update --loop=0 --config.policy.source="$large" --config.policy.remat=full \
@@ -66,9 +65,9 @@ if "$python" -c 'import sys, importlib.util as u; sys.exit(any(u.find_spec(n) is
   sizes "${STEP:-8,4,64,64}"
   # Ours and the peer's process share the device: neither may take all of its memory at the start.
   export XLA_PYTHON_CLIENT_PREALLOCATE=false
-  part step_small --vs=hf --loop=3 --config.policy.source="$small" --config.sampling.draw=inverse "${sized[@]}"
+  part step_small --vs=hf --loop=3 --config.policy.source="$small" "${sized[@]}"
   part step_large --vs=hf --loop=0 --config.method=static --config.policy.source="$large" --config.policy.remat=full \
-    --config.sampling.draw=inverse --config.rollout.weights=merged "${sized[@]}"
+    "${sized[@]}"
 else
   echo "== step: left out, torch with this device and peft are not installed (pip install -e '.[bench]')"
 fi

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def bench(
                 other.compile_one(phase)
             rounds[name] = round_of(other, own)
         if vs:
-            seconds, results["peer"] = _beside(opened, side, rounds, repeats, out / "peer", merged)
+            seconds, results["peer"] = _beside(opened, side, rounds, repeats, merged)
         else:
             seconds = measure(rounds, repeats)
         results |= _rows(sides, seconds, results["ceilings"])
@@ -165,15 +166,15 @@ def sweep(
             side.compile(phases)
             seconds = measure({changed.method: round_of(side, phases)}, repeats)
             rows += [row | {over: value} for row in _rows({changed.method: side}, seconds, results["ceilings"])["rows"]]
-        print(
-            f"{over} {value}: "
-            + "  ".join(f"{r['phase']} {r['seconds']['median']:.3g} s" for r in rows[-len(phases) :])
-        )
+        for row in rows[-len(phases) :]:
+            share = f", {row['roofline']:.1%} of the roofline, MFU {row['mfu']:.1%}" if "mfu" in row else ""
+            seconds, rate = row["seconds"]["median"], row["tokens_per_s"]
+            print(f"{over} {value}  {row['phase']:8} {seconds:.3g} s, {rate:.4g} tokens/s{share}", flush=True)
     curves = {p: [row["seconds"] for row in rows if row["phase"] == p] for p in phases}
     results |= {"over": over, "values": list(values), "rows": rows}
     out = Path(out)
     report.write(out / f"sweep_{over}.json", results)
-    report.draw_growth(out / f"sweep_{over}.png", label, values, curves, f"{_work(config)}")
+    report.draw_growth(out / f"sweep_{over}.png", label, values, curves, _work(config, over))
     print(f"wrote {out / f'sweep_{over}.json'} and .png")
     return results
 
@@ -184,11 +185,13 @@ def _open(config, random: bool) -> tuple[Opened, dict[str, Any]]:
     return opened, found | {"work": _work(opened.config), "config": opened.config.to_dict()}
 
 
-def _work(c) -> str:
-    """The work in a line."""
+def _work(c, over: str = "") -> str:
+    """The work in a line; the size that a sweep varies has its letter."""
+    sizes = {"batch": c.batch_size, "candidates": c.meal.candidates, "length": c.sampling.max_new}
+    sizes |= {name: letter for name, letter in (("batch", "B"), ("candidates", "N"), ("length", "T")) if name == over}
     return (
-        f"{c.policy.source or 'own sizes'}, {c.batch_size} × {c.meal.candidates} sequences × ({c.data.prompt_length} + "
-        f"{c.sampling.max_new}) tokens, LoRA {c.policy.lora_rank}, {c.policy.dtype}, remat {c.policy.remat}"
+        f"{c.policy.source or 'own sizes'}, {sizes['batch']} × {sizes['candidates']} sequences × ({c.data.prompt_length} + "
+        f"{sizes['length']}) tokens, LoRA {c.policy.lora_rank}, {c.policy.dtype}, remat {c.policy.remat}"
     )
 
 
@@ -208,10 +211,10 @@ def _rows(sides: dict[str, Side], seconds: dict[str, list[dict]], ceilings: dict
     return {"rows": rows}
 
 
-def _beside(opened: Opened, side: Side, rounds: dict, repeats: int, folder: Path, merged: bool):
+def _beside(opened: Opened, side: Side, rounds: dict, repeats: int, merged: bool):
     """Rounds of ours and of the peer in turn, after the proof that they do the same work."""
-    with peers.start(opened, side, folder, merged=merged) as peer:
-        agreed = peers.check(opened, side, peer, folder)
+    with tempfile.TemporaryDirectory() as folder, peers.start(opened, side, Path(folder), merged=merged) as peer:
+        agreed = peers.check(opened, side, peer, Path(folder))
         drawn = peer.ask("step")["tokens"]  # its warm-up
         if drawn != side.tokens:
             raise ValueError(f"The peer sampled {drawn} tokens, this side {side.tokens}: not the same work.")
