@@ -53,9 +53,7 @@ def bench(
     Raises:
       ValueError: an unknown phase; or as `open_bench`, `peer.need_peer`, `peer.check`.
     """
-    unknown = [phase for phase in phases if phase not in PHASES]
-    if unknown or not phases:
-        raise ValueError(f"--phases={','.join(phases)}: phases are {', '.join(PHASES)}.")
+    _need_phases(phases)
     if vs:
         peers.need_peer(config)
     opened, results = _open(config, random)
@@ -147,11 +145,18 @@ def sweep(
 ) -> dict[str, Any]:
     """Measures the phases at several values of one size, and draws how they grow.
 
+    Steps are not measured: they are the sum of the others.
+
     Returns:
       What sweep_OVER.json holds.
+
+    Raises:
+      ValueError: an unknown phase; or as `open_bench`.
     """
     field, chosen, label = SWEEPS[over]
-    phases, values = [p for p in phases if p != "step"], sorted(values or chosen)
+    _need_phases(phases)
+    phases = [p for p in PHASES[:3] if p in phases] or list(PHASES[:3])
+    values = sorted(values or chosen)
     results = {"machine": report.machine()}
     rows = []
     for value in values:
@@ -168,8 +173,9 @@ def sweep(
             rows += [row | {over: value} for row in _rows({changed.method: side}, seconds, results["ceilings"])["rows"]]
         for row in rows[-len(phases) :]:
             share = f", {row['roofline']:.1%} of the roofline, MFU {row['mfu']:.1%}" if "mfu" in row else ""
-            seconds, rate = row["seconds"]["median"], row["tokens_per_s"]
-            print(f"{over} {value}  {row['phase']:8} {seconds:.3g} s, {rate:.4g} tokens/s{share}", flush=True)
+            rates = f"{row['seconds']['median']:.3g} s, {row['tokens_per_s']:.4g} tokens/s"
+            print(f"{over} {value}  {row['phase']:8} {rates}{share}", flush=True)
+        del side, opened  # the next one's weights may not fit beside these
     curves = {p: [row["seconds"] for row in rows if row["phase"] == p] for p in phases}
     results |= {"over": over, "values": list(values), "rows": rows}
     out = Path(out)
@@ -177,6 +183,11 @@ def sweep(
     report.draw_growth(out / f"sweep_{over}.png", label, values, curves, _work(config, over))
     print(f"wrote {out / f'sweep_{over}.json'} and .png")
     return results
+
+
+def _need_phases(phases: Sequence[str]) -> None:
+    if not phases or not set(phases) <= set(PHASES):
+        raise ValueError(f"--phases={','.join(phases)}: phases are {', '.join(PHASES)}.")
 
 
 def _open(config, random: bool) -> tuple[Opened, dict[str, Any]]:
