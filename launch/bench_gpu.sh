@@ -4,7 +4,7 @@
 #
 #   bash launch/bench_gpu.sh [OUT]       OUT: runs/bench_gpu unless given; a folder with JSON and figures for each part
 #   LIMIT=460                            seconds in all; a part that would not fit any more is left out, and said so
-#   PYTHON=python  LARGE=Llama-2-7b  SMALL=SmolLM2-135M      interpreter, and names of meal_jax/models/shapes.py
+#   PYTHON=python  LARGE=Llama-2-7b  SMALL=SmolLM2-135M      interpreter, and names of meal_jax/models/known.py
 #   BATCHES=8,64,256  DECODE=16,128      sequences decoded at once; prompt and response tokens of that part
 #   UPDATE=8,4,256,256  STEP=8,4,64,64   prompts, candidates, prompt tokens, response tokens of the other two
 #   REPEATS=5  DTYPE=bfloat16  FLAGS=""  more flags for every part, such as --config.policy.lora_rank=32

@@ -145,10 +145,15 @@ def default() -> ml_collections.ConfigDict:
     # Where it runs and what it keeps
     c.mesh = h = ml_collections.ConfigDict()
     h.data, h.fsdp, h.tensor = -1, 1, 1  # devices per axis; -1 = what is left
+    h.slices = 1  # TPU slices joined by the data center's network, over which data is split first; -1 = as devices say
     c.checkpoint = k = ml_collections.ConfigDict()
     k.every = 100  # steps between checkpoints
     k.keep = 2  # newest checkpoints kept
     c.tensorboard = True  # also write TensorBoard events
+    c.profile_steps = ()  # first and last step of a profiler's trace, e.g. (10, 13), written to WORKDIR/profile; () = none
+    # The step as three programs, so that the metrics tell the time of rollout, score and update (where rewards read text it
+    # always is); costs a little speed and memory at their borders. The results are the same.
+    c.timed = False
 
     # Fields of single benchmarks
     c.data = ml_collections.ConfigDict()
@@ -235,6 +240,13 @@ def check(config: ml_collections.ConfigDict) -> None:
     need(config.reward.batch_size >= 1, f"config.reward.batch_size={config.reward.batch_size} must be at least 1.")
     sources.check(config.reward.sources, config.objectives)
     need(
+        len(config.profile_steps) in (0, 2)
+        and all(isinstance(at, int) for at in config.profile_steps)
+        and (not config.profile_steps or 0 <= config.profile_steps[0] <= config.profile_steps[1] < config.steps),
+        f"config.profile_steps={config.profile_steps} must be () or the first and the last step to trace, such as (10, 13), "
+        f"of the {config.steps} steps from 0 on.",
+    )
+    need(
         config.eval.grid != "paper" or len(config.objectives) in (2, 3),
         f"config.eval.grid=paper is published for 2 and 3 objectives, not {len(config.objectives)}: use lattice.",
     )
@@ -242,5 +254,9 @@ def check(config: ml_collections.ConfigDict) -> None:
         all(0 < length < config.data.prompt_length for length in config.data.buckets),
         f"config.data.buckets={config.data.buckets} must lie between 0 and config.data.prompt_length="
         f"{config.data.prompt_length}, which is a bucket already.",
+    )
+    need(
+        config.mesh.slices == -1 or config.mesh.slices >= 1,
+        f"config.mesh.slices={config.mesh.slices} must be -1 (as the devices say) or at least 1.",
     )
     need(config.eval.prompts >= 1, f"config.eval.prompts={config.eval.prompts}: evaluation needs test prompts.")

@@ -14,6 +14,7 @@ from meal_jax.baselines.parm import ParmConfig
 from meal_jax.baselines.ppo import PpoConfig
 from meal_jax.baselines.ric import RicConfig
 from meal_jax.meal import step as meal
+from meal_jax.runtime.profiling import scoped
 
 
 class Cost(NamedTuple):
@@ -63,8 +64,9 @@ class Method(NamedTuple):
     def step(self, setup, state, frozen, batch):
         """A whole step, for rewards that are all computed on the device; where some read text, the host adds them between
         score and update."""
-        rolled = self.rollout(setup, state, frozen, batch)
-        return self.update(setup, state, frozen, batch, rolled, self.score(setup, frozen, batch, rolled.responses))
+        rolled = scoped("rollout", self.rollout)(setup, state, frozen, batch)
+        scores = scoped("score", self.score)(setup, frozen, batch, rolled.responses)
+        return scoped("update", self.update)(setup, state, frozen, batch, rolled, scores)
 
     def options(self, config: ml_collections.ConfigDict) -> Any:
         """The method's own choices; None if it has none."""

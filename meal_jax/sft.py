@@ -43,7 +43,7 @@ from meal_jax.data.pipeline import index_at, take
 from meal_jax.meal.bilevel import token_loss
 from meal_jax.meal.step import Frozen, Setup, read
 from meal_jax.models import lora
-from meal_jax.runtime import checkpoint, sharding
+from meal_jax.runtime import checkpoint, distributed, profiling, sharding
 from meal_jax.runtime.metrics import MetricWriter
 from meal_jax.runtime.run import Run
 from meal_jax.tasks.language import TUNED
@@ -96,9 +96,11 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
             f"config.batch_size={config.batch_size} and 1. Left out: {_list(left_out)}. Raise config.sampling.max_new or "
             "config.data.prompt_length, or give more data."
         )
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    h = config.mesh
+    mesh = sharding.make_mesh(h.data, h.fsdp, h.tensor, jax.devices(), h.slices)
     sharding.check_batch(mesh, config.batch_size, "config.batch_size")
     sharding.check_batch(mesh, config.eval.batch_size, "config.eval.batch_size")
+    distributed.check_shared(root)
     train.write_config(config, root)
 
     setup = build.build_setup(config, task)
@@ -109,11 +111,13 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
         start, state, frozen, placed = train.begin(config, setup, task, init, mesh, checkpoints)
         writer = MetricWriter(root, tensorboard=config.tensorboard, start_step=start)
         at_exit.callback(writer.close)
-        split = sharding.batch_sharding(mesh)
+        split, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
         compiled = jax.jit(
-            functools.partial(update, setup), donate_argnums=0, out_shardings=(placed, sharding.replicated(mesh))
+            train.without_key(functools.partial(update, setup)),
+            donate_argnums=0,
+            out_shardings=(placed.replace(key=None), everywhere),
         )
-        loss = jax.jit(functools.partial(loss_of, setup))
+        loss = jax.jit(functools.partial(loss_of, setup), out_shardings=everywhere)
 
         def make(at: int) -> Examples:
             index, cut = index_at(rows.mask, at, config.batch_size, config.seed, config.data.buckets)
@@ -122,8 +126,9 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
         def measure(at: int, state: State) -> dict[str, float]:
             return {"eval/loss": held_out(loss, state.policy, frozen, held, config.eval.batch_size, split)}
 
-        def step(state: State, batch: Examples):
-            return compiled(state, frozen, batch)
+        def step(state: State, batch: Examples, run: profiling.Run):
+            new, metrics = run("device", compiled, state.replace(key=None), state.key, frozen, batch)
+            return new.replace(key=state.key), metrics
 
         state, seconds = train.loop(
             config, root, start, state, step, make, measure, checkpoints, writer, label="SFT", show="loss"
@@ -132,8 +137,12 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
             return None
         writer.write(config.steps, measure(config.steps, state))
         writer.flush()
-        lines = [json.loads(line) for line in (root / "metrics.jsonl").read_text().splitlines()]
-        history = [{"step": line["step"], "loss": line["eval/loss"]} for line in lines if "eval/loss" in line]
+
+        def evaluated() -> list[dict[str, Any]]:
+            lines = [json.loads(line) for line in (root / "metrics.jsonl").read_text().splitlines()]
+            return [{"step": line["step"], "loss": line["eval/loss"]} for line in lines if "eval/loss" in line]
+
+        history = distributed.from_first(evaluated)
         results = {
             "task": task.name,
             "stage": "sft",
@@ -158,8 +167,11 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
             Run(root, config, methods.get(config.method), task, setup, config.steps, state, frozen),
             results,
         )
-    train.write_json(root / TUNED, results)
-    print(f"held-out loss: {history[0]['loss']:.4f} before, {history[-1]['loss']:.4f} after\nmodel: {root / 'model'}")
+    if distributed.is_first():
+        train.write_json(root / TUNED, results)
+        print(
+            f"held-out loss: {history[0]['loss']:.4f} before, {history[-1]['loss']:.4f} after\nmodel: {root / 'model'}"
+        )
     return results
 
 

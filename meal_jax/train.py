@@ -1,5 +1,7 @@
 """A run: mesh → data → models → state → restore → loop → front. It reads top to bottom.
 
+Every process of a run goes through all of it; what is below is written by process 0, checkpoints by all.
+
 Everything a run writes is under its workdir:
     config.json          the configuration as run
     metrics.jsonl        one line a step (and TensorBoard events beside it)
@@ -7,6 +9,7 @@ Everything a run writes is under its workdir:
     evals/STEP.json      the front at a step
     pareto.json          the last front, the first, hypervolumes, sample answers
     pareto.png           the front, with those of `config.beside`, which have a folder of their own each
+    profile/             the trace of `config.profile_steps`
 """
 
 from __future__ import annotations
@@ -32,8 +35,9 @@ from meal_jax.meal.step import Batch, Frozen, Setup, State
 from meal_jax.pareto import figures
 from meal_jax.rewards import sources
 from meal_jax.rewards.text import TextScorer
+from meal_jax.rollout.decode import Responses
 from meal_jax.rollout.sampling import Sampling
-from meal_jax.runtime import checkpoint, sharding
+from meal_jax.runtime import checkpoint, distributed, profiling, sharding
 from meal_jax.runtime.metrics import MetricWriter, Preemption, progress
 from meal_jax.tasks.task import Task
 
@@ -55,7 +59,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
         if done is None:
             return None
         results[name] = done
-    _report(results, task, root)
+    distributed.from_first(lambda: _report(results, task, root))
     return results
 
 
@@ -77,9 +81,11 @@ def train_and_evaluate(
       FloatingPointError: a reward or a loss is not a finite number; the last checkpoint is from before it.
     """
     # ---------------------------------------------------------------------------------------------- devices
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    h = config.mesh
+    mesh = sharding.make_mesh(h.data, h.fsdp, h.tensor, jax.devices(), h.slices)
     sharding.check_batch(mesh, config.batch_size // 2, "half of config.batch_size")
     sharding.check_batch(mesh, config.eval.batch_size, "config.eval.batch_size")
+    distributed.check_shared(workdir)
     write_config(config, workdir)
 
     # ---------------------------------------------------------------------------------------------- modules, state
@@ -89,32 +95,37 @@ def train_and_evaluate(
         checkpoints = checkpoint.open_checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
         at_exit.callback(checkpoint.close, checkpoints)  # however the run ends, the save under way is finished
         start, state, frozen, placed = begin(config, setup, task, method.init, mesh, checkpoints)
-        for path in (workdir / "evals").glob("*.json"):
-            if start == 0 or int(path.stem) > start:  # of states that are gone: they will be made, and judged, again
-                path.unlink()
+        distributed.from_first(lambda: drop_evals(workdir, start))
 
         # ------------------------------------------------------------------------------------------ compiled functions
-        batch_placed = sharding.batch_sharding(mesh)
-        place = functools.partial(jax.device_put, device=batch_placed)
+        batch_placed, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+        place = functools.partial(sharding.put, sharding=batch_placed)
         scorer = sources.scorer(task, mesh, frozen)  # of rewards that read text; None where the device has them all
-        train_step, programs = compile_step(setup, method, scorer, place, (placed, sharding.replicated(mesh)))
+        out = (placed, everywhere)
+        train_step, programs = compile_step(setup, method, scorer, place, out, config.timed)
         e = config.eval
         sampling = Sampling(e.temperature, e.top_k, e.top_p, config.sampling.draw)
-        answer = jax.jit(evaluate.answer_fn(setup, method, sampling))
+        fn = evaluate.answer_fn(setup, method, sampling)
+        answer = jax.jit(fn, out_shardings=everywhere)  # each process reads all
         preferences = evaluate.grid(config)
 
         def eval_now(at: int, state: State) -> dict[str, Any]:
             path = workdir / "evals" / f"{at:06d}.json"
-            if path.exists():  # a resumed run does not pay twice
-                return json.loads(path.read_text())
+            known = distributed.from_first(lambda: json.loads(path.read_text()) if path.exists() else None)
+            if known is not None:  # a resumed run does not pay twice
+                return known
             answers = evaluate.evaluate(
                 answer, state, frozen, task.test, preferences, batch_size=e.batch_size, seed=config.seed, place=place,
                 scorer=scorer,
             )  # fmt: skip
-            out = {"step": at} | evaluate.summarise(answers, preferences, task, e.bootstrap)
-            out["samples"] = evaluate.sample_answers(answers, preferences, task, e.samples)
-            write_json(path, out)
-            return out
+
+            def judge() -> dict[str, Any]:
+                out = {"step": at} | evaluate.summarise(answers, preferences, task, e.bootstrap)
+                out["samples"] = evaluate.sample_answers(answers, preferences, task, e.samples)
+                write_json(path, out)
+                return out
+
+            return distributed.from_first(judge)
 
         # ------------------------------------------------------------------------------------------ loop
         writer = MetricWriter(workdir, tensorboard=config.tensorboard, start_step=start)
@@ -123,8 +134,8 @@ def train_and_evaluate(
         def make(at: int) -> Batch:
             return batch_at(task.train, at, config.batch_size, config.seed, config.data.buckets, batch_placed)
 
-        def step(state: State, batch: Batch):
-            return train_step(state, frozen, batch)
+        def step(state: State, batch: Batch, run: profiling.Run):
+            return train_step(state, frozen, batch, run)
 
         def measure(at: int, state: State) -> dict[str, float]:
             return {"eval/hypervolume": eval_now(at, state)["hypervolume"]}
@@ -138,22 +149,29 @@ def train_and_evaluate(
         # ------------------------------------------------------------------------------------------ front
         last = eval_now(config.steps, state)
         writer.write(config.steps, {"eval/hypervolume": last["hypervolume"]})
-    history = [json.loads(path.read_text()) for path in sorted((workdir / "evals").glob("*.json"))]
     results = {
         "task": task.name,
         "method": method.label,
         "seed": config.seed,
         "objectives": list(config.objectives),
         "seconds_training": seconds if start == 0 else None,  # of a resumed run only a part is known
-        "budget": evaluate.budget(method.cost(config), config, workdir / "metrics.jsonl"),
         "compiled": max(program._cache_size() for program in programs),
         "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+        "processes": jax.process_count(),
         **last,
-        "before": {name: value for name, value in history[0].items() if name != "samples"},
-        "history": [{"step": h["step"], "hypervolume": h["hypervolume"]} for h in history],
     }
-    write_json(workdir / "pareto.json", results)
-    return results
+
+    def finish() -> dict[str, Any]:
+        history = [json.loads(path.read_text()) for path in sorted((workdir / "evals").glob("*.json"))]
+        out = results | {
+            "budget": evaluate.budget(method.cost(config), config, workdir / "metrics.jsonl"),
+            "before": {name: value for name, value in history[0].items() if name != "samples"},
+            "history": [{"step": h["step"], "hypervolume": h["hypervolume"]} for h in history],
+        }
+        write_json(workdir / "pareto.json", out)
+        return out
+
+    return distributed.from_first(finish)
 
 
 def begin(
@@ -204,7 +222,7 @@ def loop(
       config, workdir: of the run.
       start: steps done.
       state: after them; donated.
-      step: (state, batch) → state, metrics.
+      step: (state, batch, run) → state, metrics; it calls its programs by `run`, which times them.
       make: step → its batch, on its devices; runs ahead in a thread.
       measure: (step, state) → figures to write and show, every `config.eval.every` steps.
       checkpoints, writer: opened; closed by who opened them.
@@ -222,8 +240,9 @@ def loop(
     def settle(pending):
         """Fetches and checks a step's metrics, by now computed while the next step runs."""
         if pending is not None:
-            at, on_device = pending
+            at, on_device, taken = pending
             values = {name: float(v) for name, v in jax.device_get(on_device).items()}
+            values |= watch.times(taken) | profiling.memory()
             _refuse_non_finite(at, values, config.objectives, workdir)
             writer.write(at, values)
             shown[show] = values[show]
@@ -232,23 +251,29 @@ def loop(
         Preemption() as preemption,
         progress(config.steps, start, label) as bar,
         prefetch(make, start, config.steps) as next_batch,
+        profiling.stopwatch() as watch,
+        profiling.trace(config.profile_steps, workdir / "profile") as trace,
     ):
         for at in range(start, config.steps):
+            trace(at)
             if at % config.eval.every == 0:
                 figures_now = measure(at, state)
                 writer.write(at, figures_now)
                 shown |= {name.rpartition("/")[2]: value for name, value in figures_now.items()}
+                watch.skip()
             batch, wait = next_batch()
-            state, metrics = step(state, batch)
+            with jax.profiler.StepTraceAnnotation("step", step_num=at):
+                state, metrics = step(state, batch, watch.run)
             settle(pending)  # of the step before: the device is never waited for
-            pending, done = (at, metrics | {"time/data_wait": wait}), at + 1
+            pending, done = (at, metrics | {"time/data_wait": wait}, watch.take()), at + 1
             bar.update(done, **shown)
-            preempted = preemption.requested
+            preempted = preemption.stop_point()
             if done % config.checkpoint.every == 0 or done == config.steps or preempted:
                 settle(pending)  # a state is saved only once its own step is known to be sound
                 pending = None
                 writer.flush()
                 checkpoint.save(checkpoints, done, state, {"config": json.loads(config.to_json_best_effort())})
+                watch.skip()
             if preempted:
                 break
     checkpoint.wait(checkpoints)
@@ -260,46 +285,73 @@ def loop(
 
 
 def compile_step(
-    setup: Setup, method: methods.Method, scorer: TextScorer | None, place: Callable, out_shardings: Any
+    setup: Setup,
+    method: methods.Method,
+    scorer: TextScorer | None,
+    place: Callable,
+    out_shardings: Any,
+    timed: bool = False,
 ) -> tuple[Callable, list[Callable]]:
-    """The step as the loop calls it: (state, frozen, Batch) → (state, metrics), the state donated.
+    """The step as the loop calls it: (state, frozen, Batch, run) → (state, metrics), the state donated.
 
     It is one program where the device computes every reward. Else it is three, rollout, score and update, and between the
-    last two the host adds the rewards that read text.
+    last two the host adds the rewards that read text. `run` calls a program and times it (`profiling.Stopwatch.run`).
 
     Args:
       setup, method: what runs.
       scorer: of the rewards that read text, or None.
       place: puts a batch's arrays on the devices.
       out_shardings: of (state, metrics).
+      timed: three programs in any case.
 
     Returns:
       The step and its jitted programs.
     """
-    if scorer is None:
-        step = jax.jit(functools.partial(method.step, setup), donate_argnums=0, out_shardings=out_shardings)
-        return step, [step]
-    rollout, score, update = jit_parts(setup, method, out_shardings)
+    # No step changes the key, and it stays outside of the program that returns the state: a typed key comes back from it
+    # under another spelling of its sharding, P() for P(None), which jit's dispatch takes for another signature.
+    donating = {"donate_argnums": 0, "out_shardings": (out_shardings[0].replace(key=None), out_shardings[1])}
+    if scorer is None and not timed:
+        whole = jax.jit(without_key(functools.partial(method.step, setup)), **donating)
 
-    def step(state: State, frozen: Frozen, batch: Batch):
-        rolled = rollout(state, frozen, batch)
-        scores = score(frozen, batch, rolled.responses)
-        ids, tokens, mask, rewards = jax.device_get(
-            (batch.id, rolled.responses.tokens, rolled.responses.mask, scores.rewards)
-        )
+        def step(state: State, frozen: Frozen, batch: Batch, run: profiling.Run = profiling.untimed):
+            new, metrics = run("device", whole, state.replace(key=None), state.key, frozen, batch)
+            return new.replace(key=state.key), metrics
+
+        return step, [whole]
+    score = profiling.scoped("score", functools.partial(_score_for_host, setup, method))
+    rollout = jax.jit(profiling.scoped("rollout", functools.partial(method.rollout, setup)))
+    score = jax.jit(score, out_shardings=(None, out_shardings[1]))
+    update = jax.jit(profiling.scoped("update", without_key(functools.partial(method.update, setup))), **donating)
+
+    def add_text_rewards(scores: Any, for_host: Any) -> tuple[Any, dict[str, float]]:
+        ids, tokens, mask, rewards = jax.device_get(for_host)
         rewards, cost = scorer.complete([scorer.texts[i] for i in ids.tolist()], tokens, mask, rewards)
-        state, metrics = update(state, frozen, batch, rolled, scores._replace(rewards=place(rewards)))
-        return state, metrics | cost
+        return scores._replace(rewards=place(rewards)), cost
+
+    def step(state: State, frozen: Frozen, batch: Batch, run: profiling.Run = profiling.untimed):
+        rolled = run("rollout", rollout, state, frozen, batch)
+        scores, for_host = run("score", score, frozen, batch, rolled.responses)
+        scores, cost = (scores, {}) if scorer is None else add_text_rewards(scores, for_host)
+        new, metrics = run("update", update, state.replace(key=None), state.key, frozen, batch, rolled, scores)
+        return new.replace(key=state.key), metrics | cost
 
     return step, [rollout, score, update]
 
 
-def jit_parts(setup: Setup, method: methods.Method, out_shardings: Any) -> tuple[Callable, Callable, Callable]:
-    """The step's three parts, each jitted: rollout, score, and update, which donates the state."""
-    rollout = jax.jit(functools.partial(method.rollout, setup))
-    score = jax.jit(functools.partial(method.score, setup))
-    update = jax.jit(functools.partial(method.update, setup), donate_argnums=0, out_shardings=out_shardings)
-    return rollout, score, update
+def without_key(part: Callable) -> Callable:
+    """(state, …) → (state, metrics) as (state without its key, key, …) → the same, that state without its key as well."""
+
+    def step(state: State, key: jax.Array, *rest: Any):
+        new, metrics = part(state.replace(key=key), *rest)
+        return new.replace(key=None), metrics
+
+    return step
+
+
+def _score_for_host(setup: Setup, method: methods.Method, frozen: Frozen, batch: Batch, responses: Responses):
+    """The device's scores, and beside them what the host reads, to be put whole on every process."""
+    scores = method.score(setup, frozen, batch, responses)
+    return scores, (batch.id, responses.tokens, responses.mask, scores.rewards)
 
 
 def _refuse_non_finite(at: int, values: dict[str, float], objectives, workdir: Path) -> None:
@@ -338,8 +390,16 @@ def _report(results: dict[str, Any], task: Task, root: Path) -> None:
 
 
 def write_config(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
+    if distributed.is_first():
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
+
+
+def drop_evals(workdir: Path, start: int) -> None:
+    """Deletes what was found at states that are gone: they will be made, and judged, again."""
+    for path in (workdir / "evals").glob("*.json"):
+        if start == 0 or int(path.stem) > start:
+            path.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -66,7 +66,10 @@ def test_a_run_writes_all_it_promises_and_compiles_once(finished):
     for folder in (tmp_path, tmp_path / "static"):
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert [r["step"] for r in rows if "utility" in r] == list(range(6))
-        assert all(0 <= r["time/data_wait"] < 1 for r in rows if "utility" in r)
+        for r in (r for r in rows if "utility" in r):
+            assert all(0 <= r[f"time/{share}"] < 1 for share in ("data_wait", "idle"))
+            assert r["time/step"] * (1 - r["time/idle"]) == pytest.approx(r["time/device"])
+            assert (r["time/compile"] > 0) == (r["step"] == 0) and r["memory/host_bytes"] > 2**20
         assert [r["step"] for r in rows if "eval/hypervolume" in r] == [0, 3, 6]
         assert list((folder / "tensorboard").iterdir())
         assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["4", "6"]
@@ -105,6 +108,7 @@ COMMAND = [
     sys.executable, "-m", "meal_jax.main", "--config=configs/toy.py", "--config.mesh.data=1",
     *(f"--config.{name}={value}" for name, value in SMALL.items() if name not in ("mesh.data", "beside", "steps")),
     "--config.beside=()", "--config.steps=300", "--config.checkpoint.every=5", "--config.eval.every=1000",
+    "--stopped_status=75",
 ]  # fmt: skip
 ENVIRONMENT = os.environ | {
     "JAX_PLATFORMS": "cpu",
@@ -149,7 +153,7 @@ def test_killed_or_told_to_stop_and_run_again_it_ends_with_the_same_bits(tmp_pat
     wait_for_checkpoint(resumed, tmp_path / "killed", after=reached)
     resumed.send_signal(signal.SIGTERM)
     output, _ = resumed.communicate(timeout=120)
-    assert resumed.returncode == 0 and "run the same command to go on" in output, output[-2000:]
+    assert resumed.returncode == 75 and "run the same command to go on" in output, output[-2000:]
     assert reached < newest(tmp_path / "killed")[0] < 300
 
     last = start(tmp_path / "killed")
@@ -202,9 +206,26 @@ def test_rewards_from_text_train_and_evaluate_as_those_from_tokens_do(finished, 
     assert newest(tmp_path / "text") == newest(own)  # weights, optimizers, reward statistics: the same bits
     rows = [[json.loads(line) for line in (at / "metrics.jsonl").open()] for at in (own, tmp_path / "text")]
     for one, other in zip(*([row for row in run if "utility" in row] for run in rows), strict=True):
-        assert other["time/score"] > 0 and other.keys() - one.keys() == {"time/score", "score/known"}
-        same = [name for name in one if not name.startswith("time/")]
+        assert other["time/text_rewards"] > 0 and other.keys() - one.keys() == {
+            "time/text_rewards", "score/known", "time/rollout", "time/score", "time/update",
+        }  # fmt: skip
+        same = [name for name in one if not name.startswith(("time/", "memory/"))]
         assert [other[name] for name in same] == pytest.approx([one[name] for name in same], rel=1e-5)
+
+
+def test_a_timed_run_is_the_same_run_and_knows_its_phases_and_a_trace_shows_them(finished, tmp_path):
+    train.run(small(method="static", timed=True, profile_steps=(1, 2), eval__every=6), str(tmp_path))
+    assert newest(tmp_path) == newest(finished[0] / "static")  # the same bits as of one program
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    for row in (row for row in rows if "utility" in row):
+        phases = [row[f"time/{phase}"] for phase in ("rollout", "score", "update")]
+        assert min(phases) >= 0 and sum(phases) == pytest.approx(row["time/device"]) and row["time/device"] > 0
+    [traced] = (tmp_path / "profile").rglob("*.xplane.pb")
+    planes = jax.profiler.ProfileData.from_file(str(traced)).planes
+    events = [event for plane in planes for line in plane.lines for event in line.events]
+    assert {1, 2} <= {dict(event.stats)["step_num"] for event in events if event.name == "step"} <= {1, 2, 3}
+    modules = {dict(event.stats).get("hlo_module") for event in events}
+    assert {"jit_rollout", "jit_score", "jit_update"} <= modules
 
 
 def test_a_reward_that_is_not_a_number_stops_the_run_by_name_and_keeps_the_last_good_state(tmp_path, monkeypatch):

@@ -85,7 +85,7 @@ def full_length(setup: Setup, vocabulary: int) -> Setup:
 class Side:
     """One method on the opened run: its state, its compiled phases, and what the phases hand on to each other.
 
-    The phases are the functions that training jits (`train.jit_parts`, `train.compile_step`), compiled ahead so that
+    The phases are the functions that training jits (`train.compile_step`), compiled ahead so that
     tracing, compiling and running are timed apart. Use it under `jax.set_mesh(opened.mesh)`.
     """
 
@@ -129,10 +129,8 @@ class Side:
     def compile_one(self, phase: str) -> None:
         """Compiles a phase, on the results of those before it that are there, and runs it once."""
         out = (self.placed, sharding.replicated(self.opened.mesh))
-        if phase == "step":
-            jitted = train.compile_step(self.setup, self.method, None, jax.device_put, out)[0]
-        else:
-            jitted = train.jit_parts(self.setup, self.method, out)[PHASES.index(phase)]
+        _, programs = train.compile_step(self.setup, self.method, None, jax.device_put, out, timed=phase != "step")
+        jitted = programs[0 if phase == "step" else PHASES.index(phase)]
         began = time.perf_counter()
         lowered = jitted.lower(*self._arguments(phase))
         traced = time.perf_counter()
@@ -149,17 +147,24 @@ class Side:
         if phase == "rollout":
             self.rolled = out
         elif phase == "score":
-            self.scores = out
+            self.scores, _ = out
         else:
-            self.state, self.metrics = out
+            self._keep(*out)
         return taken
 
+    def _keep(self, state: Any, metrics: Any) -> None:
+        self.state, self.metrics = state.replace(key=self.state.key), metrics
+
     def _arguments(self, phase: str) -> tuple:
+        state = (
+            self.state.replace(key=None),
+            self.state.key,
+        )  # the key stays outside of what returns a state, see `train`
         return {
             "rollout": (self.state, self.frozen, self.batch),
             "score": (self.frozen, self.batch, self.rolled and self.rolled.responses),
-            "update": (self.state, self.frozen, self.batch, self.rolled, self.scores),
-            "step": (self.state, self.frozen, self.batch),
+            "update": (*state, self.frozen, self.batch, self.rolled, self.scores),
+            "step": (*state, self.frozen, self.batch),
         }[phase]
 
     @property
@@ -194,11 +199,11 @@ class Side:
         began = time.perf_counter()
         with prefetch(self.make_batch, 0, steps) as next_batch:
             for _ in range(steps):
-                batch, wait = next_batch()
+                self.batch, wait = next_batch()
                 waits.append(wait)
-                self.state, metrics = step(self.state, self.frozen, batch)
+                self._keep(*step(*self._arguments("step")))
                 jax.device_get(pending)
-                pending = metrics
+                pending = self.metrics
         jax.device_get(pending)
         return {"seconds_per_step": (time.perf_counter() - began) / steps, "data_wait": float(np.mean(waits))}
 

@@ -5,7 +5,8 @@ score, never rounded. It may be a model with a tokenizer of its own (`ModelRewar
 user's function (`rewards/python.py`). Its scores then go the way of every reward: the running mean and variance in
 `State.rewards`, which is checkpointed, put the objectives on one scale before preferences weigh them.
 
-`TextScorer` adds the columns of the text rewards to those that the device computed.
+`TextScorer` adds the columns of the text rewards to those that the device computed. With several processes all hold all
+texts: a model is run by them together, as it lies on their mesh, and a user's function by each on its share of the rows.
 
 Letters: B prompts, N candidates, K objectives, T response tokens, R rows, S tokens of a row.
 """
@@ -23,7 +24,7 @@ import numpy as np
 
 from meal_jax.models.classifier import Classifier
 from meal_jax.rewards.formats import Encoded, limit
-from meal_jax.runtime import sharding
+from meal_jax.runtime import distributed, sharding
 
 PyTree = Any
 TextReward = Callable[[list[str], list[str]], np.ndarray]
@@ -69,7 +70,8 @@ class ModelReward:
           batch_size: rows at a time; rounded up to what the mesh divides.
           kept: most scores remembered.
         """
-        self.params, self.scored, self.compiled = params, 0, jax.jit(score)
+        self.params, self.scored = params, 0
+        self.compiled = jax.jit(score, out_shardings=sharding.replicated(mesh))
         self._encode, self._limit, self._pad, self._left = encode, limit, pad, left
         self._placed = sharding.batch_sharding(mesh)
         pieces = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
@@ -98,7 +100,7 @@ class ModelReward:
             for at in range(0, len(group), self._rows):
                 index = group[at : at + self._rows]
                 batch = pad([rows[i] for i in index], self._rows, length, self._pad, self._left)
-                running.append((index, self.compiled(self.params, *jax.device_put(batch, self._placed))))
+                running.append((index, self.compiled(self.params, *sharding.put(batch, self._placed))))
         scores = np.empty(len(rows), np.float32)
         for index, found in running:
             scores[index] = np.asarray(found)[: len(index)]
@@ -111,7 +113,7 @@ def of_classifier(
     """The reward that is a classifier's raw logit.
 
     Args:
-      classifier: of `models.classifier`; its parameters are copied to every device.
+      classifier: of `models.classifier`; its parameters are laid out by `placement`.
       tokenizer: the model's.
       layout: of `rewards.formats`.
       label: which logit.
@@ -125,12 +127,20 @@ def of_classifier(
     return ModelReward(
         lambda prompt, response: layout(tokenizer, prompt, response, most),
         lambda params, *rows: classifier.apply(params, *rows)[:, label],
-        jax.device_put(classifier.params, sharding.replicated(mesh)),
+        jax.tree.map(sharding.put, classifier.params, placement(classifier.params, mesh)),
         mesh,
         limit=most,
         pad=classifier.pad,
         **options,
     )
+
+
+def placement(params: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
+    """Where a reward model's parameters live: split over fsdp, or, if its sizes do not divide, copied to every device."""
+    try:
+        return sharding.shardings({"reward_models": params}, mesh)["reward_models"]
+    except ValueError:
+        return jax.tree.map(lambda _: sharding.replicated(mesh), params)
 
 
 def bucket(length: int, limit: int) -> int:
@@ -164,6 +174,17 @@ def check(name: str, values: Any, responses: Sequence[str]) -> np.ndarray:
       ValueError: it is not one number for each response.
       FloatingPointError: some are not finite.
     """
+    scores = _numbers(name, values, responses)
+    bad = np.flatnonzero(~np.isfinite(scores))
+    if len(bad):
+        raise FloatingPointError(
+            f"The reward of objective {name!r} is not a finite number for {len(bad)} of {len(scores)} responses; the "
+            f"first is {scores[bad[0]]} for {responses[bad[0]][:80]!r}."
+        )
+    return scores
+
+
+def _numbers(name: str, values: Any, responses: Sequence[str]) -> np.ndarray:
     try:
         scores = np.asarray(values, np.float32)
     except (TypeError, ValueError) as error:
@@ -173,13 +194,16 @@ def check(name: str, values: Any, responses: Sequence[str]) -> np.ndarray:
             f"The reward of objective {name!r} returned shape {list(scores.shape)} for {len(responses)} responses; "
             f"it must return one number for each, shape [{len(responses)}]."
         )
-    bad = np.flatnonzero(~np.isfinite(scores))
-    if len(bad):
-        raise FloatingPointError(
-            f"The reward of objective {name!r} is not a finite number for {len(bad)} of {len(scores)} responses; the "
-            f"first is {scores[bad[0]]} for {responses[bad[0]][:80]!r}."
-        )
     return scores
+
+
+def _column(name: str, reward: TextReward, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+    """A text reward's scores [R], found and checked alike on every process."""
+    if isinstance(reward, ModelReward):
+        scores = reward(prompts, responses)
+    else:
+        scores = distributed.in_shares(lambda p, r: _numbers(name, reward(p, r), r), prompts, responses)
+    return check(name, scores, responses)
 
 
 class TextScorer(NamedTuple):
@@ -224,11 +248,11 @@ class TextScorer(NamedTuple):
             if reward is None:
                 columns.append(next(on_device))
             else:
-                columns.append(check(name, reward(repeated, responses), responses).reshape(lead))
+                columns.append(_column(name, reward, repeated, responses).reshape(lead))
         models = sum(isinstance(reward, ModelReward) for reward in self.rewards)
         asked = models * len(responses)
         known = 1 - (_scored(self.rewards) - before) / asked if asked else 0.0
-        cost = {"time/score": time.perf_counter() - began, "score/known": known}
+        cost = {"time/text_rewards": time.perf_counter() - began, "score/known": known}
         return np.stack(columns, axis=-1).astype(np.float32), cost
 
 

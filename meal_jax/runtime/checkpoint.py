@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,6 +23,8 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
+
+from meal_jax.runtime import distributed
 
 PyTree = Any
 UNFINISHED = "*.orbax-checkpoint-tmp*"
@@ -84,7 +87,7 @@ def save(checkpointer: Checkpointer, step: int, state: PyTree, meta: dict[str, A
         raise ValueError(f"{checkpointer.directory} is open for reading (keep=None); to save, open it with keep >= 1.")
     wait(checkpointer)
     path = checkpointer.directory / str(step)
-    if path.exists():
+    if distributed.from_first(path.exists):
         return
     _check_exact(state)
     digests = _digests(state)
@@ -144,16 +147,14 @@ def restore_latest(checkpointer: Checkpointer, abstract_state: PyTree) -> tuple[
     wait(checkpointer)
     _check_exact(abstract_state)
     damaged = {}
-    for step in reversed(steps(checkpointer)):
-        path, reason = checkpointer.directory / str(step), ""
+    for step in reversed(distributed.from_first(lambda: steps(checkpointer))):
+        path = checkpointer.directory / str(step)
         try:
             state, meta = _load(path, abstract_state)
         except (MismatchError, MemoryError):
             raise
         except Exception as error:  # damage shows as whatever the reader stumbles on: many types, no common base
-            reason = f"{type(error).__name__}: {error}".splitlines()[0][:500]
-        if not _all_processes(not reason):
-            damaged[step] = reason or "another process could not read it"
+            damaged[step] = f"{type(error).__name__}: {error}".splitlines()[0][:500]
             logging.warning("Checkpoint %s is damaged and is skipped. %s", path, damaged[step])
             continue
         if checkpointer.keep is not None:
@@ -169,19 +170,44 @@ def restore_latest(checkpointer: Checkpointer, abstract_state: PyTree) -> tuple[
 
 
 def _load(path: ocp.path.Path, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any]]:
+    """Reads and verifies; fails on all processes or on none, and each knows after each part that all came so far."""
+    record = _together(lambda: _read_record(path, abstract_state))
+    state = _together(lambda: _read_arrays(path, abstract_state))
+    digests = _digests(state)  # computed by all together, so the same on all
+    changed = [leaf for leaf, (_, digest) in record["leaves"].items() if digests[leaf] != digest]
+    if changed:
+        raise ValueError(f"The bytes of {', '.join(changed)} are not those that were saved.")
+    return state, record["meta"]
+
+
+def _together(read: Callable[[], Any]) -> Any:
+    result, error = None, None
+    try:
+        result = read()
+    except Exception as failure:  # the others must hear of it, whatever it is
+        error = failure
+    distributed.agree(error, "Reading it")
+    return result
+
+
+def _read_record(path: ocp.path.Path, abstract_state: PyTree) -> dict[str, Any]:
     stored = ocp.checkpointables_metadata(path).custom_metadata or {}
     text = stored.get("record", "")
     if zlib.crc32(text.encode()) != stored.get("crc32"):
         raise ValueError("Its record of leaves and settings is missing or damaged.")
     record = json.loads(text)
     _check_match(path, {leaf: kind for leaf, (kind, _) in record["leaves"].items()}, _describe(abstract_state))
-    state = ocp.load(path, abstract_state)
-    state = jax.tree.map(lambda a, like: jax.device_put(a, like.sharding), state, abstract_state)  # no copy if in place
-    digests = _digests(state)
-    changed = [leaf for leaf, (_, digest) in record["leaves"].items() if digests[leaf] != digest]
-    if changed:
-        raise ValueError(f"The bytes of {', '.join(changed)} are not those that were saved.")
-    return state, record["meta"]
+    return record
+
+
+def _read_arrays(path: ocp.path.Path, abstract_state: PyTree) -> PyTree:
+    """Each process reads its own part and waits for nobody: one that fails would leave the others at Orbax's barrier."""
+    context, here = ocp.Context(), jax.process_index()
+    context.multiprocessing_options.primary_host = here
+    context.multiprocessing_options.active_processes = {here}
+    with context:
+        state = ocp.load(path, abstract_state)
+    return jax.tree.map(lambda a, like: jax.device_put(a, like.sharding), state, abstract_state)  # no copy if in place
 
 
 def _check_match(path: ocp.path.Path, saved: dict[str, str], wanted: dict[str, str]) -> None:
@@ -254,11 +280,6 @@ def _digest(a: jax.Array) -> jax.Array:
     for multiplier in (0x85EBCA6B, 0xC2B2AE35):  # MurmurHash3's finaliser
         mixed = (mixed ^ (mixed >> 16)) * np.uint32(multiplier)
     return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
-
-
-def _all_processes(ok: bool) -> bool:
-    """True if it is true on every process; they must agree on which checkpoint they read."""
-    return ok if jax.process_count() == 1 else bool(np.all(multihost_utils.process_allgather(np.array(ok))))
 
 
 def _set_aside(checkpointer: Checkpointer, damaged: dict[int, str]) -> None:

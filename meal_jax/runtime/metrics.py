@@ -21,6 +21,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+from meal_jax.runtime import distributed
+
 LINE_SECONDS = 10.0  # between progress lines where there is no terminal
 FLUSH_SECONDS = 30.0  # between flushes of the events
 
@@ -189,21 +191,24 @@ def _clock(seconds: float) -> str:
 
 
 class Preemption:
-    """Context in which SIGTERM and the first Ctrl-C only set `requested`: the loop saves and leaves at a step's end.
+    """Context in which SIGTERM and the first Ctrl-C only ask the loop to save and leave, which it does at a `stop_point`.
 
     A second Ctrl-C interrupts at once. The handlers before are put back on exit. Off the main thread, where Python
-    allows no handlers, nothing is installed. With several processes, ask
-    `jax.experimental.multihost_utils.reached_preemption_sync_point(step)` as well: they must all stop at the same step.
+    allows no handlers, nothing is installed.
+
+    With several processes a request to one is a request to all, and they stop at the same point: SIGTERM is left to JAX's
+    preemption service, which also hears of the cluster's own notices, and Ctrl-C is passed on to it.
     """
 
     def __init__(self):
         self.requested = False
+        self._several = jax.process_count() > 1
         self._interrupted = False
         self._before = {}
 
     def __enter__(self) -> Preemption:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGINT,) if self._several else (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -213,8 +218,14 @@ class Preemption:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._before = {}
 
+    def stop_point(self) -> bool:
+        """Whether to stop here. With several processes all call this alike and hear the same; see `distributed`."""
+        return distributed.stop_point() if self._several else self.requested
+
     def _handle(self, number: int, frame: Any) -> None:
         if number == signal.SIGINT and self._interrupted:
             raise KeyboardInterrupt
         self._interrupted = number == signal.SIGINT or self._interrupted
         self.requested = True
+        if self._several:
+            os.kill(os.getpid(), signal.SIGTERM)

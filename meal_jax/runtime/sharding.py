@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -55,18 +57,26 @@ RULES: tuple[tuple[str, P], ...] = (
 )
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+    slices: int = 1,
+) -> Mesh:
     """The device mesh.
 
     Args:
       data, fsdp, tensor: sizes of the axes; at most one is -1, "the devices that are left".
       devices: defaults to all devices of all processes.
+      slices: groups of devices with a slow network between them (TPU slices joined by the data center's); -1 = as many
+        as the devices say. The data axis is split over them first, so that only gradients cross it.
 
     Returns:
       A mesh over all of `devices`, with Auto axes (Explicit ones, jax.make_mesh's default, break Linen's gathers).
 
     Raises:
-      ValueError: the sizes do not multiply to the number of devices.
+      ValueError: the sizes do not multiply to the number of devices, or do not fit the slices.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
@@ -80,7 +90,39 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
         raise ValueError(f"Mesh {shown} does not fit {len(devices)} device(s): {advice}.")
     if wild:
         sizes[wild[0]] = len(devices) // product
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    types = (AxisType.Auto,) * len(AXES)
+    slices, by_process = _slices(devices, slices)
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
+    if sizes["data"] % slices:
+        raise ValueError(
+            f"Mesh {shown} over {slices} slices of {len(devices) // slices} devices: data={sizes['data']} is not a "
+            f"multiple of {slices}. Slices split the data axis alone: make fsdp × tensor divide a slice's devices."
+        )
+    inside = (sizes["data"] // slices, sizes["fsdp"], sizes["tensor"])
+    grid = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices, process_is_granule=by_process)
+    return Mesh(grid, AXES, axis_types=types)
+
+
+def _slices(devices: Sequence[jax.Device], asked: int) -> tuple[int, bool]:
+    """The number of slices, and whether processes stand for them: on CPUs, and where devices name no slice."""
+    named = [getattr(device, "slice_index", None) for device in devices]
+    by_process = None in named or devices[0].platform == "cpu"
+    groups = [device.process_index for device in devices] if by_process else named
+    found = len(set(groups))
+    if asked == -1:
+        return (1 if by_process else found), by_process
+    if asked == 1:
+        return 1, by_process
+    unit = "process(es), each of which counts as a slice, since these devices name none" if by_process else "slice(s)"
+    if asked != found:
+        raise ValueError(
+            f"config.mesh.slices={asked}, but the devices are of {found} {unit}. Set it to {found}, or to -1 to take what "
+            "the devices say; 1 lays the mesh out as if the network were the same everywhere."
+        )
+    if len({groups.count(group) for group in groups}) > 1:
+        raise ValueError(f"config.mesh.slices={asked}: the slices differ in size, so no mesh covers them evenly.")
+    return found, by_process
 
 
 def shardings(tree: PyTree, mesh: Mesh, rules: Sequence[tuple[str, P]] = RULES) -> PyTree:
@@ -167,6 +209,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The leading dimension (prompts) split over data and fsdp."""
     return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def put(tree: PyTree, sharding: NamedSharding) -> PyTree:
+    """Arrays that every process holds whole and alike, as global ones: each process makes what its devices keep.
+
+    `jax.device_put` would first send them round to compare them.
+    """
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda a: jax.make_array_from_callback(a.shape, sharding, np.asarray(a).__getitem__), tree)
 
 
 def check_batch(mesh: Mesh, batch_size: int, what: str) -> None:

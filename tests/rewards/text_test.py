@@ -152,7 +152,7 @@ def test_columns_stand_in_the_order_of_the_objectives():
     np.testing.assert_array_equal(rewards[..., 0], [[2, 2, 2], [2, 2, 1]])
     np.testing.assert_array_equal(rewards[..., 1], device[..., 0])
     np.testing.assert_array_equal(rewards[..., 2], [[80] * 3, [81] * 3])
-    assert cost["score/known"] == 0 and cost["time/score"] > 0
+    assert cost["score/known"] == 0 and cost["time/text_rewards"] > 0
     with pytest.raises(FloatingPointError, match="objective 'c'"):
         scorer._replace(rewards=(length, None, lambda p, r: [np.inf] * 6)).complete(["P", "Q"], tokens, mask, device)
 

@@ -1,0 +1,51 @@
+"""Looks for what would stop a run, in seconds, before hours are spent.
+
+    python -m meal_jax.doctor --config=configs/reddit.py:summary,faithful --workdir=runs/reddit
+
+takes the flags of `meal_jax.main`, those of several processes too; every process is started as the run would be, and
+process 0 prints what all have found. Nothing is downloaded, and nothing written but a small file in the workdir (in the
+directory above it, if it is not there yet), which is removed again.
+
+Each line is `ok`, `warn` (the run starts; read it) or `fail`, with what to do about it. The exit status is 1 on a fail.
+What only the whole run can tell is not checked: whether every row of the data can be read, whether the step fits the
+devices' memory with what XLA needs beside the estimate.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from absl import app, flags, logging
+
+from meal_jax.runtime import distributed
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}. Fields are set by --config.name=value.")
+    logging.set_verbosity(logging.WARNING)
+    config, workdir = flags.FLAGS.config, flags.FLAGS.workdir
+    if "policy" not in config or "mesh" not in config:
+        raise SystemExit("error: this --config is not of meal_jax.main, whose runs the doctor knows.")
+    with distributed.end_together():
+        try:
+            distributed.start_as_flags_say()
+        except (ValueError, RuntimeError) as error:
+            raise SystemExit(f"fail  processes  {error}") from None
+
+        from meal_jax.doctor.examine import examine  # here, as in `meal_jax.main`: JAX is not used before the start
+        from meal_jax.doctor.finding import report
+
+        findings = examine(config, workdir)
+        if distributed.is_first():
+            report(findings)
+    if any(finding.status == "fail" for finding in findings):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    from meal_jax.main import parse
+
+    distributed.define_flags()
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main, flags_parser=parse)

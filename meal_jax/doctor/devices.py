@@ -1,0 +1,170 @@
+"""Devices: what the processes see, the mesh over it, the memory, and whether they compute and talk to each other."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from meal_jax import cost, testing
+from meal_jax.doctor.finding import GIB, Finding, fail, ok, warn
+from meal_jax.meal import step as meal
+from meal_jax.models import hf
+from meal_jax.models.transformer import TransformerConfig
+from meal_jax.runtime import sharding
+
+ACCELERATORS = {"/dev/nvidia0": "an NVIDIA GPU", "/dev/accel0": "a TPU", "/dev/vfio/0": "a TPU"}
+
+
+def seen() -> Iterator[Finding]:
+    """The devices of all processes, and whether they are the ones that this host has."""
+    here = jax.local_devices()
+    processes = jax.process_count()
+    of = f" of {processes} processes" if processes > 1 else ""
+    yield ok("devices", f"{jax.device_count()} × {here[0].device_kind} ({jax.default_backend()}){of}")
+    each = collections.Counter(device.process_index for device in jax.devices())
+    if len(set(each.values())) > 1:
+        yield fail("devices", f"number by process: {dict(sorted(each.items()))}", "Every process must have as many.")
+    hardware = {what for file, what in ACCELERATORS.items() if Path(file).exists()}
+    if jax.default_backend() == "cpu" and hardware and os.environ.get("JAX_PLATFORMS") != "cpu":
+        advice = (
+            "Install JAX for it, `pip install -e '.[cuda]'` or '.[tpu]', and see that its driver runs and no other program "
+            "holds it; JAX_PLATFORMS=cpu if the CPU is meant."
+        )
+        yield fail("devices", f"this host has {' and '.join(sorted(hardware))}, and JAX sees the CPU only", advice)
+
+
+def laid_out(config: Any) -> tuple[list[Finding], Mesh | None]:
+    """The configuration's mesh over the devices, and None in its place if they or the batches do not fit it."""
+    h = config.mesh
+    try:
+        mesh = sharding.make_mesh(h.data, h.fsdp, h.tensor, jax.devices(), h.slices)
+        if config.stage == "sft":
+            sharding.check_batch(mesh, config.batch_size, "config.batch_size")
+        else:
+            sharding.check_batch(mesh, config.batch_size // 2, "half of config.batch_size")
+        sharding.check_batch(mesh, config.eval.batch_size, "config.eval.batch_size")
+    except ValueError as error:
+        advice = "Set config.mesh.data, fsdp and tensor for these devices, and batch sizes that data × fsdp divides."
+        return [fail("mesh", f"{error}", advice)], None
+    return [ok("mesh", " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items()))], mesh
+
+
+def memory(config: Any, mesh: Mesh, model: TransformerConfig | None) -> Iterator[Finding]:
+    """The devices' memory against an estimate of what a step of Meal holds; and whether the mesh divides the weights.
+
+    Args:
+      config: the run's.
+      mesh: its devices.
+      model: the policy's sizes; None if they are not known.
+    """
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    limit = min((s["bytes_limit"] for s in stats if "bytes_limit" in s), default=None)
+    alone, has = 1, "a device has"
+    if limit is None:  # the CPU's devices share the host's
+        limit, alone, has = _host_memory(), jax.local_device_count(), "this host has free"
+    has = f"{has} {limit / GIB:.1f} GiB" if limit else "what there is, is not known"
+    if model is None:
+        yield ok("memory", has)
+        return
+    try:
+        paths = {f"policy/transformer/{path}": shape for path, shape in hf.param_shapes(model).items()}
+        sharding.shardings(paths, mesh)
+    except ValueError as error:
+        yield fail("mesh", f"{error}", "Choose other sizes of config.mesh.")
+        return
+    m = config.meal
+    run = cost.Run(
+        model, config.batch_size, m.candidates, config.data.prompt_length, config.sampling.max_new,
+        slots=config.conditioning.slots, objectives=len(config.objectives), kl=m.beta > 0, net=m.net,
+        hypergradient=m.hypergradient, reuse_virtual=m.reuse_virtual, chunk=config.policy.chunk,
+    )  # fmt: skip
+    parts = cost.memory(run, dict(mesh.shape))
+    least = alone * sum(parts[kind] for kind in ("weights", "trained", "optimizer"))
+    most = alone * cost.peak(parts)
+    found = f"{has}; a step needs about {most / GIB:.1f}, {least / GIB:.1f} of it weights and optimizer (reward models beside)"
+    if limit and least > limit:
+        advice = (
+            "More devices for config.mesh.fsdp or tensor, which split the weights; config.policy.param_dtype=bfloat16; "
+            "adapters (config.policy.lora_rank) in place of all weights; or a smaller model."
+        )
+        yield fail("memory", found, advice)
+    elif limit and most > 0.9 * limit:
+        advice = "config.policy.remat=full, a small config.policy.chunk, fewer prompts or candidates a step, or more devices."
+        yield warn("memory", found, advice)
+    else:
+        yield ok("memory", found)
+
+
+def _host_memory() -> int | None:
+    """Bytes that are free on this host; None where the system does not tell as Linux does."""
+    with contextlib.suppress(OSError, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    return None
+
+
+def collective() -> list[Finding]:
+    """A sum over all devices of all processes, timed the second time."""
+    count, length = jax.device_count(), 2**20
+    mesh = Mesh(np.array(jax.devices()), ("all",))
+    rows = lambda at: np.arange(count, dtype=np.float32)[at[0]][:, None] * np.ones(length, np.float32)  # noqa: E731
+    x = jax.make_array_from_callback((count, length), NamedSharding(mesh, P("all")), rows)
+    total = jax.jit(lambda x: jnp.sum(x, axis=0), out_shardings=NamedSharding(mesh, P()))
+    jax.block_until_ready(total(x))
+    began = time.perf_counter()
+    found = jax.block_until_ready(total(x))
+    seconds = time.perf_counter() - began
+    expected = count * (count - 1) / 2
+    if not np.all(np.asarray(found.addressable_data(0)) == expected):
+        return [
+            fail("collective", f"a sum over {count} devices is not {expected:.0f}", "A device or a link is faulty.")
+        ]
+    return [ok("collective", f"sum of 4 MiB over {count} devices: {seconds * 1e3:.2f} ms")]
+
+
+def small_step(mesh: Any) -> list[Finding]:
+    """A step of the method in miniature on the run's mesh: rollout, scoring, both halves' updates, sharded by its rules."""
+    rows, fsdp, tensor = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["fsdp"], mesh.shape["tensor"]
+    vocabulary = testing.VOCABULARY * tensor
+    sizes = {
+        "layers": 1, "vocab_size": vocabulary, "width": math.lcm(16, fsdp), "heads": 4 * tensor, "kv_heads": 2 * tensor,
+        "hidden": 24 * tensor,
+    }  # fmt: skip
+
+    def step():
+        # Without the weight-net: its second derivatives take longer to compile than all the rest.
+        t = testing.tiny(batch=2 * rows, candidates=2, max_new=4, net=False, model=sizes)
+        setup = dataclasses.replace(t.setup, forbidden=jnp.arange(vocabulary) == testing.PAD)
+        state = jax.lax.with_sharding_constraint(t.state, sharding.shardings(t.state, mesh))
+        batch = jax.lax.with_sharding_constraint(
+            t.batch, jax.tree.map(lambda _: sharding.batch_sharding(mesh), t.batch)
+        )
+        _, metrics = meal.step(setup, state, t.frozen, batch)
+        return metrics["loss/base"]
+
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(step, out_shardings=sharding.replicated(mesh))
+        began = time.perf_counter()
+        loss = float(compiled())
+        compiling = time.perf_counter() - began
+        began = time.perf_counter()
+        again = float(compiled())
+        seconds = time.perf_counter() - began
+    if not math.isfinite(loss) or loss != again:
+        return [
+            fail("step", f"a small step's loss was {loss}, then {again}", "A device computes wrongly: try another.")
+        ]
+    return [ok("step", f"a small step on the mesh: {seconds * 1e3:.1f} ms, after {compiling:.1f} s of compilation")]

@@ -1,0 +1,89 @@
+"""All checks, on all processes alike, and what all of them found."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import json
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from meal_jax.doctor import devices, files, software
+from meal_jax.doctor.finding import Finding, fail, report
+
+DEVICE_SECONDS = 180.0  # that a first program on all devices may take, its compilation included
+
+
+def examine(config: Any, workdir: str) -> list[Finding]:
+    """Makes all checks; every process calls it, and all return the same: what any of them found.
+
+    Raises:
+      SystemExit: the devices cannot be used at all; the report is printed.
+    """
+    findings = [*software.versions(), software.settings(config)]
+    sound = findings[-1].status == "ok"  # else the fields cannot be relied on
+    if sound:
+        findings += [*files.weights(config), *files.data(config), *files.workdir(config, workdir)]
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        advice = "Is another program on them, a run that has not ended? Does the driver work? `pip list` shows JAX's plugins."
+        report([*findings, fail("devices", f"{error}".partition("\n")[0], advice)])
+        raise SystemExit(1) from None
+    # Past here every process goes, whatever it found: the others wait for it.
+    findings += devices.seen()
+    found, mesh = devices.laid_out(config)
+    findings += found
+    if sound and mesh is not None:
+        findings += devices.memory(config, mesh, files.decoder(config))
+    try:
+        findings += within(DEVICE_SECONDS, devices.collective)
+        if mesh is not None:
+            findings += within(DEVICE_SECONDS, functools.partial(devices.small_step, mesh))
+    except TimeoutError:
+        advice = (
+            "Some device or host does not take part. Was the command started on every host? Are the ports between hosts "
+            "open? Is another program on the devices? With NVIDIA GPUs, NCCL_DEBUG=INFO says more."
+        )
+        report([*findings, fail("collective", f"no answer from all devices in {DEVICE_SECONDS:.0f} s", advice)])
+        os._exit(1)  # a thread waits for the devices, and would keep this process
+    return gathered([*findings, *files.shared(workdir)])
+
+
+def within(seconds: float, function: Callable[[], list[Finding]]) -> list[Finding]:
+    """What the function returns or raises; TimeoutError if that takes longer, while it goes on in a thread."""
+    result: Future = Future()
+
+    def work() -> None:
+        try:
+            result.set_result(function())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return result.result(timeout=seconds)
+
+
+def gathered(findings: list[Finding]) -> list[Finding]:
+    """The findings of all processes, on all: process 0's, and what others found that it did not."""
+    if jax.process_count() == 1:
+        return findings
+    mine = json.dumps(findings).encode()
+    sizes = np.ravel(multihost_utils.process_allgather(np.int32(len(mine))))
+    padded = np.zeros(1 << int(max(sizes)).bit_length(), np.uint8)
+    padded[: len(mine)] = np.frombuffer(mine, np.uint8)
+    rows = multihost_utils.process_allgather(padded)
+    first, *others = ([Finding(*f) for f in json.loads(row[:n].tobytes())] for row, n in zip(rows, sizes, strict=True))
+    elsewhere: dict[Finding, list[int]] = collections.defaultdict(list)
+    for number, found in enumerate(others, 1):
+        for finding in found:
+            if finding.status != "ok" and finding not in first:
+                elsewhere[finding].append(number)
+    return first + [f._replace(found=f"{f.found} (processes {numbers})") for f, numbers in elsewhere.items()]

@@ -1,0 +1,227 @@
+"""What a run reads and where it writes: weights, data, the workdir. Nothing is downloaded."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from meal_jax.data import prepared
+from meal_jax.doctor.finding import GIB, Finding, fail, ok, warn
+from meal_jax.models import hf
+from meal_jax.models.lora import Lora
+from meal_jax.models.storage import INDEX, SINGLE, read_json, weight_files
+from meal_jax.rewards import formats, linear_heads, sources
+from meal_jax.runtime import distributed
+from meal_jax.tasks.language import need_weights
+
+HUB_SECONDS = 5.0  # that the hub may take to answer
+
+
+def weights(config: Any) -> Iterator[Finding]:
+    """The policy's weights and those of every reward model and judge: local, cached, or on the hub for this token."""
+    if not config.policy.source:
+        yield ok("policy", "drawn at random")
+    else:
+        yield reach("policy", str(config.policy.source), _decoder)
+    if config.stage == "sft":
+        return
+    for objective, source in zip(config.objectives, map(sources.parse, config.reward.sources), strict=False):
+        if source.kind == "model":
+            preset = formats.PRESETS.get(source.value)
+            yield reach(f"reward {objective}", source.directory or preset.source, _classifier)
+        elif source.kind == "judge" and config.reward.judge:
+            yield reach(f"reward {objective}", str(config.reward.judge), _decoder)
+        else:
+            yield ok(f"reward {objective}", source.kind if source.kind == "heads" else f"{source.kind}:{source.value}")
+    if config.policy.source and sources.own(config):
+        try:
+            linear_heads.load(config.reward.heads)
+        except (FileNotFoundError, ValueError) as error:
+            yield fail("heads", f"{error}", "See above.")
+
+
+def reach(name: str, source: str, read: Callable[[Path], str]) -> Finding:
+    """Whether a directory, a GGUF file or a hub id can be read.
+
+    Args:
+      name: of the line.
+      source: as in `config.policy.source`.
+      read: (directory) → what is in it, in words; raises ValueError or FileNotFoundError where it does not do.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return ok(name, f"{source}, {path.stat().st_size / GIB:.2f} GiB")
+    directory = path if path.is_dir() else None
+    if directory is None:
+        try:
+            need_weights(source)  # tells paths from hub ids
+        except FileNotFoundError as error:
+            return fail(name, f"there is no {source}", f"{error}")
+        directory = cached(source)
+    if directory is None:
+        return on_hub(name, source)
+    try:
+        return ok(name, f"{source}: {read(directory)}{'' if path.is_dir() else ', in the cache'}")
+    except (FileNotFoundError, ValueError, ModuleNotFoundError) as error:
+        if path.is_dir():
+            return fail(name, f"{error}", "Complete the directory, or name another.")
+        return on_hub(name, source, f" (the copy in the cache is not whole: {error})")
+
+
+def decoder(config: Any) -> Any:
+    """The policy's TransformerConfig; None where it has no pretrained weights, or they are not on this machine."""
+    p = config.policy
+    path = Path(p.source).expanduser()
+    directory = (path if path.exists() else cached(p.source)) if p.source else None
+    lora = Lora(p.lora_rank, p.lora_alpha, p.lora_dropout, p.lora_targets) if p.lora_rank else None
+    with contextlib.suppress(ValueError, OSError):  # `weights` has told
+        if directory is not None:
+            return hf.load_config(directory, dtype=p.dtype, param_dtype=p.param_dtype, remat=p.remat, lora=lora)
+    return None
+
+
+def _decoder(directory: Path) -> str:
+    c = hf.load_config(directory)
+    return f"{c.layers} layers of {c.width}, {_files(directory)}"
+
+
+def _classifier(directory: Path) -> str:
+    entries = read_json(directory / "config.json")
+    return f"{entries.get('model_type')}, {_files(directory)}"
+
+
+def _files(directory: Path) -> str:
+    files = weight_files(directory)
+    if not files:
+        raise FileNotFoundError(f"{directory} has neither {SINGLE} nor {INDEX}.")
+    return f"{sum((directory / file).stat().st_size for file in files) / GIB:.2f} GiB of weights"
+
+
+def cached(repository: str) -> Path | None:
+    """The snapshot of a hub id in this machine's cache, None if there is none; asks nobody."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(repository, "config.json")
+    except ValueError:  # not of a hub id's form
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def on_hub(name: str, repository: str, also: str = "") -> Finding:
+    """Whether the hub would give a repository's files to this token."""
+    from huggingface_hub import errors, get_hf_file_metadata, get_token, hf_hub_url
+
+    token = "with the token that is set" if get_token() else "without a token"
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, "config.json"), timeout=HUB_SECONDS)
+    except errors.GatedRepoError:
+        advice = (
+            f"Accept its licence at https://huggingface.co/{repository}, then `hf auth login` or HF_TOKEN with a token of "
+            "that account, on every host."
+        )
+        return fail(name, f"{repository} is gated and refused {token}{also}", advice)
+    except (errors.RepositoryNotFoundError, errors.EntryNotFoundError, errors.HFValidationError) as error:
+        reason = type(error).__name__
+        return fail(
+            name, f"{repository} is not on the hub {token} ({reason}){also}", "Correct the id, or log in to see it."
+        )
+    except Exception as error:  # of the network, of many types
+        reason = " ".join(str(error).split())[:120]
+        advice = "Connect this host, or download the model elsewhere and give its directory."
+        return fail(name, f"{repository} is not in the cache, and the hub does not answer ({reason}){also}", advice)
+    return ok(name, f"{repository}, on the hub {token}; each host will download it{also}")
+
+
+def data(config: Any) -> Iterator[Finding]:
+    """Whether the prompts are there."""
+    at = config.data.posts or config.data.path
+    if not at:
+        yield ok("data", "made by the benchmark")
+        return
+    path = Path(at).expanduser()
+    dataset = {"assistant": "hh_rlhf", "reddit": "summarize_from_feedback"}.get(config.task)
+    advice = "Correct config.data.posts." if config.data.posts else "Correct config.data.path."
+    if dataset and not config.data.posts:
+        advice = (
+            f"`python -m meal_jax.data.prepare --dataset={dataset}` writes data/{dataset}; or correct config.data.path."
+        )
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        yield fail("data", f"there is nothing at {path}", advice)
+    elif path.is_dir():
+        parts = sorted(part for part in (path, *path.iterdir()) if prepared.directory(part))
+        names = sorted(part.name for part in path.iterdir())
+        kind = "prepared" if parts else "files"
+        yield ok("data", f"{path}, {kind}: {', '.join(names[:6])}{' …' if len(names) > 6 else ''}")
+    else:
+        yield ok("data", f"{path}, {path.stat().st_size / 2**20:.1f} MiB")
+
+
+def workdir(config: Any, workdir: str) -> Iterator[Finding]:
+    """Whether the workdir can be written to, and has room."""
+    if "://" in workdir:
+        advice = "Mount the bucket on every host (gcsfuse BUCKET DIRECTORY, or mount-s3) and give the directory."
+        yield fail("workdir", f"{workdir} is a URL, and a run writes to a directory", advice)
+        return
+    path = Path(workdir).expanduser().absolute()
+    there = existing(path)
+    try:
+        if not there.is_dir():
+            raise NotADirectoryError("it is a file")
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(bytes(2**20))
+            file.flush()
+            os.fsync(file.fileno())
+        free = shutil.disk_usage(there).free
+    except OSError as error:
+        yield fail("workdir", f"{there} cannot be written to ({error})", "Give another --workdir, or make room there.")
+        return
+    begun = [int(step.name) for step in (path / "checkpoints").glob("*") if step.name.isdigit()]
+    state = f"goes on from step {max(begun)}" if begun else "a new run"
+    room = f"{there}: {free / GIB:.1f} GiB free; {state}"
+    if free < GIB:
+        yield fail("workdir", room, "Checkpoints need room: free some, or give another --workdir.")
+    elif free < 10 * GIB:
+        yield warn(
+            "workdir",
+            room,
+            f"Of adapters a checkpoint is small, of all weights large; {config.checkpoint.keep + 1} are held.",
+        )
+    else:
+        yield ok("workdir", room)
+
+
+def existing(path: Path) -> Path:
+    """The path itself, or the first above it that is there."""
+    return next(above for above in (path, *path.parents) if above.exists())
+
+
+def shared(workdir: str) -> Iterator[Finding]:
+    """With several processes: whether all see the same workdir."""
+    if jax.process_count() == 1 or "://" in workdir:
+        return
+    there = existing(Path(workdir).expanduser().absolute())
+    with contextlib.ExitStack() as stack:
+
+        def write() -> str:
+            return stack.enter_context(tempfile.NamedTemporaryFile(dir=there, prefix=".doctor-")).name
+
+        try:
+            sees = Path(distributed.from_first(write)).exists()
+        except (OSError, RuntimeError):  # it is in process 0's findings
+            return
+        blind = np.flatnonzero(~np.ravel(multihost_utils.process_allgather(np.array(sees)))).tolist()
+    if blind:
+        advice = "Give a --workdir on a file system that all hosts share: NFS, Filestore, a mounted bucket."
+        yield fail("workdir", f"processes {blind} do not see the {there} of process 0", advice)
+    else:
+        yield ok("workdir", "the same for all processes")

@@ -1,0 +1,79 @@
+import dataclasses
+
+import jax
+import pytest
+
+from meal_jax import config as base
+from meal_jax.doctor import devices
+from meal_jax.models.lora import Lora
+from meal_jax.models.transformer import TransformerConfig
+from meal_jax.runtime import sharding
+
+GIB = 2**30
+SEVEN = TransformerConfig(
+    vocab_size=32_000, width=4096, layers=32, heads=32, kv_heads=32, head_dim=128, hidden=11_008, dtype="bfloat16",
+    param_dtype="bfloat16", remat="full",
+)  # fmt: skip
+
+
+def small(**changes):
+    config = base.default()
+    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
+    return config
+
+
+def test_the_devices_are_counted_and_an_unused_accelerator_is_a_failure(monkeypatch, tmp_path):
+    [found] = devices.seen()
+    assert found.status == "ok" and found.found.startswith(f"{jax.device_count()} × cpu")
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setattr(devices, "ACCELERATORS", {str(tmp_path / "nvidia0"): "an NVIDIA GPU"})
+    assert [f.status for f in devices.seen()] == ["ok"]  # the CPU was asked for: JAX_PLATFORMS=cpu
+    monkeypatch.delenv("JAX_PLATFORMS")
+    *_, found = devices.seen()
+    assert found.status == "fail" and "[cuda]" in found.advice
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"mesh__data": 3}, "does not fit"), ({"batch_size": 6}, "half of config"), ({"eval__batch_size": 7}, "eval")],
+)
+def test_a_mesh_that_does_not_fit_is_told_before_anything_is_compiled(changes, message):
+    if jax.device_count() != 8:
+        pytest.skip("needs 8 devices: XLA_FLAGS=--xla_force_host_platform_device_count=8")
+    [found], mesh = devices.laid_out(small(**changes))
+    assert found.status == "fail" and message in found.found and mesh is None
+    [found], mesh = devices.laid_out(small(mesh__data=2, mesh__fsdp=4))
+    assert found.status == "ok" and dict(mesh.shape) == {"data": 2, "fsdp": 4, "tensor": 1}
+
+
+class Device:
+    def __init__(self, limit):
+        self.memory_stats = lambda: {"bytes_limit": limit}
+
+
+@pytest.mark.parametrize(("chip", "fsdp", "status"), [(80, 1, "ok"), (14, 1, "warn"), (12, 1, "fail"), (16, 4, "ok")])
+def test_memory_is_held_against_an_estimate(monkeypatch, chip, fsdp, status):
+    """13.5 GB of weights in bfloat16."""
+    mesh = sharding.make_mesh(1, fsdp, 1, jax.devices()[:fsdp])
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(chip * GIB)])
+    config = small(data__prompt_length=128, policy__chunk=4, batch_size=8, meal__candidates=4)
+    [found] = devices.memory(config, mesh, dataclasses.replace(SEVEN, lora=Lora(rank=8)))
+    assert (found.name, found.status) == ("memory", status), found
+
+
+def test_the_hosts_memory_stands_for_that_of_its_cpu_devices_and_sizes_must_divide():
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    [found] = devices.memory(small(), mesh, None)
+    assert found.status == "ok" and "this host has free" in found.found
+    if jax.device_count() >= 8:
+        odd = dataclasses.replace(SEVEN, vocab_size=32_001)
+        [found] = devices.memory(small(), sharding.make_mesh(1, 1, 8, jax.devices()[:8]), odd)
+        assert found.status == "fail" and "32001" in found.found
+
+
+def test_devices_sum_and_make_a_step_together():
+    [found] = devices.collective()
+    assert found.status == "ok" and f"over {jax.device_count()} devices" in found.found
+    sizes = (2, 2, 2) if jax.device_count() == 8 else (1, 1, 1)
+    [found] = devices.small_step(sharding.make_mesh(*sizes, jax.devices()[: 8 if sizes[0] == 2 else 1]))
+    assert found.status == "ok"

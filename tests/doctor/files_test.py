@@ -1,0 +1,111 @@
+import shutil
+from collections import namedtuple
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+from huggingface_hub import errors
+
+from meal_jax import config as base
+from meal_jax.doctor import files
+
+
+@pytest.fixture
+def config(chat_model, tmp_path):
+    """Of a benchmark on a local model and local prompts, with a reward model of its own."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text("{}\n")
+    c = base.default()
+    changes = {
+        "task": "assistant", "policy.source": str(chat_model), "data.path": str(tmp_path / "data"),
+        "data.prompt_length": 32, "objectives": ("harmless", "mine"),
+    }  # fmt: skip
+    c.update_from_flattened_dict(changes | {"reward.sources": ("harmless", f"harmless@{chat_model}")})
+    return c
+
+
+def offline(*_, **__):
+    raise ConnectionError("no route")
+
+
+def test_what_is_on_this_machine_is_found_without_the_hub(config, monkeypatch, chat_model):
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", offline)
+    config.reward.sources = ("judge:Is it polite?", f"harmless@{chat_model}")
+    found = [*files.weights(config), *files.data(config)]
+    assert [(f.status, f.name) for f in found] == [
+        ("ok", name) for name in ("policy", "reward harmless", "reward mine", "data")
+    ]
+    assert "layers of" in found[0].found and "GiB of weights" in found[0].found
+    model = files.decoder(config)
+    assert model.width == 16 and model.lora is None
+    config.policy.lora_rank = 4
+    assert files.decoder(config).lora.rank == 4
+
+
+def test_what_is_not_there_is_a_failure_with_what_to_do(config, tmp_path, chat_model):
+    config.data.path = str(tmp_path / "nothing")
+    [data] = files.data(config)
+    assert data.status == "fail" and "--dataset=hh_rlhf" in data.advice
+    missing = files.reach("policy", "weights/nothing", files._decoder)
+    assert missing.status == "fail" and "fetch_smollm2.sh" in missing.advice
+    part = tmp_path / "part"
+    shutil.copytree(chat_model, part, ignore=shutil.ignore_patterns("*.safetensors*"))
+    incomplete = files.reach("policy", str(part), files._decoder)
+    assert incomplete.status == "fail" and "safetensors" in incomplete.found
+    (part / "config.json").write_text("{}")
+    assert files.reach("policy", str(part), files._decoder).status == "fail"
+    config.policy.source = str(part)
+    assert files.decoder(config) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "says"),
+    [
+        (None, "ok", "will download it"),
+        (errors.GatedRepoError, "fail", "licence"),
+        (errors.RepositoryNotFoundError, "fail", "Correct the id"),
+        (ConnectionError, "fail", "Connect this host"),
+    ],
+)
+def test_a_hub_id_is_asked_of_the_hub_unless_it_is_in_the_cache(monkeypatch, chat_model, tmp_path, kind, status, says):
+    asked = []
+
+    def answer(url, timeout):
+        asked.append((url, timeout))
+        if kind is ConnectionError:
+            raise kind("no route")
+        if kind is not None:
+            raise kind("refused", response=SimpleNamespace(headers={}, request=None))
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", answer)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
+    found = files.reach("policy", "owner/model", files._decoder)
+    assert found.status == status and says in found.found + found.advice
+    assert asked == [("https://huggingface.co/owner/model/resolve/main/config.json", files.HUB_SECONDS)]
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: str(chat_model / "config.json"))
+    assert files.reach("policy", "owner/model", files._decoder).found.endswith("in the cache") and len(asked) == 1
+    shutil.copy(chat_model / "config.json", tmp_path)  # a download that was broken off
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: str(tmp_path / "config.json"))
+    half = files.reach("policy", "owner/model", files._decoder)
+    assert half.status == status and "not whole" in half.found and len(asked) == 2
+
+
+def test_the_workdir_is_written_to_and_left_as_it_was(config, tmp_path, monkeypatch):
+    before = sorted(tmp_path.rglob("*"))
+    [new] = files.workdir(config, str(tmp_path / "runs" / "new"))
+    assert new.status in ("ok", "warn") and "a new run" in new.found
+    assert sorted(tmp_path.rglob("*")) == before
+    (tmp_path / "run" / "checkpoints" / "40").mkdir(parents=True)
+    [again] = files.workdir(config, str(tmp_path / "run"))
+    assert "goes on from step 40" in again.found
+
+    [bucket] = files.workdir(config, "gs://bucket/run")
+    assert bucket.status == "fail" and "gcsfuse" in bucket.advice
+    (tmp_path / "file").touch()
+    assert next(files.workdir(config, str(tmp_path / "file" / "run"))).status == "fail"
+    assert next(files.workdir(config, "/proc/run")).status == "fail"
+    usage = namedtuple("usage", "total used free")
+    for free, status in ((2**29, "fail"), (2**32, "warn"), (2**36, "ok")):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: usage(0, 0, free))
+        assert next(files.workdir(config, str(tmp_path))).status == status

@@ -1,0 +1,260 @@
+"""Runs of several processes: the same as one process's, stopped together, and gone on with to the bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from configs import toy
+from meal_jax import train
+from meal_jax.runtime import checkpoint, distributed, sharding
+from meal_jax.runtime.run import open_run
+from tests.runtime.checkpoint_test import META, abstract, largest_file, make_state, raw
+from tests.runtime.processes import HEARTBEAT, ROOT, Group
+from tests.train_test import TEXT_REWARDS, newest
+
+SMALL = {
+    "steps": 24, "batch_size": 4, "meal.candidates": 2, "meal.net": False, "sampling.max_new": 4, "beside": (),
+    "policy.width": 16, "policy.hidden": 16, "policy.layers": 1, "eval.prompts": 16, "eval.batch_size": 16,
+    "eval.every": 12, "eval.divisions": 1, "eval.bootstrap": 20, "eval.samples": 16, "checkpoint.every": 2,
+    "checkpoint.keep": 3,
+}  # fmt: skip
+PAUSE = 0.25  # seconds a step takes at least, so that a signal meets it
+
+
+def start(workdir, cache, fields, processes=2, devices=1):
+    command = ["-m", "meal_jax.main", "--config=configs/toy.py", f"--workdir={workdir}"]
+    command += [f"--config.{name}={value}" for name, value in (SMALL | fields).items()]
+    return Group(command, workdir.with_name(workdir.name + "_logs"), processes, devices, cache)
+
+
+def in_this_process(workdir, fields, devices):
+    """The same run in one process, on as many devices."""
+    config = toy.get_config()
+    config.update_from_flattened_dict(SMALL | fields)
+    make = sharding.make_mesh
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.sharding, "make_mesh", lambda *_: make(-1, 1, 1, jax.devices()[:devices]))
+        train.run(config, str(workdir))
+
+
+def wait_for_checkpoint(group, workdir, after=0, timeout=240):
+    """Waits for a checkpoint past `after` that is whole on disk while the run goes on."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end and group.running():
+        if max([int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()], default=0) > after:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"no checkpoint past {after}:\n{group.output()}")
+
+
+def metrics(workdir):
+    """The metrics of each step, but for times and memory."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "utility" in row]
+    assert [row["step"] for row in steps] == list(range(len(steps)))
+    return [{n: v for n, v in row.items() if not n.startswith(("time/", "memory/", "score/"))} for row in steps]
+
+
+def results(workdir):
+    return json.loads((workdir / "pareto.json").read_text())
+
+
+def assert_same_run(one, other):
+    """To float tolerance: metrics of every step and the last state; and every answer, token for token."""
+    for row, its in zip(metrics(one), metrics(other), strict=True):
+        assert row == pytest.approx(its, rel=2e-3, abs=1e-5)
+    for before in (True, False):
+        samples = [
+            json.loads(sorted((workdir / "evals").glob("*.json"))[0 if before else -1].read_text())["samples"]
+            for workdir in (one, other)
+        ]
+        answers = [[answer["response"] for prompt in s for answer in prompt["answers"]] for s in samples]
+        assert len(answers[0]) == 32 and answers[0] == answers[1]
+    np.testing.assert_allclose(results(one)["points"], results(other)["points"], rtol=1e-5)
+    states = [open_run(workdir).state for workdir in (one, other)]
+    leaves = [jax.tree.leaves((state.policy, state.rewards, state.step)) for state in states]
+    for a, b in zip(*leaves, strict=True):
+        np.testing.assert_allclose(a, b, rtol=5e-3, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def fields(tmp_path_factory):
+    """Rewards of which one reads text; its function takes its time."""
+    code = tmp_path_factory.mktemp("code") / "mine.py"
+    pause = f"    import os, time\n    time.sleep(float(os.environ.get('PAUSE', '{PAUSE}')))\n"
+    code.write_text(TEXT_REWARDS.replace("    ids = lambda", pause + "    ids = lambda"))
+    return {"reward.sources": (f"jax:{code}:first", f"python:{code}:second")}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, cache, fields):
+    """Workdir of a run of two processes that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("two") / "run"
+    with start(workdir, cache, fields) as group:
+        assert group.wait() == [0, 0], group.output()
+        assert "2 processes, 2 devices" in group.output(0)
+        assert "pareto.png" in group.output(0) and "pareto.png" not in group.output(1)
+    return workdir
+
+
+def test_two_processes_train_and_evaluate_as_one_does(two, fields, tmp_path, monkeypatch):
+    monkeypatch.setenv("PAUSE", "0")
+    in_this_process(tmp_path / "run", fields, devices=2)
+    assert_same_run(two, tmp_path / "run")
+    found = results(two)
+    assert (found["processes"], found["compiled"], results(tmp_path / "run")["compiled"]) == (2, 1, 1)
+    assert {path.name for path in two.iterdir()} == {path.name for path in (tmp_path / "run").iterdir()}
+    assert len(list((two / "tensorboard").iterdir())) == 1  # process 0's alone
+    spread = open_run(two, devices=4)  # saved by two processes, read by one, on more devices
+    assert spread.step == 24 and len(spread.state.policy["transformer"]["embedding"].sharding.device_set) == 4
+
+
+def test_killed_stopped_and_damaged_it_ends_with_the_same_bits(two, cache, fields, tmp_path):
+    workdir = tmp_path / "run"
+    with start(workdir, cache, fields) as group:
+        wait_for_checkpoint(group, workdir)
+        group.processes[1].send_signal(signal.SIGKILL)
+        began = time.monotonic()
+        codes = group.wait(timeout=2 * HEARTBEAT + 30)
+        assert codes[1] == -signal.SIGKILL and codes[0] != 0
+        assert time.monotonic() - began < 2 * HEARTBEAT + 30
+        assert "another process died first" in group.output(0) or "another task died" in group.output(0)
+    reached = newest(workdir)[0]
+    assert 0 < reached < 24 and not (workdir / "pareto.json").exists()
+
+    with start(workdir, cache, fields) as group:  # the same command; this time one process is told to stop
+        wait_for_checkpoint(group, workdir, after=reached)
+        group.processes[1].send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        assert group.wait(timeout=60) == [0, 0], group.output()
+        print(f"stopped within {time.monotonic() - began:.1f} s")
+        stopped = newest(workdir)[0]
+        assert reached < stopped < 24
+        for i in range(2):
+            assert f"stopped at step {stopped} of 24" in group.output(i)
+
+    damaged = largest_file(workdir / "checkpoints" / str(stopped))
+    os.truncate(damaged, damaged.stat().st_size // 2)
+    (workdir / "checkpoints" / "99.orbax-checkpoint-tmp").mkdir()
+    with start(workdir, cache, fields) as group:
+        assert group.wait() == [0, 0], group.output()
+        assert all("is damaged and is skipped" in group.output(i) for i in range(2))
+    assert newest(workdir) == newest(two)
+    assert metrics(workdir) == metrics(two) and results(workdir)["points"] == results(two)["points"]
+    kept = {path.name for path in (workdir / "checkpoints").iterdir()}
+    assert kept == {"20", "22", "24", f"{stopped}.damaged"}
+
+
+def test_parts_of_a_run_between_two_processes(tmp_path):
+    """Agreeing, sharing texts, slices, and checkpoints of one process read, written, and every damage skipped by two."""
+    state = make_state(sharding.make_mesh(2, 2, 2), 10)
+    opened = checkpoint.open_checkpoints(tmp_path / "from_one", keep=1)
+    checkpoint.save(opened, 10, state, META)
+    checkpoint.close(opened)
+    command = ["tests/runtime/two_processes.py", str(tmp_path)]
+    with Group(command, tmp_path / "logs", processes=2, devices=2, cache=tmp_path / "cache") as group:
+        assert group.wait(timeout=180) == [0, 0], group.output()
+        assert all("all well" in group.output(i) for i in range(2))
+    reader = checkpoint.open_checkpoints(tmp_path / "from_two", keep=None)
+    step, got, _ = checkpoint.restore_latest(reader, abstract(state))
+    wanted = raw(state | {"step": jax.device_put(np.int32(30), state["step"].sharding)})
+    assert step == 30 and raw(got) == wanted
+
+
+@pytest.mark.slow
+def test_four_processes_lose_the_first_and_two_go_on(tmp_path, cache):
+    """Meal, its weight-net and the single program of rewards on the device; process 0, which leads the others, is killed."""
+    fields = {"meal.net": True, "batch_size": 8, "steps": 40}
+    workdir = tmp_path / "run"
+    with start(workdir, cache, fields, processes=4) as group:
+        wait_for_checkpoint(group, workdir)
+        group.processes[0].send_signal(signal.SIGKILL)
+        codes = group.wait(timeout=2 * HEARTBEAT + 30)
+        assert all(code != 0 for code in codes)
+        assert all("died" in group.output(i) for i in range(1, 4)), group.output()
+    assert 0 < newest(workdir)[0] < 40
+    with start(workdir, cache, fields, processes=2, devices=2) as group:
+        assert group.wait(timeout=600) == [0, 0], group.output()
+    in_this_process(tmp_path / "one", fields, devices=4)
+    assert_same_run(workdir, tmp_path / "one")
+
+
+def refused(tmp_path, *flags, **environment):
+    command = [
+        sys.executable,
+        "-m",
+        "meal_jax.main",
+        "--config=configs/toy.py",
+        f"--workdir={tmp_path / 'run'}",
+        *flags,
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment, capture_output=True, text=True
+    )
+    assert done.returncode != 0 and "Traceback" not in done.stderr and not (tmp_path / "run").exists()
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        ({"processes": 2}, {}, "come with --coordinator"),
+        ({"coordinator": "host", "processes": 2, "process": 0}, {}, "not HOST:PORT"),
+        ({}, {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "4"}, "srun started 4 tasks.*add --distributed"),
+    ],
+)
+def test_what_cannot_start_is_refused(monkeypatch, arguments, environment, message):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        distributed.start(**arguments)
+
+
+def test_processes_that_cannot_be_found_are_said_so_without_a_trace(tmp_path):
+    assert "give --coordinator=HOST:PORT --processes=N --process=i" in refused(tmp_path, "--distributed")
+
+
+def test_the_address_may_come_from_the_environment(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *of, **options: asked.update(of=of, **options))
+    monkeypatch.delenv("JAX_COORDINATOR_PORT", raising=False)
+    for name, value in {"JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}.items():
+        monkeypatch.setenv(name, value)
+    values = distributed.flags.FlagValues()
+    distributed.define_flags(values)
+    values(["program", "--heartbeat_seconds=7"])
+    distributed.start_as_flags_say(values)
+    assert asked["of"] == ("h:1", 2, 1) and asked["heartbeat_timeout_seconds"] == 7
+    assert os.environ["JAX_COORDINATOR_PORT"] == distributed.PORT
+
+
+def test_one_process_decides_alone_and_starts_nothing():
+    distributed.start()
+    assert distributed.from_first(lambda: (1, 2)) == (1, 2) and distributed.is_first()
+    distributed.agree(None, "nothing")
+    with pytest.raises(KeyError):
+        distributed.agree(KeyError("mine"), "it")
+    distributed.refuse_several("this")
+    assert not distributed.stop_point()
+
+
+def test_a_wait_that_grows_long_gets_a_hint(monkeypatch, capfd):
+    monkeypatch.setattr(distributed, "HINT_SECONDS", 0.05)
+    with distributed._hint_if_slow("the others"):
+        time.sleep(0.3)
+    with distributed._hint_if_slow("nobody"):
+        pass
+    said = capfd.readouterr().err
+    assert "still waiting for the others" in said and "--worker=all" in said and "nobody" not in said
