@@ -1,4 +1,4 @@
-"""What a step of Meal costs, by arithmetic: operations, memory traffic, memory held, and the least time on a chip.
+"""What a step of Meal costs, by arithmetic: operations, memory traffic, and the least time on a chip.
 
 Nothing is compiled or run. Conventions:
 - A product of [m, k] and [k, n] is 2·m·n·k operations. Only matrix products count; they are all but about 1 % of a step.
@@ -101,6 +101,10 @@ class Cost:
         """Traffic on one chip that does it all."""
         return self.weights + self.activations
 
+    def in_parts(self, parts: int) -> Cost:
+        """The same work done a part at a time: weights are read for each."""
+        return dataclasses.replace(self, weights=parts * self.weights)
+
     def again(self) -> Cost:
         """The same, done a second time because it was not kept."""
         return dataclasses.replace(self, repeated=self.flops)
@@ -123,7 +127,8 @@ class Run:
       hypergradient: exact, first_order or none.
       reuse_virtual: the virtual update is the first update.
       chunk: response positions projected at a time, 0 for all.
-      rollout_dtype: storage type of weights in the rollout, "" for `model.param_dtype`.
+      rollout_weights: how the rollout holds the weights: same, merged or int8, see `rollout.weights`.
+      parts: of a rollout, of scoring and of each pass of an update, one after another; each part reads the weights anew.
     """
 
     model: TransformerConfig
@@ -140,7 +145,8 @@ class Run:
     hypergradient: str = "exact"
     reuse_virtual: bool = True
     chunk: int = 0
-    rollout_dtype: str = ""
+    rollout_weights: str = "same"
+    parts: tuple[int, int, int] = (1, 1, 1)
 
 
 def of_setup(setup, prompts: int, prompt_length: int, max_new: int | None = None) -> Run:
@@ -161,7 +167,18 @@ def of_setup(setup, prompts: int, prompt_length: int, max_new: int | None = None
         hypergradient=m.hypergradient,
         reuse_virtual=m.reuse_virtual,
         chunk=setup.chunk,
+        rollout_weights=setup.rollout_weights.kind,
+        parts=(
+            parts_of(prompts, setup.micro.rollout),
+            parts_of(prompts, setup.micro.score),
+            parts_of(prompts // 2, setup.micro.update),
+        ),
     )
+
+
+def parts_of(prompts: int, at_a_time: int) -> int:
+    """Into how many parts prompts are taken, 0 at a time being all."""
+    return prompts // at_a_time if 0 < at_a_time < prompts else 1
 
 
 # ------------------------------------------------------------------------------------------------- parameters
@@ -271,9 +288,9 @@ def response_parts(run: Run, prompts: float, length: int) -> Parts:
     return parts(c, prompts * n * length, own, attention(c, prompts, n * length, run.prompt_length))
 
 
-def unembed(c: TransformerConfig, positions: float, dtype: str = "") -> Cost:
+def unembed(c: TransformerConfig, positions: float) -> Cost:
     """Logits of so many positions."""
-    return matmul(positions, c.width, c.vocab_size, BYTES[dtype or c.param_dtype], BYTES[c.dtype], 4)
+    return matmul(positions, c.width, c.vocab_size, BYTES[c.param_dtype], BYTES[c.dtype], 4)
 
 
 def recompute(c: TransformerConfig, p: Parts, tokens: float, forward: tuple[int, ...]) -> Cost:
@@ -297,18 +314,20 @@ def recompute(c: TransformerConfig, p: Parts, tokens: float, forward: tuple[int,
 
 def rollout(run: Run) -> dict[str, Cost]:
     """Prefill and decode: T tokens of every candidate."""
-    c, rows, dtype = run.model, run.prompts * run.candidates, run.rollout_dtype
+    if run.rollout_weights == "merged":
+        run = dataclasses.replace(run, model=dataclasses.replace(run.model, lora=None))
+    c, rows, dtype = run.model, run.prompts * run.candidates, "int8" if run.rollout_weights == "int8" else ""
     cache = max(run.slots + run.max_new - 1, 1)
 
     def extend(length: int) -> Cost:
         own = attention(c, rows, length, cache)
         prompt = attention(c, run.prompts, run.candidates * length, run.prompt_length)
-        return parts(c, rows * length, own, prompt, dtype).times(*FORWARD) + unembed(c, rows, dtype)
+        return parts(c, rows * length, own, prompt, dtype).times(*FORWARD) + unembed(c, rows)
 
-    first = extend(run.slots) if run.slots else unembed(c, rows, dtype)
+    first = extend(run.slots) if run.slots else unembed(c, rows)
     return {
-        "prefill": prompt_parts(run, run.prompts, dtype).times(*FORWARD),
-        "decode": first + (run.max_new - 1) * extend(1),
+        "prefill": prompt_parts(run, run.prompts, dtype).times(*FORWARD).in_parts(run.parts[0]),
+        "decode": (first + (run.max_new - 1) * extend(1)).in_parts(run.parts[0]),
     }
 
 
@@ -319,7 +338,7 @@ def score(run: Run) -> Cost:
     plain = dataclasses.replace(run, model=dataclasses.replace(run.model, lora=None))
     length = run.tail + run.max_new  # up to the state after the last token
     responses = response_parts(plain, run.prompts, length) if length else Parts(*[Cost()] * 4)
-    return prompt_parts(plain, run.prompts).times(*FORWARD) + responses.times(*FORWARD)
+    return (prompt_parts(plain, run.prompts).times(*FORWARD) + responses.times(*FORWARD)).in_parts(run.parts[1])
 
 
 def update(run: Run) -> dict[str, Cost]:
@@ -331,7 +350,7 @@ def update(run: Run) -> dict[str, Cost]:
         if run.hypergradient != "none":
             out["mixed"] = mixed(run, through_network=run.hypergradient == "exact")
     out["descend"] = (1 if run.net and run.reuse_virtual else 2) * gradient(run, kl=run.kl)
-    return out
+    return {name: cost.in_parts(run.parts[2]) for name, cost in out.items()}
 
 
 def gradient(run: Run, kl: bool, theta: bool = True, value: bool = True) -> Cost:
@@ -397,7 +416,7 @@ def encoder(parameters: float, rows: float, tokens: float, dtype: str = "bfloat1
     return Cost(2.0 * parameters * rows * tokens, parameters * BYTES[dtype], 0.0)
 
 
-# ------------------------------------------------------------------------------------------------- time and memory
+# ------------------------------------------------------------------------------------------------- time
 
 
 def pieces(mesh: Mapping[str, int]) -> tuple[int, int]:
@@ -439,52 +458,3 @@ def bound(cost: Cost, chip: Chip, mesh: Mapping[str, int] | None = None, sent: f
     """The roofline of a part of a step. `sent`: bytes that a chip receives from others."""
     flops, moved = on_chip(cost, mesh or {})
     return Bound(flops / chip.flops, moved / chip.bandwidth, sent / chip.interconnect)
-
-
-def memory(run: Run, mesh: Mapping[str, int] | None = None, base_copies: int = 1) -> dict[str, float]:
-    """Bytes that a chip holds at once, by kind: an estimate, as XLA reuses and pads.
-
-    Args:
-      run: the step.
-      mesh: axis → size.
-      base_copies: how often the base weights are held.
-
-    Returns:
-      weights: the decoder's. trained: adapters (or all weights) in float32 with their gradient, the virtual policy and
-      the direction of the hypergradient. optimizer: two moments, and those of the virtual update. cache: keys and values of
-      the rollout. activations: what a gradient of half a batch keeps under `model.remat`, and one layer's own. logits:
-      of one chunk. The cache is not held during the update, so the greatest sum is without the smaller of the two.
-    """
-    mesh = mesh or {}
-    c, (batch, tensor) = run.model, pieces(mesh)
-    split = mesh.get("fsdp", 1) * tensor
-    act, base = BYTES[c.dtype], base_parameters(c)
-    # Of what is trained, gradient, virtual policy and direction beside the parameters; moments, and those of the virtual step.
-    trained = 4 * adapter_parameters(c) if c.lora else BYTES[c.param_dtype] * base
-    half = run.prompts / 2 / batch
-    length = run.slots + run.max_new - 1
-    tokens = half * (run.prompt_length + run.candidates * length)
-    keys = run.prompts / batch * (run.prompt_length + run.candidates * length)
-    rows = sum(b for _, b in linears(c).values())
-    scores = half * (run.prompt_length**2 + run.candidates * length * (length + run.prompt_length)) * c.heads
-    layer = tokens * (2 * c.width + rows / tensor) * act + scores / tensor * (4 + 2 * act)
-    kept = {
-        "full": c.layers * tokens * c.width * act + layer,
-        "dots": c.layers * tokens * (c.width + rows / tensor) * act + layer,
-        "none": c.layers * layer,
-    }[c.remat]
-    positions = half * run.candidates * (run.chunk or run.max_new)
-    return {
-        "weights": base_copies * base * BYTES[c.param_dtype] / split,
-        "trained": (4 if c.lora else 3) * trained / split,
-        "optimizer": 4 * trained / split,
-        "cache": 2 * c.layers * keys * c.kv_heads * c.head_dim * act / tensor,
-        "activations": kept,
-        "logits": positions * c.vocab_size / tensor * 4 * 3,
-    }
-
-
-def peak(parts: Mapping[str, float]) -> float:
-    """The most of `memory` that is held at one time."""
-    backward = parts["activations"] + parts["logits"]
-    return parts["weights"] + parts["trained"] + parts["optimizer"] + max(parts["cache"], backward)

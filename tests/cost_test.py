@@ -93,15 +93,3 @@ def test_roofline():
     assert there.seconds == 4.0 and there.by == "network"
     assert cost.bound(work, chip, {"tensor": 4}) == cost.Bound(2.0, 1.5, 0.0)
     assert cost.gathered(work, {"fsdp": 4, "tensor": 2}) == 7.5
-
-
-def test_memory_of_a_hand_counted_model():
-    t = tiny(adapters=Lora(4, targets="q$"))
-    run = dataclasses.replace(cost.of_setup(t.setup, 8, 20), slots=3)
-    held = cost.memory(run, {"data": 2, "fsdp": 2})
-    assert held["weights"] == 4 * cost.base_parameters(run.model) / 2
-    assert (
-        held["cache"] == 2 * 3 * (2 * 20 + 2 * 4 * 14) * 2 * 16 * 4
-    )  # k and v, layers, keys of a chip, heads, width, float32
-    assert held["optimizer"] == 4 * 4 * (3 * 4 * (64 + 64)) / 2
-    assert cost.memory(run, base_copies=2)["weights"] == 8 * cost.base_parameters(run.model)

@@ -80,7 +80,11 @@ def load_config(source: str | os.PathLike, *, fresh_head: int | None = None, **s
       TypeError: a setting that is not one.
     """
     path = hf.resolve(source) / "config.json"
-    c = hf.read_json(path)
+    return parse(hf.read_json(path), path, fresh_head=fresh_head, **settings)
+
+
+def parse(c: Mapping[str, Any], path: Path, *, fresh_head: int | None = None, **settings):
+    """The configuration that the entries of a config.json, at `path` for messages, describe; see `load_config`."""
     unknown = settings.keys() - set(SETTINGS)
     if unknown:
         raise TypeError(f"Classifiers have no setting {', '.join(sorted(unknown))}; they have {', '.join(SETTINGS)}.")

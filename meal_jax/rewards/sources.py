@@ -110,12 +110,13 @@ def own(config) -> tuple[int, ...]:
     return tuple(k for k, source in enumerate(sources) if parse(source).kind == "heads")
 
 
-def attach(task: Task, config) -> Task:
+def attach(task: Task, config, load: Callable | None = None) -> Task:
     """The task with the rewards of `config.reward.sources` in place of, or beside, its own.
 
     Args:
       task: as its builder made it: its `reward` gives the columns of `own(config)`.
       config: the run's.
+      load: (source, config, task) → an entry of `Task.text_rewards`, where nothing shall be loaded.
 
     Returns:
       The task; `reward` gives the columns of the device, `text_rewards` the others.
@@ -148,7 +149,7 @@ def attach(task: Task, config) -> Task:
     return task._replace(
         reward=device,
         reward_reads_base=task.reward_reads_base and None in columns,
-        text_rewards=tuple(_text_reward(source, config, task) for source in sources),
+        text_rewards=tuple((load or _text_reward)(source, config, task) for source in sources),
         judged_by_base=not config.reward.judge and any(source.kind == "judge" for source in sources),
     )
 
@@ -222,7 +223,8 @@ def _model(source: Source, config, task: Task) -> Callable:
     preset = formats.trained(source.directory) if source.value == TRAINED else formats.PRESETS[source.value]
     at = source.directory or preset.source
     tokenizer = hf.load_tokenizer(at)
-    model = classifier.load(at, dtype=config.reward.dtype)
+    # Weights are rounded to the compute type before they are used; stored in it they take half and score the same.
+    model = classifier.load(at, dtype=config.reward.dtype, param_dtype=config.reward.dtype)
     if preset.label >= model.labels:
         raise ValueError(f"{FIELD}: {at} has {model.labels} labels, and {source.value!r} reads label {preset.label}.")
     formats.need_begin(tokenizer, preset.layout, f"{FIELD} {source.value}@{at}")

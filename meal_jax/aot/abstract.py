@@ -1,0 +1,166 @@
+"""A run without weights, data or devices: shapes, types and shardings of everything its programs take.
+
+It is built by the functions that build a run: only the parts of a `Task` that would be read from files or the hub are
+made up here, with the sizes of `models.known`.
+
+Letters: B prompts, N candidates, K objectives, S prompt tokens, T response tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from meal_jax import build, methods
+from meal_jax.meal.step import Batch, Setup
+from meal_jax.models import classifier, families, hf, known
+from meal_jax.models.policy import Conditioning
+from meal_jax.models.transformer import TransformerConfig
+from meal_jax.rewards import formats, linear_heads, sources, text
+from meal_jax.runtime import sharding
+from meal_jax.tasks.task import Prompts, Task
+
+PyTree = Any
+# Tokens of the plain templates' generation prompts under Llama 2's tokenizer; a chat template's are taken to be as many.
+TAIL = 6
+NUMERAL = 10  # tokens that spell an objective's weight, conditioning "text"
+
+
+def transformer(config) -> TransformerConfig:
+    """The policy's architecture, from the table of known models or from a directory.
+
+    Raises:
+      ValueError, FileNotFoundError: it is neither.
+    """
+    p, source = config.policy, str(config.policy.source)
+    settings = {"dtype": p.dtype, "param_dtype": p.param_dtype, "remat": p.remat}
+    if source in known.DECODERS and not Path(source).expanduser().exists():
+        parsed = families.parse(known.DECODERS[source], source)
+        return dataclasses.replace(parsed, **settings)
+    try:
+        return hf.load_config(source, **settings)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}\nSizes known without files: {', '.join(known.DECODERS)}.") from None
+
+
+def make_task(config) -> Task:
+    """The benchmark `config.task` with made-up prompts; one that needs no files is built as it is."""
+    if not config.policy.source:
+        return build.build_task(config)
+    objectives, model = tuple(config.objectives), transformer(config)
+    mine = tuple(objectives[k] for k in sources.own(config))
+    heads = linear_heads.load(config.reward.heads).pick(mine) if mine else None
+    rows = max(config.batch_size, 2)
+    blank = np.zeros((rows, config.data.prompt_length), np.int32)
+    prompts = Prompts(blank, blank == 0, np.arange(rows, dtype=np.int32), ("",) * rows)
+    numerals = tuple(((0,) * NUMERAL,) * 11 for _ in objectives)
+    task = Task(
+        objectives=objectives,
+        transformer=model,
+        conditioning=Conditioning(
+            config.conditioning.kind,
+            len(objectives),
+            config.conditioning.slots,
+            config.conditioning.hidden,
+            numerals if config.conditioning.kind == "text" else (),
+            (0,) * TAIL,
+        ),
+        weights=None,
+        train=prompts,
+        test=prompts,
+        pad=0,
+        end=1,
+        forbidden=np.arange(model.vocab_size) == 0,
+        reward=heads and heads.reward,
+        reward_params=heads.params if heads else {},
+        reward_reads_base=heads is not None,
+        reference=np.zeros(len(objectives)),
+        truth=None,
+        show=str,
+        name=config.task,
+    )
+    return build.for_method(sources.attach(task, config, load=_unloaded), config)
+
+
+def _unloaded(source: sources.Source, config, task: Task) -> sources.Source | None:
+    return source if source.kind in sources.TEXT else None
+
+
+class Plan(NamedTuple):
+    """What a run compiles and holds.
+
+    Attributes:
+      setup: of the run.
+      mesh: of its devices.
+      task: its benchmark, abstract.
+      state, frozen, batch: shapes with shardings.
+      classifiers: each reward model by objective, its parameters as shapes with shardings.
+    """
+
+    setup: Setup
+    mesh: jax.sharding.Mesh
+    task: Task
+    state: PyTree
+    frozen: PyTree
+    batch: Batch
+    classifiers: dict[str, classifier.Classifier]
+
+    @property
+    def rewards(self) -> dict[str, PyTree]:
+        """Parameters of the reward models."""
+        return {name: model.params for name, model in self.classifiers.items()}
+
+
+def plan(config, devices) -> Plan:
+    """Builds a run on devices that need not exist.
+
+    Raises:
+      ValueError: as a run's own checks do, before anything is compiled.
+    """
+    method = methods.get(config.method)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices, config.mesh.slices)
+    sharding.check_batch(mesh, config.batch_size // 2, "half of config.batch_size")
+    task = make_task(config)
+    setup = build.build_setup(config, task)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    with jax.set_mesh(mesh):
+        theta, frozen = jax.eval_shape(functools.partial(build.init_policy, setup, task), key)
+        state = jax.eval_shape(functools.partial(method.init, setup), theta, key)
+    of = jax.ShapeDtypeStruct
+    shape = (config.batch_size, task.train.tokens.shape[1])
+    batch = Batch(of(shape, jnp.int32), of(shape, jnp.bool_), of(shape[:1], jnp.int32))
+    rows = jax.tree.map(lambda _: sharding.batch_sharding(mesh), batch)
+    classifiers = {}
+    for name, source in zip(config.objectives, task.text_rewards, strict=False):
+        if source is not None and source.kind == "model":
+            model = _classifier(source, config)
+            classifiers[name] = model._replace(params=place(model.params, text.placement(model.params, mesh)))
+    return Plan(
+        setup, mesh, task, place(state, sharding.shardings(state, mesh)), place(frozen, sharding.shardings(frozen, mesh)),
+        place(batch, rows), classifiers,
+    )  # fmt: skip
+
+
+def place(tree: PyTree, shardings: PyTree) -> PyTree:
+    """Shapes with shardings: a tree of them, or one for all."""
+    if isinstance(shardings, jax.sharding.Sharding):
+        shardings = jax.tree.map(lambda _: shardings, tree)
+    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, shardings)
+
+
+def _classifier(source: sources.Source, config) -> classifier.Classifier:
+    """A reward model whose parameters are shapes."""
+    at = source.directory or formats.PRESETS[source.value].source
+    types = {"dtype": config.reward.dtype, "param_dtype": config.reward.dtype}
+    if at in known.CLASSIFIERS:
+        found = classifier.parse(known.CLASSIFIERS[at], Path(at), **types)
+    else:
+        found = classifier.load_config(at, **types)
+    return classifier.of(found, traverse_util.unflatten_dict(classifier.param_shapes(found), sep="/"))

@@ -1,0 +1,59 @@
+"""What a chip holds, by arithmetic: for chips that nothing here can compile for.
+
+Letters: B prompts, N candidates, S prompt tokens, P conditioning slots, T response tokens, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from meal_jax import cost
+
+
+def held(run: cost.Run, mesh: Mapping[str, int] | None = None, base_copies: int = 1) -> dict[str, float]:
+    """Bytes that a chip holds at once, by kind: an estimate, as XLA reuses and pads.
+
+    Args:
+      run: the step.
+      mesh: axis → size.
+      base_copies: how often the base weights are held.
+
+    Returns:
+      weights: the decoder's. trained: adapters (or all weights) in float32 with their gradient, the virtual policy and
+      the direction of the hypergradient. optimizer: two moments, and those of the virtual update. cache: keys and values of
+      the rollout. activations: what the gradient of a part keeps under `model.remat`, and one layer's own. logits:
+      of one chunk. The cache is not held during the update, so the greatest sum is without the smaller of the two.
+    """
+    mesh = mesh or {}
+    c, (batch, tensor) = run.model, cost.pieces(mesh)
+    split = mesh.get("fsdp", 1) * tensor
+    act, base = cost.BYTES[c.dtype], cost.base_parameters(c)
+    # Of what is trained, gradient, virtual policy and direction beside the parameters; moments, and those of the virtual step.
+    trained = 4 * cost.adapter_parameters(c) if c.lora else cost.BYTES[c.param_dtype] * base
+    half = run.prompts / 2 / batch / run.parts[2]
+    length = run.slots + run.max_new - 1
+    tokens = half * (run.prompt_length + run.candidates * length)
+    keys = run.prompts / batch / run.parts[0] * (run.prompt_length + run.candidates * length)
+    rows = sum(b for _, b in cost.linears(c).values())
+    scores = half * (run.prompt_length**2 + run.candidates * length * (length + run.prompt_length)) * c.heads
+    layer = tokens * (2 * c.width + rows / tensor) * act + scores / tensor * (4 + 2 * act)
+    kept = {
+        "full": c.layers * tokens * c.width * act + layer,
+        "dots": c.layers * tokens * (c.width + rows / tensor) * act + layer,
+        "none": c.layers * layer,
+    }[c.remat]
+    positions = half * run.candidates * (run.chunk or run.max_new)
+    return {
+        "weights": base_copies * base * cost.BYTES[c.param_dtype] / split,
+        "trained": (4 if c.lora else 3) * trained / split,
+        "optimizer": 4 * trained / split,
+        "cache": 2 * c.layers * keys * c.kv_heads * c.head_dim * act / tensor,
+        "activations": kept,
+        "logits": positions * c.vocab_size / tensor * 4 * 3,
+    }
+
+
+def peak(parts: Mapping[str, float]) -> float:
+    """The most of `held` that is held at one time."""
+    backward = parts["activations"] + parts["logits"]
+    return parts["weights"] + parts["trained"] + parts["optimizer"] + max(parts["cache"], backward)

@@ -1,0 +1,32 @@
+import dataclasses
+
+from meal_jax import cost
+from meal_jax.aot import memory
+from meal_jax.models.lora import Lora
+from meal_jax.models.transformer import TransformerConfig
+
+MODEL = TransformerConfig(1200, 64, 3, 4, 2, 16, 160, lora=Lora(4, targets="q$"))
+RUN = cost.Run(MODEL, prompts=8, candidates=4, prompt_length=20, max_new=12, slots=3)
+
+
+def test_memory_of_a_hand_counted_model():
+    held = memory.held(RUN, {"data": 2, "fsdp": 2})
+    assert held["weights"] == 4 * cost.base_parameters(MODEL) / 2
+    # k and v, layers, keys of a chip, key-value heads, their width, float32
+    assert held["cache"] == 2 * 3 * (2 * 20 + 2 * 4 * 14) * 2 * 16 * 4
+    assert held["optimizer"] == 4 * 4 * (3 * 4 * (64 + 64)) / 2
+    assert memory.held(RUN, base_copies=2)["weights"] == 8 * cost.base_parameters(MODEL)
+
+
+def test_less_is_kept_the_more_is_done_again():
+    none, dots, full = (
+        memory.held(dataclasses.replace(RUN, model=dataclasses.replace(MODEL, remat=remat)))["activations"]
+        for remat in ("none", "dots", "full")
+    )
+    assert none > dots > full
+
+
+def test_the_cache_and_the_backward_pass_are_not_held_together():
+    parts = {"weights": 1.0, "trained": 2.0, "optimizer": 3.0, "cache": 4.0, "activations": 5.0, "logits": 6.0}
+    assert memory.peak(parts) == 17.0
+    assert memory.peak(parts | {"cache": 40.0}) == 46.0
