@@ -193,7 +193,7 @@ def begin(
       config, setup, task: of the run.
       init: (setup, θ, key) → the state at step 0.
       mesh: of devices, set as the current one.
-      checkpoints: opened.
+      checkpoints: opened; None begins anew.
 
     Returns:
       Steps done, the state, what training only reads, and the state's shardings.
@@ -204,7 +204,7 @@ def begin(
     abstract = jax.eval_shape(init, theta, key)
     placed = sharding.shardings(abstract, mesh)
     abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, placed)
-    restored = checkpoint.restore_latest(checkpoints, abstract)
+    restored = None if checkpoints is None else checkpoint.restore_latest(checkpoints, abstract)
     if restored is None:
         return 0, jax.jit(init, out_shardings=placed)(theta, key), frozen, placed
     start, state, _ = restored
