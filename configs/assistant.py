@@ -41,6 +41,7 @@ def get_config(arg: str = "harmless,helpful"):
     c.meal.beta = 0.02
     c.meal.reuse_virtual = True
     c.conditioning.slots = 4
+    c.rollout.gather = True  # else decoding gathers the split weights at every token
     c.sampling.max_new = 128
     c.policy.source = "meta-llama/Llama-2-7b-hf"
     c.policy.lora_rank = 64

@@ -12,9 +12,15 @@ The published comparisons start from a model fine-tuned on the chosen summaries:
 --config.policy.source. The weights of Llama-2 need their licence accepted on the hub. Hypervolumes are measured from
 -2.5 in every raw reward, an arbitrary point, until --config.eval.reference names one.
 
-Not run at this scale yet. Estimates, by arithmetic: weights 13.5 GB in bfloat16, adapters with their optimizer 0.5 GB,
-reward models 1.5 GB, key-value cache 7 GB, activations 15 GB; so one device of 80 GB, or several with less through
---config.mesh.fsdp. About 15 seconds a step on one A100-80GB, 8 hours a method; an hour an evaluation.
+Not run at this scale yet. It fits 16 chips of v5e, by the TPU's compiler (under 12 GB of a chip's 16), which finds so in some
+ten minutes without a TPU, after pip install -e '.[aot]'; train with the same fields:
+
+    python -m meal_jax.aot --config=configs/reddit.py --topology=v5e:4x4 --config.mesh.fsdp=8 --config.mesh.tensor=2
+
+Half of the batch, 8 prompts, must divide over data × fsdp: with more chips raise batch_size or tensor. Estimates for GPUs, by
+arithmetic: weights 13.5 GB in bfloat16, adapters with their optimizer 0.5 GB, reward models 1 GB, key-value cache 7 GB,
+activations 15 GB; so one device of 80 GB, or several with less through --config.mesh.fsdp. About 15 seconds a step on one
+A100-80GB, 8 hours a method; an hour an evaluation.
 """
 
 from meal_jax import config as base
@@ -38,6 +44,7 @@ def get_config(arg: str = "summary,faithful"):
     c.meal.beta = 0.02
     c.meal.reuse_virtual = True
     c.conditioning.slots = 4
+    c.rollout.gather = True  # else decoding gathers the split weights at every token
     c.sampling.max_new = 48
     c.policy.source = "meta-llama/Llama-2-7b-hf"
     c.policy.lora_rank = 64

@@ -23,7 +23,7 @@ from meal_jax.meal.step import Batch, Setup
 from meal_jax.models import classifier, families, hf, known
 from meal_jax.models.policy import Conditioning
 from meal_jax.models.transformer import TransformerConfig
-from meal_jax.rewards import formats, linear_heads, sources, text
+from meal_jax.rewards import formats, linear_heads, sources
 from meal_jax.runtime import sharding
 from meal_jax.tasks.task import Prompts, Task
 
@@ -141,7 +141,8 @@ def plan(config, devices) -> Plan:
     for name, source in zip(config.objectives, task.text_rewards, strict=False):
         if source is not None and source.kind == "model":
             model = _classifier(source, config)
-            classifiers[name] = model._replace(params=place(model.params, text.placement(model.params, mesh)))
+            # Copied to every device, as `rewards.text.of_classifier` does.
+            classifiers[name] = model._replace(params=place(model.params, sharding.replicated(mesh)))
     return Plan(
         setup, mesh, task, place(state, sharding.shardings(state, mesh)), place(frozen, sharding.shardings(frozen, mesh)),
         place(batch, rows), classifiers,

@@ -113,7 +113,8 @@ def of_classifier(
     """The reward that is a classifier's raw logit.
 
     Args:
-      classifier: of `models.classifier`; its parameters are laid out by `placement`.
+      classifier: of `models.classifier`; its parameters are copied to every device: split over fsdp, what
+        is moved between devices takes many times longer than the model itself.
       tokenizer: the model's.
       layout: of `rewards.formats`.
       label: which logit.
@@ -127,20 +128,12 @@ def of_classifier(
     return ModelReward(
         lambda prompt, response: layout(tokenizer, prompt, response, most),
         lambda params, *rows: classifier.apply(params, *rows)[:, label],
-        jax.tree.map(sharding.put, classifier.params, placement(classifier.params, mesh)),
+        sharding.put(classifier.params, sharding.replicated(mesh)),
         mesh,
         limit=most,
         pad=classifier.pad,
         **options,
     )
-
-
-def placement(params: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
-    """Where a reward model's parameters live: split over fsdp, or, if its sizes do not divide, copied to every device."""
-    try:
-        return sharding.shardings({"reward_models": params}, mesh)["reward_models"]
-    except ValueError:
-        return jax.tree.map(lambda _: sharding.replicated(mesh), params)
 
 
 def bucket(length: int, limit: int) -> int:
