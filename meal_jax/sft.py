@@ -43,7 +43,7 @@ from meal_jax.data.pipeline import index_at, take
 from meal_jax.meal.bilevel import token_loss
 from meal_jax.meal.step import Frozen, Setup, read
 from meal_jax.models import lora
-from meal_jax.runtime import checkpoint, distributed, profiling, sharding
+from meal_jax.runtime import checkpoint, compiler, distributed, profiling, sharding
 from meal_jax.runtime.metrics import MetricWriter
 from meal_jax.runtime.run import Run
 from meal_jax.tasks.language import TUNED
@@ -116,6 +116,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
             train.without_key(functools.partial(update, setup)),
             donate_argnums=0,
             out_shardings=(placed.replace(key=None), everywhere),
+            compiler_options=compiler.options(everywhere),
         )
         loss = jax.jit(functools.partial(loss_of, setup), out_shardings=everywhere)
 

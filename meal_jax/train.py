@@ -37,7 +37,7 @@ from meal_jax.rewards import sources
 from meal_jax.rewards.text import TextScorer
 from meal_jax.rollout.decode import Responses
 from meal_jax.rollout.sampling import Sampling
-from meal_jax.runtime import checkpoint, distributed, profiling, sharding
+from meal_jax.runtime import checkpoint, compiler, distributed, profiling, sharding
 from meal_jax.runtime.metrics import MetricWriter, Preemption, progress
 from meal_jax.tasks.task import Task
 
@@ -328,7 +328,11 @@ def compile_step(
     """
     # No step changes the key, and it stays outside of the program that returns the state: a typed key comes back from it
     # under another spelling of its sharding, P() for P(None), which jit's dispatch takes for another signature.
-    donating = {"donate_argnums": 0, "out_shardings": (out_shardings[0].replace(key=None), out_shardings[1])}
+    donating = {
+        "donate_argnums": 0,
+        "out_shardings": (out_shardings[0].replace(key=None), out_shardings[1]),
+        "compiler_options": compiler.options(out_shardings[1]),
+    }
     if scorer is None and not timed:
         whole = jax.jit(without_key(functools.partial(method.step, setup)), **donating)
 

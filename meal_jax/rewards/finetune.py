@@ -32,7 +32,7 @@ from ml_collections import config_flags
 from meal_jax.models import classifier, families, hf, lora
 from meal_jax.rewards import calibration, finetune_card, formats, pairs, text
 from meal_jax.rewards.train import wilson
-from meal_jax.runtime import distributed, metrics, sharding
+from meal_jax.runtime import compiler, distributed, metrics, sharding
 
 PyTree = Any
 HEAD = ("classifier/", "pooler/")
@@ -176,7 +176,8 @@ def make_step(
         return optax.apply_updates(trainable, updates), opt, loss, right
 
     places = jax.tree.map(lambda leaf: leaf.sharding, (trainable, opt))
-    return jax.jit(step, donate_argnums=(0, 1), out_shardings=(*places, None, None))
+    told = compiler.options(jax.tree.leaves(places)[0])
+    return jax.jit(step, donate_argnums=(0, 1), out_shardings=(*places, None, None), compiler_options=told)
 
 
 def fit(

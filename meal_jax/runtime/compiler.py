@@ -1,0 +1,22 @@
+"""What the compiler is told on platforms where it needs to be."""
+
+from __future__ import annotations
+
+import jax
+
+# LoRA's (x A) B, its transposes and tangents are chains of small products, and the TPU's compiler tries to fuse products into
+# products. With libtpu 0.0.42.1 the update of an adapted model ended, after minutes of search, in a stack overflow of the
+# compiler (FusedSpatialMajorConvolution::CalculateClassicConvWindowsCost). Without these fusions it compiles.
+TPU = {
+    "xla_tpu_dot_dot_fusion": False,
+    "xla_tpu_dot_dot_fusion_duplicated": False,
+    "xla_tpu_enable_multi_level_input_dot_dot_fusion": False,
+    "xla_tpu_enable_multi_level_output_dot_dot_fusion": False,
+    "xla_tpu_nested_dot_fusion": False,
+    "xla_tpu_enable_multi_level_nested_dot_fusion": False,
+}
+
+
+def options(place: jax.sharding.Sharding) -> dict[str, bool] | None:
+    """`compiler_options` of `jax.jit` for a program on the devices of a sharding; None for the compiler's own choices."""
+    return TPU if next(iter(place.device_set)).platform == "tpu" else None
