@@ -6,7 +6,8 @@
 `summary` is fitted on people's choices between two summaries of a post (summarize-from-feedback), `faithful` on authors'
 own summaries of posts against mismatched and entity-swapped ones (meal_jax/rewards/faithful.py). Without data.posts, the
 authors' summaries are those among the comparisons (policy "ref"). For a fine-tuned policy give its directory in
---config.source. Needs the weights (bash launch/fetch_smollm2.sh). Not timed yet.
+--config.source. Needs the weights (bash launch/fetch_smollm2.sh). Took 36
+minutes on 2 busy CPU cores; held-out pair accuracy 0.66 (summary) and 0.94 (faithful), see docs/reddit_small.md.
 """
 
 import ml_collections
