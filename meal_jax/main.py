@@ -9,6 +9,7 @@ import os
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from meal_jax.command import parse
 from meal_jax.runtime import distributed
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/; fields by --config.name=value.")
@@ -40,17 +41,6 @@ def main(argv):
             raise
     if done is None:
         raise SystemExit(STOPPED.value)
-
-
-def parse(argv):
-    """absl's parser, with a message instead of a trace for a field that is not there."""
-    try:
-        return app.parse_flags_with_usage(argv)
-    except AttributeError as error:
-        raise SystemExit(
-            f"error: a --config.… names a field that the configuration does not have: {error}\n"
-            "All fields and what they mean are in meal_jax/config.py."
-        ) from None
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from meal_jax.aot import topology
+from meal_jax.command import parse
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/; fields by --config.name=value.")
 TOPOLOGY = flags.DEFINE_string("topology", None, f"Devices:\n{topology.known()}")
@@ -73,14 +74,6 @@ def run(config, name: str, dry: bool = False, only=()) -> dict:
     found = report.make(plan, config, there, compiled, ours)
     report.show(found)
     return report.as_json(found)
-
-
-def parse(argv):
-    """absl's parser, with a message instead of a trace for a field that is not there."""
-    try:
-        return app.parse_flags_with_usage(argv)
-    except AttributeError as error:
-        raise SystemExit(f"error: a --config.… names a field that the configuration does not have: {error}") from None
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ import os
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from meal_jax.command import parse
+
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/; fields by --config.name=value.")
 VS = flags.DEFINE_enum("vs", "", ["", "hf"], "Also measure this peer, alternating with it.")
 MERGED = flags.DEFINE_bool("merged", False, "With --vs=hf: the peer folds its adapters into the weights to sample.")
@@ -48,20 +50,9 @@ def main(argv):
         else:
             runs.bench(**common, phases=PHASES.value, vs=VS.value, merged=MERGED.value, loop=LOOP.value)
     except (ValueError, FileNotFoundError, RuntimeError) as error:
-        if logging.get_verbosity() > logging.INFO:
+        if logging.get_verbosity() <= logging.INFO:
             raise SystemExit(f"error: {error}") from None
         raise
-
-
-def parse(argv):
-    """absl's parser, with a message instead of a trace for a field that is not there."""
-    try:
-        return app.parse_flags_with_usage(argv)
-    except AttributeError as error:
-        raise SystemExit(
-            f"error: a --config.… names a field that the configuration does not have: {error}\n"
-            "All fields and what they mean are in meal_jax/config.py."
-        ) from None
 
 
 if __name__ == "__main__":
