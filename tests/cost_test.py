@@ -7,6 +7,7 @@ import pytest
 from jax.interpreters import partial_eval
 
 from meal_jax import cost, testing
+from meal_jax.chips import Chip
 from meal_jax.meal import step as meal
 from meal_jax.models.lora import Lora
 
@@ -84,7 +85,7 @@ def test_parameters_are_counted(adapters):
 
 
 def test_roofline():
-    chip = cost.Chip("round", flops=100.0, memory=1.0, bandwidth=10.0, link=2.0, links=2)
+    chip = Chip("round", flops=100.0, memory=1.0, bandwidth=10.0, link=2.0, links=2)
     work = cost.Cost(flops=800.0, weights=20.0, activations=40.0)
     assert cost.bound(work, chip) == cost.Bound(8.0, 6.0, 0.0)
     # The batch in 4 parts: the weights are read on every chip.

@@ -10,6 +10,7 @@ from pathlib import Path
 from absl import app, flags
 
 from meal_jax import cost
+from meal_jax.chips import CHIPS, Chip
 from meal_jax.models import families, known
 from meal_jax.models.lora import Lora
 
@@ -35,10 +36,10 @@ def model(name: str):
 # Reddit Summary: 16 prompts of 512 tokens, 8 candidates of 48; a prefix of 4 and a prompt's tail of 6.
 BASE = cost.Run(model("7B"), 16, 8, 512, 48, slots=10, tail=6, chunk=16)
 MESH = {"data": 1, "fsdp": 8, "tensor": 2}
-CHIP = cost.CHIPS["v5e"]
+CHIP = CHIPS["v5e"]
 
 
-def seconds(run: cost.Run, mesh=None, chip: cost.Chip = CHIP) -> dict[str, cost.Bound]:
+def seconds(run: cost.Run, mesh=None, chip: Chip = CHIP) -> dict[str, cost.Bound]:
     """Least seconds of each part of a step. Weights are gathered for every pass but decoding, where they stay."""
     mesh = MESH if mesh is None else mesh
     out = {}
@@ -93,7 +94,7 @@ def roofline(path: Path) -> None:
     figure, axis = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
     grid = [10 ** (i / 20) for i in range(0, 72)]
     for name in ("v5e", "v5p", "v6e", "h100"):
-        chip = cost.CHIPS[name]
+        chip = CHIPS[name]
         axis.plot(grid, [min(chip.flops, x * chip.bandwidth) / 1e12 for x in grid], label=name, lw=1.2)
     alone = {"data": 1, "fsdp": 1, "tensor": 1}
     parts = cost.phases(BASE)

@@ -20,6 +20,7 @@ from meal_jax.aot import compiler, memory
 from meal_jax.aot.abstract import Plan
 from meal_jax.aot.compiler import Compiled
 from meal_jax.aot.topology import Topology
+from meal_jax.chips import Chip
 
 
 class Row(NamedTuple):
@@ -95,7 +96,7 @@ def make(plan: Plan, config, topology: Topology, compiled: Sequence[Compiled], o
     return Report(topology, mesh, rows, analytic | ({"reward models": sizes} if sizes else {}), ours)
 
 
-def _row(one: Compiled, plan: Plan, run: cost.Run, mesh: Mapping[str, int], chip: cost.Chip) -> Row:
+def _row(one: Compiled, plan: Plan, run: cost.Run, mesh: Mapping[str, int], chip: Chip) -> Row:
     phases, (phase, _, name) = cost.phases(run), one.name.partition("/")
     if phase == "reward":
         parameters = sum(leaf.size for leaf in jax.tree.leaves(plan.rewards[name]))

@@ -10,7 +10,7 @@ import os
 import re
 from typing import Any, NamedTuple
 
-from meal_jax import cost
+from meal_jax.chips import CHIPS, Chip
 
 # Slices that Cloud TPU offers, up to 256 chips (cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}), by the number of chips.
 FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
@@ -29,7 +29,7 @@ class Topology(NamedTuple):
     """
 
     name: str
-    chip: cost.Chip
+    chip: Chip
     grid: tuple[int, ...]
 
     @property
@@ -51,9 +51,9 @@ def parse(text: str) -> Topology:
     """
     found = re.fullmatch(r"(\w+)(?::|-)(\d+(?:x\d+)*)", text.strip().lower())
     kind, size = found.groups() if found else (text, "")
-    if kind not in cost.CHIPS or not size:
+    if kind not in CHIPS or not size:
         raise ValueError(f"--topology={text!r} is not one of:\n{known()}")
-    chip = cost.CHIPS[kind]
+    chip = CHIPS[kind]
     if not chip.grid:
         if "x" in size or int(size) < 1:
             raise ValueError(f"--topology={text!r}: GPUs are numbered, as {kind}:8.")
@@ -72,7 +72,7 @@ def parse(text: str) -> Topology:
 def known() -> str:
     """The topologies by kind, a line each."""
     lines = [f"  {kind}: {', '.join(f'{kind}:{size}' for size in slices.values())}" for kind, slices in SLICES.items()]
-    gpus = [kind for kind, chip in cost.CHIPS.items() if not chip.grid]
+    gpus = [kind for kind, chip in CHIPS.items() if not chip.grid]
     return "\n".join([*lines, f"  GPUs, on fake devices and by arithmetic: {', '.join(f'{kind}:8' for kind in gpus)}"])
 
 

@@ -23,6 +23,7 @@ from rich.table import Table
 from meal_jax import cost
 from meal_jax.bench.phases import Side
 from meal_jax.bench.timing import Ceilings, spread
+from meal_jax.chips import Chip
 from meal_jax.pareto.figures import COLOURS, DPI, GREY, INK, MARKERS
 
 HATCHES = ("", "///", "...", "xxx")
@@ -49,7 +50,7 @@ def phase_row(name: str, side: Side, phase: str, samples: Sequence[float], ceili
     costs = side.costs()
     if costs is None:
         return row
-    chip = cost.Chip("measured", ceilings.flops * devices, 0.0, ceilings.bandwidth * devices, 0.0, 0)
+    chip = Chip("measured", ceilings.flops * devices, 0.0, ceilings.bandwidth * devices, 0.0, 0)
     parts = costs[phase].values()
     whole = sum(parts, cost.Cost())
     least = sum(max(part.flops / chip.flops, part.bytes / chip.bandwidth) for part in parts)

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from meal_jax import cost, testing
+from meal_jax.aot.memory import held, peak
 from meal_jax.doctor.finding import GIB, Finding, fail, ok, warn
 from meal_jax.meal import step as meal
 from meal_jax.models import hf
@@ -91,9 +92,9 @@ def memory(config: Any, mesh: Mesh, model: TransformerConfig | None) -> Iterator
         slots=config.conditioning.slots, objectives=len(config.objectives), kl=m.beta > 0, net=m.net,
         hypergradient=m.hypergradient, reuse_virtual=m.reuse_virtual, chunk=config.policy.chunk,
     )  # fmt: skip
-    parts = cost.memory(run, dict(mesh.shape))
+    parts = held(run, dict(mesh.shape))
     least = alone * sum(parts[kind] for kind in ("weights", "trained", "optimizer"))
-    most = alone * cost.peak(parts)
+    most = alone * peak(parts)
     found = f"{has}; a step needs about {most / GIB:.1f}, {least / GIB:.1f} of it weights and optimizer (reward models beside)"
     if limit and least > limit:
         advice = (

@@ -2,8 +2,8 @@ import sys
 
 import pytest
 
-from meal_jax import cost
 from meal_jax.aot import topology
+from meal_jax.chips import CHIPS
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from meal_jax.aot import topology
 )
 def test_names(text, name, chips):
     found = topology.parse(text)
-    assert (found.name, found.chips, found.chip) == (name, chips, cost.CHIPS[name.partition(":")[0]])
+    assert (found.name, found.chips, found.chip) == (name, chips, CHIPS[name.partition(":")[0]])
     assert found.tpu == name.startswith("v")
 
 
