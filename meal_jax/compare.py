@@ -1,12 +1,18 @@
 """Trains several methods over several seeds in one harness, and sets their fronts, measures and budgets side by side.
 
     python -m meal_jax.compare --config=configs/toy.py --workdir=runs/compare --methods=all --seeds=5
+    python -m meal_jax.compare --config=configs/toy.py --workdir=runs/compare --methods=all --seeds=5 --equal=tokens
     python -m meal_jax.compare --config=configs/toy.py --workdir=runs/tau --methods=meal --sweep=meal.tau:0.03,0.1,0.3
 
 All meet the same prompts, rewards, sampling and evaluator; a method's own choices are its section of the configuration.
 Each run has a folder, SEED/METHOD; one that is finished is not run again, one that was cut short goes on. Written beside
-them: compare.json, compare.md (the table), fronts.png (the seeds' mean points) and curves.png (hypervolume against tokens
-sampled in training). With --sweep the runs are those of one method at several values of a field.
+them: compare.json, compare.md (the table), fronts.png (the seeds' mean points) and curves.png (hypervolume against what
+training spent). With --sweep the runs are those of each method at several values of a field, and sweep.png shows hypervolume
+and inner product against it.
+
+--equal says at which point of training the methods are set side by side: at its end ("steps", which they have in common),
+or each at its last evaluation within the tokens sampled, or the optimizer steps taken (of all its models), that the thriftiest
+run took in all. The shorter config.eval.every, the closer that comes to equal.
 """
 
 from __future__ import annotations
@@ -15,7 +21,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
@@ -28,13 +34,31 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/; fi
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs write; run again with the same to go on.")
 METHODS = flags.DEFINE_list("methods", ["all"], "Names of meal_jax.methods.METHODS, or all.")
 SEEDS = flags.DEFINE_integer("seeds", 1, "Runs of each method, by config.seed, config.seed + 1 …")
+EQUAL = flags.DEFINE_enum(
+    "equal", "steps", ["steps", "tokens", "updates"], "What the methods set side by side have spent alike."
+)
 SWEEP = flags.DEFINE_string("sweep", None, "FIELD:VALUE,VALUE…, such as meal.tau:0.03,0.1,0.3.")
 
 
-def variants(
-    config: ml_collections.ConfigDict, methods: Sequence[str], sweep: str | None
-) -> dict[str, tuple[str, ml_collections.ConfigDict]]:
-    """Name of each variant to (its label, its method's configuration): the methods, or a sweep's values.
+SPENT = {"steps": "rollout_tokens", "tokens": "rollout_tokens", "updates": "updates"}  # --equal to the budget's name
+MEASURES = (
+    "hypervolume", "share_of_true_hypervolume", "mean_inner_product", "sparsity", "spacing", "non_dominated", "monotonicity",
+    "truncated", "repetitive",
+)  # fmt: skip
+AXES = {"rollout_tokens": "tokens sampled in training", "updates": "optimizer steps, of all models"}
+
+
+class Variant(NamedTuple):
+    """One of the things compared: its label, its method's configuration, and of a sweep the method's label and the value."""
+
+    label: str
+    config: ml_collections.ConfigDict
+    method: str
+    value: str = ""
+
+
+def variants(config: ml_collections.ConfigDict, methods: Sequence[str], sweep: str | None) -> dict[str, Variant]:
+    """What is to be compared, by name: the methods, or each at a sweep's values.
 
     Raises:
       ValueError: an unknown method, or a sweep that is not FIELD:VALUES of a field that there is.
@@ -42,8 +66,9 @@ def variants(
     from meal_jax import methods as known
 
     names = list(known.METHODS) if list(methods) == ["all"] else list(methods)
+    label = {name: known.get(name).label for name in names}
     if sweep is None:
-        return {name: (known.get(name).label, known.configure(name, config)) for name in names}
+        return {name: Variant(label[name], known.configure(name, config), label[name]) for name in names}
     field, _, values = sweep.partition(":")
     out = {}
     for name in names:
@@ -56,15 +81,20 @@ def variants(
                 changed.update_from_flattened_dict({field: type(old)(value)})
             except (KeyError, ValueError, TypeError) as error:
                 raise ValueError(f"--sweep={sweep}: {field} cannot be set to {value!r} ({error}).") from None
-            label = f"{known.get(name).label}, {field.rpartition('.')[2]} {value}"
-            out[f"{name} {field}={value}"] = (label, known.configure(name, changed))
+            at = f"{label[name]}, {field.rpartition('.')[2]} {value}"
+            out[f"{name} {field}={value}"] = Variant(at, known.configure(name, changed), label[name], value)
     if not out:
         raise ValueError(f"--sweep={sweep} names no values; write FIELD:VALUE,VALUE.")
     return out
 
 
 def run(
-    config: ml_collections.ConfigDict, workdir: str, methods: Sequence[str], seeds: int, sweep: str | None = None
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    methods: Sequence[str],
+    seeds: int,
+    sweep: str | None = None,
+    equal: str = "steps",
 ) -> dict[str, Any] | None:
     """Trains what is not trained yet and writes the comparison.
 
@@ -80,43 +110,66 @@ def run(
     check(config)
     plan = variants(config, methods, sweep)
     task = build.build_task(config)
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in plan}
+    folders: dict[str, list[Path]] = {name: [] for name in plan}
     for seed in range(config.seed, config.seed + seeds):
-        for name, (_, its) in plan.items():
+        for name, variant in plan.items():
             folder = root / str(seed) / name.replace(" ", "_")
-            done = folder / "pareto.json"
-            if not done.exists():
-                its = its.copy_and_resolve_references()
+            if not (folder / "pareto.json").exists():
+                its = variant.config.copy_and_resolve_references()
                 its.seed = seed
                 if train.train_and_evaluate(its, known.get(its.method), build.for_method(task, its), folder) is None:
                     return None
-            results[name].append(json.loads(done.read_text()))
-    labels = {name: label for name, (label, _) in plan.items()}
-    summary = {"task": task.name, "seeds": seeds, "methods": {n: summarise(r) for n, r in results.items()}}
+            folders[name].append(folder)
+    results = read(folders, equal)
+    summary = {
+        "task": task.name,
+        "seeds": seeds,
+        "equal": equal,
+        "methods": {name: summarise(runs) for name, runs in results.items()},
+    }
     root.mkdir(parents=True, exist_ok=True)
     (root / "compare.json").write_text(json.dumps(summary, indent=1) + "\n")
-    table = as_table(summary["methods"], labels)
+    table = as_table(summary["methods"], {name: variant.label for name, variant in plan.items()})
     (root / "compare.md").write_text(table)
-    draw(results, labels, task, root)
-    print(f"\n{table}\ntable: {root / 'compare.md'}\nfigures: {root / 'fronts.png'}, {root / 'curves.png'}")
+    drawn = draw(results, summary, plan, config, task, root)
+    if sweep is not None:
+        drawn.append(draw_sweep(summary["methods"], plan, sweep.partition(":")[0], root))
+    print(f"\n{table}\ntable: {root / 'compare.md'}\nfigures: {', '.join(map(str, drawn))}")
     return summary
 
 
+def read(folders: dict[str, list[Path]], equal: str) -> dict[str, list[dict[str, Any]]]:
+    """The runs' results, by variant and seed: their last, or those of the evaluation that `equal` (--equal) chooses."""
+    runs = {name: [json.loads((f / "pareto.json").read_text()) for f in some] for name, some in folders.items()}
+    if equal == "steps":
+        return runs
+    spent = SPENT[equal]
+    limit = min(run["budget"][spent] for some in runs.values() for run in some)
+
+    def cut(run: dict[str, Any], folder: Path) -> dict[str, Any]:
+        chosen = max((h for h in run["history"] if h["budget"][spent] <= limit), key=lambda h: h["step"])
+        found = json.loads((folder / "evals" / f"{chosen['step']:06d}.json").read_text())
+        whole = chosen["step"] == run["history"][-1]["step"]
+        seconds = run["seconds_training"] if whole else None  # of a part of a run it is not known
+        return run | found | {"budget": chosen["budget"], "seconds_training": seconds}
+
+    return {name: [cut(*pair) for pair in zip(some, folders[name], strict=True)] for name, some in runs.items()}
+
+
 def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One method's seeds in numbers: medians, and 95 % intervals of the median over resampled seeds (none for one seed)."""
+    """One method's seeds in numbers: of each measure the median, and as NAME_interval the 95 % interval of the median over
+    resampled seeds, or for one seed that over prompts."""
     out: dict[str, Any] = {"by_seed": {}}
-    for field in (
-        "hypervolume", "share_of_true_hypervolume", "mean_inner_product", "sparsity", "spacing", "non_dominated",
-        "truncated", "repetitive",
-    ):  # fmt: skip
-        if field in runs[0]:
-            values = np.array([r[field] for r in runs])
-            out[field], out["by_seed"][field] = float(np.median(values)), values.tolist()
-            if len(values) > 1:
-                draws = np.random.default_rng(0).integers(0, len(values), (2000, len(values)))
-                medians = np.median(values[draws], axis=1)
-                out[f"{field}_interval"] = np.quantile(medians, [0.025, 0.975]).tolist()
-    out["monotonicity"] = np.median([r["monotonicity"] for r in runs], axis=0).tolist()
+    for field in MEASURES:
+        if field not in runs[0]:
+            continue  # no truth is known
+        values = np.array([r[field] for r in runs])
+        out[field], out["by_seed"][field] = np.median(values, axis=0).tolist(), values.tolist()
+        interval = runs[0][f"{field}_interval"]
+        if len(values) > 1:
+            draws = np.random.default_rng(0).integers(0, len(values), (2000, len(values)))
+            interval = np.quantile(np.median(values[draws], axis=1), [0.025, 0.975], axis=0).tolist()
+        out[f"{field}_interval"] = interval
     out["budget"] = {key: float(np.median([r["budget"][key] for r in runs])) for key in runs[0]["budget"]}
     seconds = [r["seconds_training"] for r in runs if r["seconds_training"] is not None]
     out["seconds_training"] = float(np.median(seconds)) if seconds else None
@@ -125,49 +178,92 @@ def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def as_table(methods: dict[str, dict[str, Any]], labels: dict[str, str]) -> str:
-    """The comparison in Markdown; the interval of a hypervolume is over seeds, or over prompts where there is one seed."""
-    head = (
-        "| method | hypervolume | 95 % interval | of the true | inner product | sparsity | spacing | non-dominated | "
-        "monotone | truncated | repetitive | tokens sampled | tokens trained on | models | passes/token | seconds |"
-    )
-    lines = [head, "|" + "---|" * 16]
-    for name, m in methods.items():
-        low, high = m.get("hypervolume_interval", m["prompts_interval"][0])
-        true = f"{m['share_of_true_hypervolume']:.3f}" if "share_of_true_hypervolume" in m else "–"
-        b, seconds = m["budget"], m["seconds_training"]
-        lines.append(
-            f"| {labels[name]} | {m['hypervolume']:.4g} | {low:.4g} … {high:.4g} | {true} | "
-            f"{m['mean_inner_product']:.3f} | {m['sparsity']:.3g} | {m['spacing']:.3g} | {m['non_dominated']:.2f} | "
-            f"{', '.join(f'{v:.2f}' for v in m['monotonicity'])} | {m['truncated']:.2f} | {m['repetitive']:.2f} | "
-            f"{b['rollout_tokens']:,.0f} | {b['gradient_tokens']:,.0f} | {b['models']:.0f} | "
-            f"{b['forwards_per_token']:.0f} | {'–' if seconds is None else f'{seconds:.0f}'} |"
-        )
-    return "\n".join(lines) + "\n"
+    """The comparison in Markdown: what the methods reached and what they spent. Intervals are over seeds, or over prompts
+    where there is one seed; those that the table leaves out are in compare.json."""
+
+    def cell(m: dict[str, Any], field: str) -> str:
+        if field not in m:
+            return "–"
+        low, high = m[f"{field}_interval"]
+        return f"{m[field]:.3f} ({low:.3f} … {high:.3f})"
+
+    reached = {
+        "hypervolume": lambda m: cell(m, "hypervolume"),
+        "of the true": lambda m: cell(m, "share_of_true_hypervolume"),
+        "inner product": lambda m: cell(m, "mean_inner_product"),
+        "sparsity": lambda m: f"{m['sparsity']:.3g}",
+        "spacing": lambda m: f"{m['spacing']:.3g}",
+        "non-dominated": lambda m: f"{m['non_dominated']:.2f}",
+        "monotone": lambda m: ", ".join(f"{value:.2f}" for value in m["monotonicity"]),
+        "truncated": lambda m: f"{m['truncated']:.2f}",
+        "repetitive": lambda m: f"{m['repetitive']:.2f}",
+    }
+    spent = {
+        "tokens sampled": lambda m: f"{m['budget']['rollout_tokens']:,.0f}",
+        "reward calls": lambda m: f"{m['budget']['reward_calls']:,.0f}",
+        "tokens trained on": lambda m: f"{m['budget']['gradient_tokens']:,.0f}",
+        "updates": lambda m: f"{m['budget']['updates']:,.0f}",
+        "models": lambda m: f"{m['budget']['models']:.0f}",
+        "passes a token": lambda m: f"{m['budget']['forwards_per_token']:.0f}",
+        "seconds": lambda m: "–" if m["seconds_training"] is None else f"{m['seconds_training']:.0f}",
+    }
+    tables = []
+    for columns in (reached, spent):
+        lines = [["method", *columns], ["---"] * (1 + len(columns))]
+        lines += [[labels[name], *(show(m) for show in columns.values())] for name, m in methods.items()]
+        tables.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join(tables) + "\n"
 
 
-def draw(results: dict[str, list[dict[str, Any]]], labels: dict[str, str], task, root: Path) -> None:
-    """fronts.png, each method's points averaged over its seeds, and curves.png."""
+def draw(
+    results: dict[str, list[dict[str, Any]]],
+    summary: dict[str, Any],
+    plan: dict[str, Variant],
+    config: ml_collections.ConfigDict,
+    task,
+    root: Path,
+) -> list[Path]:
+    """fronts.png, each method's points averaged over its seeds, and curves.png; their paths."""
     from meal_jax import evaluate
     from meal_jax.pareto import figures
+    from meal_jax.rewards import sources
 
     mean = lambda runs, field: np.mean([r[field] for r in runs], axis=0)  # noqa: E731
-    fronts = [
-        figures.Front(labels[name], np.array(runs[0]["preferences"]), mean(runs, "points"))
-        for name, runs in results.items()
-    ]
-    truth = evaluate.true_front(task) if task.truth is not None else None
-    seeds = len(next(iter(results.values())))
+    spent, seeds, drawn = SPENT[summary["equal"]], summary["seeds"], []
     title = f"{task.name}, mean of {seeds} seeds" if seeds > 1 else task.name
     if len(task.objectives) in (2, 3):
-        figures.draw_fronts(root / "fronts.png", fronts, task.objectives, truth=truth, title=title)
+        fronts = [
+            figures.Front(plan[name].label, np.array(runs[0]["preferences"]), mean(runs, "points"))
+            for name, runs in results.items()
+        ]
+        truth = evaluate.true_front(task) if task.truth is not None else None
+        alike = {"steps": "", "tokens": ", at equal tokens sampled", "updates": ", at equal optimizer steps"}
+        drawn.append(root / "fronts.png")
+        figures.draw_fronts(
+            drawn[-1], fronts, sources.describe(config), truth=truth, title=title + alike[summary["equal"]]
+        )
     curves = {}
     for name, runs in results.items():
-        steps = np.array([h["step"] for h in runs[0]["history"]])
-        volume = np.mean([[h["hypervolume"] for h in r["history"]] for r in runs], axis=0)
-        # Tokens grow with steps as evenly as responses keep their length.
-        tokens = np.mean([r["budget"]["rollout_tokens"] for r in runs]) * steps / max(steps[-1], 1)
-        curves[labels[name]] = (tokens, volume)
-    figures.draw_curves(root / "curves.png", curves, "tokens sampled in training", "hypervolume", title=title)
+        at = np.mean([[h["budget"][spent] for h in r["history"]] for r in runs], axis=0)
+        curves[plan[name].label] = (at, np.mean([[h["hypervolume"] for h in r["history"]] for r in runs], axis=0))
+    drawn.append(root / "curves.png")
+    figures.draw_curves(drawn[-1], curves, AXES[spent], "hypervolume", title=title)
+    return drawn
+
+
+def draw_sweep(methods: dict[str, dict[str, Any]], plan: dict[str, Variant], field: str, root: Path) -> Path:
+    """sweep.png: hypervolume and inner product of each method against the field's values."""
+    from meal_jax.pareto import figures
+
+    values = list(dict.fromkeys(variant.value for variant in plan.values()))
+    panels = {}
+    for measure, label in (("hypervolume", "hypervolume"), ("mean_inner_product", "mean inner product")):
+        panels[label] = {}
+        for method in dict.fromkeys(variant.method for variant in plan.values()):
+            found = [methods[name] for name, variant in plan.items() if variant.method == method]
+            panels[label][method] = [(m[measure], *m[f"{measure}_interval"]) for m in found]
+    figures.draw_sweep(root / "sweep.png", values, panels, f"config.{field}")
+    return root / "sweep.png"
 
 
 def main(argv):
@@ -179,7 +275,7 @@ def main(argv):
     if os.environ.get("MEAL_CACHE", "1") != "0":
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/meal_jax/xla"))
     try:
-        run(CONFIG.value, WORKDIR.value, METHODS.value, SEEDS.value, SWEEP.value)
+        run(CONFIG.value, WORKDIR.value, METHODS.value, SEEDS.value, SWEEP.value, EQUAL.value)
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
         raise SystemExit(f"error: {error}") from None
 

@@ -116,35 +116,38 @@ def summarise(answers: Answers, preferences: np.ndarray, task: Task, bootstrap: 
     """The front of one evaluation as plain numbers.
 
     Returns:
-      points [M, K] with 95 % intervals over prompts, hypervolume and mean inner product with theirs, and, where
-      the truth is known, the share of the hypervolume that an exact maximiser of the same preferences has.
+      points [M, K] with points_low and points_high; every measure of `front.measures`, and how much has collapsed:
+      "truncated", the share of responses that did not reach their end, and "repetitive", `repeats`' share. Each NAME has
+      NAME_interval, [low, high], 95 % over the draw of prompts. Where the truth is known, also the share of the
+      hypervolume that an exact maximiser of the same preferences has.
     """
-    scores = answers.scores.astype(np.float64)
-    reference = task.reference
-    points, low, high = front.bootstrap(scores, lambda mean: mean, bootstrap)
-    volume, *volume_interval = front.bootstrap(scores, lambda mean: front.hypervolume(mean, reference), bootstrap)
-    product, *product_interval = front.bootstrap(
-        scores, lambda mean: front.mean_inner_product(mean, preferences), bootstrap
+    scores, reference, k = answers.scores.astype(np.float64), task.reference, answers.scores.shape[-1]
+    collapsed = np.stack([~answers.ended, repeats(answers.tokens, answers.mask)], axis=-1)
+
+    def judge(mean: np.ndarray) -> dict[str, Any]:  # [M, K + 2]: all measures of one replicate are of the same prompts
+        points, (truncated, repetitive) = mean[:, :k], mean[:, k:].mean(axis=0)
+        measured = front.measures(points, preferences, reference)
+        return {"points": points, **measured, "truncated": truncated, "repetitive": repetitive}
+
+    both = np.concatenate([scores, collapsed], axis=-1)
+    found = judge(both.mean(axis=0))
+    sizes = np.cumsum([np.size(value) for value in found.values()])[:-1]
+    flat = lambda mean: np.concatenate([np.ravel(value) for value in judge(mean).values()])  # noqa: E731
+    _, low, high = (np.split(side, sizes) for side in front.bootstrap(both, flat, bootstrap))
+    low, high = (
+        {name: np.reshape(v, np.shape(found[name])).tolist() for name, v in zip(found, side, strict=True)}
+        for side in (low, high)
     )
     out = {
         "preferences": preferences.tolist(),
-        "points": points.tolist(),
-        "points_low": low.tolist(),
-        "points_high": high.tolist(),
         "proposals": answers.proposals.mean(axis=0).astype(float).tolist(),
-        "non_dominated": float(np.mean(front.non_dominated(points))),
-        "hypervolume": float(volume),
-        "hypervolume_interval": [float(v) for v in volume_interval],
         "reference": reference.tolist(),
-        "mean_inner_product": float(product),
-        "mean_inner_product_interval": [float(v) for v in product_interval],
-        "sparsity": front.sparsity(points),
-        "spacing": front.spacing(points),
-        "monotonicity": front.monotonicity(points, preferences).tolist(),
-        "truncated": float(1 - np.mean(answers.ended)),
-        "repetitive": repetition(answers.tokens, answers.mask),
         "prompts": len(scores),
         "evaluation_set": task.evaluation_set,
+        "points_low": low.pop("points"),
+        "points_high": high.pop("points"),
+        **{name: np.asarray(value).tolist() for name, value in found.items()},
+        **{f"{name}_interval": [low[name], high[name]] for name in low},
     }
     if task.truth is not None:
         # As many points as the policy has, each the best there is for its preference: what a perfect policy would
@@ -152,23 +155,27 @@ def summarise(answers: Answers, preferences: np.ndarray, task: Task, bootstrap: 
         exact = task.truth(preferences)
         out["exact_points"] = exact.tolist()
         out["true_hypervolume"] = front.hypervolume(exact, reference)
-        out["share_of_true_hypervolume"] = float(volume) / out["true_hypervolume"]
+        share = np.array([out["hypervolume"], *out["hypervolume_interval"]]) / out["true_hypervolume"]
+        out["share_of_true_hypervolume"], *out["share_of_true_hypervolume_interval"] = share.tolist()
         out["whole_front_hypervolume"] = front.hypervolume(true_front(task), reference)
     return out
 
 
-def repetition(tokens: np.ndarray, mask: np.ndarray, gram: int = 3) -> float:
-    """Share of responses [..., T] of which more than half of the three-token runs occurred in them before: a collapsed
-    policy's."""
-    looped, rows = 0, tokens.reshape(-1, tokens.shape[-1])
-    for row, real in zip(rows, mask.reshape(rows.shape).sum(-1), strict=True):
+def repeats(tokens: np.ndarray, mask: np.ndarray, gram: int = 3) -> np.ndarray:
+    """Which responses [..., T] are a collapsed policy's, [...] bool: more than half of their three-token runs occurred in
+    them before."""
+
+    def looped(row, real):
         grams = [tuple(row[i : i + gram]) for i in range(real - gram + 1)]
-        looped += bool(grams) and len(set(grams)) < len(grams) / 2
-    return looped / len(rows)
+        return bool(grams) and len(set(grams)) < len(grams) / 2
+
+    rows = zip(tokens.reshape(-1, tokens.shape[-1]), mask.sum(-1).ravel(), strict=True)
+    return np.array([looped(row, real) for row, real in rows]).reshape(tokens.shape[:-1])
 
 
-def budget(cost: Cost, config, metrics: Path) -> dict[str, float]:
-    """What a run spent, and what its policy costs to use; counted from the response lengths that its metrics recorded.
+def budget(cost: Cost, config, metrics: Path, steps: int) -> dict[str, float]:
+    """What a run spent in its first `steps` steps, and what its policy costs to use; counted from the response lengths that
+    its metrics recorded.
 
     Returns:
       rollout_tokens (tokens sampled in training), reward_calls (responses × objectives), gradient_tokens (response tokens
@@ -178,12 +185,12 @@ def budget(cost: Cost, config, metrics: Path) -> dict[str, float]:
     answers = cost.answers * config.batch_size
     lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
     lengths = {line["step"]: line["response/length"] for line in lines if "response/length" in line}
-    tokens = answers * sum(lengths.values())
+    tokens = answers * sum(length for step, length in lengths.items() if step < steps)
     return {
         "rollout_tokens": round(tokens),
-        "reward_calls": answers * config.steps * len(config.objectives),
+        "reward_calls": answers * steps * len(config.objectives),
         "gradient_tokens": round(tokens * cost.backward),
-        "updates": cost.updates * cost.models * config.steps,
+        "updates": cost.updates * cost.models * steps,
         "models": cost.models,
         "forwards_per_token": cost.forwards,
     }

@@ -59,7 +59,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
         if done is None:
             return None
         results[name] = done
-    distributed.from_first(lambda: _report(results, task, root))
+    distributed.from_first(lambda: _report(results, sources.describe(config), task, root))
     return results
 
 
@@ -173,10 +173,13 @@ def train_and_evaluate(
 
     def finish() -> dict[str, Any]:
         history = [json.loads(path.read_text()) for path in sorted((workdir / "evals").glob("*.json"))]
+        spent = functools.partial(evaluate.budget, method.cost(config), config, workdir / "metrics.jsonl")
         out = results | {
-            "budget": evaluate.budget(method.cost(config), config, workdir / "metrics.jsonl"),
+            "budget": spent(config.steps),
             "before": {name: value for name, value in history[0].items() if name != "samples"},
-            "history": [{"step": h["step"], "hypervolume": h["hypervolume"]} for h in history],
+            "history": [
+                {"step": h["step"], "hypervolume": h["hypervolume"], "budget": spent(h["step"])} for h in history
+            ],
         }
         write_json(workdir / "pareto.json", out)
         return out
@@ -389,8 +392,8 @@ def _refuse_non_finite(at: int, values: dict[str, float], objectives, workdir: P
     )
 
 
-def _report(results: dict[str, Any], task: Task, root: Path) -> None:
-    """Draws the fronts of all methods into `pareto.png` and prints a table."""
+def _report(results: dict[str, Any], axes: tuple[str, ...], task: Task, root: Path) -> None:
+    """Draws the fronts of all methods into `pareto.png`, by axes of those names, and prints a table."""
     fronts = []
     for name, r in results.items():
         arrays = [np.array(r[field]) for field in ("preferences", "points", "points_low", "points_high")]
@@ -402,7 +405,7 @@ def _report(results: dict[str, Any], task: Task, root: Path) -> None:
     )
     truth = evaluate.true_front(task) if task.truth is not None else None
     path = root / "pareto.png"
-    figures.draw_fronts(path, fronts, task.objectives, truth=truth, title=task.name)
+    figures.draw_fronts(path, fronts, axes, truth=truth, title=task.name)
     print(f"\n{'':16} {'hypervolume':>12} {'95 % interval':>18} {'of the true':>12} {'inner product':>14}")
     for r in [dict(first["before"], method="before training"), *results.values()]:
         low, high = r["hypervolume_interval"]

@@ -16,18 +16,32 @@ def canned(monkeypatch):
 
     def fake(config, method, task, folder):
         asked.append((config.method, config.seed, config.meal.tau))
-        volume = 0.5 + 0.01 * config.seed + 0.1 * (config.method == "meal")
+        meal = config.method == "meal"
+        volume = 0.5 + 0.01 * config.seed + 0.1 * meal
         preferences = np.array([[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]])
-        result = {
-            "preferences": preferences.tolist(), "points": (volume * preferences).tolist(), "hypervolume": volume,
-            "hypervolume_interval": [volume - 0.05, volume + 0.05], "share_of_true_hypervolume": volume,
-            "mean_inner_product": 0.4, "sparsity": 0.1, "spacing": 0.0, "non_dominated": 1.0, "truncated": 0.25,
-            "repetitive": 0.0, "monotonicity": [1.0, 0.5], "seconds_training": 10.0 + config.seed,
-            "budget": {"rollout_tokens": 1000, "reward_calls": 50, "gradient_tokens": 2000, "updates": 8, "models": 1,
-                       "forwards_per_token": 1},
-            "history": [{"step": 0, "hypervolume": 0.0}, {"step": 4, "hypervolume": volume}],
-        }  # fmt: skip
-        folder.mkdir(parents=True)
+
+        def found(volume):
+            out = {
+                "hypervolume": volume, "share_of_true_hypervolume": volume, "mean_inner_product": 0.4, "sparsity": 0.1,
+                "spacing": 0.0, "non_dominated": 1.0, "truncated": 0.25, "repetitive": 0.0,
+                "monotonicity": [1.0, 0.5 + 0.1 * config.seed],
+            }  # fmt: skip
+            for field, value in list(out.items()):
+                out[f"{field}_interval"] = [(np.array(value) - 0.05).tolist(), (np.array(value) + 0.05).tolist()]
+            return out | {"preferences": preferences.tolist(), "points": (volume * preferences).tolist()}
+
+        (folder / "evals").mkdir(parents=True)
+        history = []
+        for step, share in ((0, 0.0), (2, 0.5), (4, 1.0)):
+            (folder / "evals" / f"{step:06d}.json").write_text(json.dumps({"step": step} | found(share * volume)))
+            budget = {"rollout_tokens": 250 * step * (1 + meal), "updates": 2 * step, "reward_calls": 50 * step,
+                      "gradient_tokens": 500 * step, "models": 1, "forwards_per_token": 1}  # fmt: skip
+            history.append({"step": step, "hypervolume": share * volume, "budget": budget})
+        result = found(volume) | {
+            "seconds_training": 10.0 + config.seed,
+            "budget": history[-1]["budget"],
+            "history": history,
+        }
         (folder / "pareto.json").write_text(json.dumps(result))
         return result
 
@@ -45,22 +59,46 @@ def test_every_method_meets_every_seed_once_and_what_is_done_is_not_run_again(ca
     )
     low, high = meal["hypervolume_interval"]
     assert low == pytest.approx(0.6) and high == pytest.approx(0.62) and meal["seconds_training"] == 11.0
-    table = (tmp_path / "compare.md").read_text().splitlines()
-    assert (
-        len(table) == 4 and table[2].startswith("| Meal | 0.61 | 0.6 … 0.62 | 0.610 |") and "| 1.00, 0.50 |" in table[2]
-    )
-    assert all(line.count("|") == table[0].count("|") for line in table)
+    np.testing.assert_allclose(meal["monotonicity"], [1.0, 0.6])
+    np.testing.assert_allclose(meal["monotonicity_interval"], [[1.0, 0.5], [1.0, 0.7]])  # [low, high], each [K]
+    reached, spent = (tmp_path / "compare.md").read_text().split("\n\n")
+    assert "| Meal | 0.610 (0.600 … 0.620) | 0.610 (" in reached and "| 1.00, 0.60 |" in reached
+    assert "| Meal | 2,000 | 200 | 2,000 | 8 | 1 | 1 | 11 |" in spent
+    for table in (reached, spent):
+        lines = table.strip().splitlines()
+        assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
     assert all((tmp_path / name).stat().st_size > 10_000 for name in ("fronts.png", "curves.png"))
     canned.clear()
     compare.run(config, str(tmp_path), ["meal", "static"], 4)
     assert [(method, seed) for method, seed, _ in canned] == [("meal", 3), ("static", 3)]
 
 
+def test_at_equal_spending_each_is_taken_at_its_last_evaluation_within_it(canned, tmp_path):
+    out = compare.run(toy.get_config(), str(tmp_path), ["meal", "static"], 2, equal="tokens")
+    meal, static = out["methods"]["meal"], out["methods"]["static"]
+    # Meal samples twice as many tokens a step here: within static's 1,000 it is at its step 2.
+    assert (meal["budget"]["rollout_tokens"], static["budget"]["rollout_tokens"]) == (1000, 1000)
+    assert meal["hypervolume"] == pytest.approx(0.3025) and static["hypervolume"] == pytest.approx(0.505)
+    assert meal["seconds_training"] is None and static["seconds_training"] == 10.5
+    out = compare.run(toy.get_config(), str(tmp_path), ["meal", "static"], 2, equal="updates")
+    assert out["methods"]["meal"]["hypervolume"] == pytest.approx(0.605)  # both take two updates a step
+    assert len(canned) == 4
+
+
+def test_one_seed_has_the_intervals_over_its_prompts(canned, tmp_path):
+    out = compare.run(toy.get_config(), str(tmp_path), ["static"], 1)["methods"]["static"]
+    assert out["hypervolume_interval"] == pytest.approx([0.45, 0.55])
+    np.testing.assert_allclose(out["monotonicity_interval"], [[0.95, 0.45], [1.05, 0.55]])
+
+
 def test_a_sweep_runs_one_field_over_its_values(canned, tmp_path):
-    out = compare.run(toy.get_config(), str(tmp_path), ["meal"], 1, sweep="meal.tau:0.05,0.5")
-    assert [tau for _, _, tau in canned] == [0.05, 0.5]
-    assert list(out["methods"]) == ["meal meal.tau=0.05", "meal meal.tau=0.5"]
-    assert "Meal, tau 0.05" in (tmp_path / "compare.md").read_text()
+    out = compare.run(toy.get_config(), str(tmp_path), ["meal", "static"], 1, sweep="meal.tau:0.05,0.5")
+    assert [(method, tau) for method, _, tau in canned] == [
+        ("meal", 0.05), ("meal", 0.5), ("static", 0.05), ("static", 0.5),
+    ]  # fmt: skip
+    assert list(out["methods"])[:2] == ["meal meal.tau=0.05", "meal meal.tau=0.5"]
+    assert "| Meal, tau 0.05 |" in (tmp_path / "compare.md").read_text()
+    assert (tmp_path / "sweep.png").stat().st_size > 10_000
 
 
 def test_all_means_all_and_what_cannot_be_is_named():

@@ -1,9 +1,12 @@
 """Evaluation: batches that do not divide the prompts, and the columns that the host adds."""
 
+import types
+
 import numpy as np
 import pytest
 
 from meal_jax import evaluate
+from meal_jax.pareto import front
 from meal_jax.rewards.text import TextScorer
 from meal_jax.tasks.task import Prompts
 
@@ -47,3 +50,33 @@ def test_every_prompt_is_answered_once_in_order_and_scored_with_its_own_text(bat
     np.testing.assert_array_equal(found.scores, wanted)
     np.testing.assert_array_equal(found.tokens[..., 0], np.arange(ROWS)[:, None].repeat(3, 1))
     np.testing.assert_allclose(found.proposals, np.broadcast_to(PREFERENCES, (ROWS, 3, 2)))
+
+
+def test_every_measure_has_an_interval_over_prompts_and_collapse_is_counted():
+    rng = np.random.default_rng(0)
+    scores = np.array([[0.0, 1.0], [0.7, 0.7], [1.0, 0.0]]) + 0.1 * rng.normal(size=(40, 3, 2))
+    tokens = rng.permuted(np.tile(np.arange(8), (40, 3, 1)), axis=-1)
+    tokens[:10, 0] = [5, 6, 5, 6, 5, 6, 5, 6]  # loops: 10 of 120
+    ended = np.ones((40, 3), bool)
+    ended[:, 1] = False
+    preferences = np.array([[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]])
+    answers = evaluate.Answers(scores, tokens, np.ones(tokens.shape, bool), ended, scores)
+    task = types.SimpleNamespace(
+        reference=np.array([-1.0, -1.0]), evaluation_set="", truth=lambda w: np.array([[1.0, 1.0]])
+    )
+    task.objectives = ("a", "b")
+    out = evaluate.summarise(answers, preferences, task, bootstrap=500)
+    points = np.mean(scores, axis=0)
+    for name, value in front.measures(points, preferences, task.reference).items():
+        np.testing.assert_allclose(out[name], value)
+        low, high = np.array(out[f"{name}_interval"])
+        assert low.shape == np.shape(value) and np.all(low <= high)
+    assert out["truncated"] == pytest.approx(1 / 3) and out["truncated_interval"] == pytest.approx([1 / 3, 1 / 3])
+    assert out["repetitive"] == pytest.approx(10 / 120)
+    share = rng.binomial(40, 10 / 40, size=20_000) / 120  # a prompt loops in one of its three answers or in none
+    np.testing.assert_allclose(out["repetitive_interval"], np.quantile(share, [0.025, 0.975]), atol=0.01)
+    low, high = out["hypervolume_interval"]
+    assert low < out["hypervolume"] < high
+    assert out["share_of_true_hypervolume_interval"] == pytest.approx([low / 4, high / 4])
+    np.testing.assert_allclose(out["points"], points)
+    assert np.all(np.array(out["points_low"]) < points) and np.all(points < np.array(out["points_high"]))

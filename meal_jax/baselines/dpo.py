@@ -46,6 +46,15 @@ def modpo_loss(chosen: jax.Array, rejected: jax.Array, beta: float, main: jax.Ar
     return jax.nn.softplus(-(beta * (chosen - rejected) - margin) / main)
 
 
+def noisy_modpo_loss(
+    first: jax.Array, second: jax.Array, beta: float, main: jax.Array, margin: jax.Array, right: jax.Array
+) -> jax.Array:
+    """`modpo_loss` in expectation of a label, the first answer being chosen with the chance `right`; margin is the first's
+    less the second's. Least where β (Δ_first − Δ_second) = w_main log(right / (1 − right)) + margin."""
+    chosen = modpo_loss(first, second, beta, main, margin)
+    return right * chosen + (1.0 - right) * modpo_loss(second, first, beta, main, -margin)
+
+
 def best_and_worst(score: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Indices [B] of a prompt's best and worst candidates by score [B, N], and whether they differ in score [B]."""
     best, worst = jnp.argmax(score, axis=-1), jnp.argmin(score, axis=-1)

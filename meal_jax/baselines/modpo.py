@@ -1,9 +1,13 @@
 """MODPO (arXiv 2310.03708): one policy for each preference, by DPO with the other objectives as margins.
 
 A preference's heaviest objective labels the pairs, the others enter the loss as margins; the original fixes which is
-which, and divides by a weight that may be small. Pairs are the best and the worst of a member's own fresh candidates (the
-original has a fixed data set of people's pairs), and margins are the rewards themselves, already computed in scoring
-(the original computes an implicit reward of a second model, again at every step).
+which, and divides by a weight that may be small. Pairs are the best and the worst of a member's own fresh candidates by the
+weighted sum (the original has a fixed data set of people's pairs), and margins are the rewards themselves, already computed
+in scoring (the original computes an implicit reward of a second model, again at every step).
+
+People's labels are noisy, and the loss counts on it: its minimum is the weighted sum of rewards where a label follows
+Bradley and Terry's model of the main one. A pair enters here in both orders, each as likely as that model says: with the
+better answer always chosen, the main reward would count without bound and the margins for nothing.
 
 Letters: B prompts, N candidates, T response tokens, E members, K objectives.
 """
@@ -57,16 +61,17 @@ def learn(setup, frozen, batch, member, w, key, responses, r, reference):
     """`family.Learn`: `epochs` updates on the step's pairs."""
     o = setup.options
     main = jnp.argmax(w)
-    best, worst, proper = dpo.best_and_worst(r[..., main])
+    best, worst, proper = dpo.best_and_worst(r @ w)
     others = jnp.where(jnp.arange(w.shape[0]) == main, 0.0, w)
-    margin = (dpo.take(r, best) - dpo.take(r, worst)) @ others
+    gap = dpo.take(r, best) - dpo.take(r, worst)  # [B, K]
+    right, margin = jax.nn.sigmoid(gap[:, main]), gap @ others
     pick = lambda x: jnp.stack([dpo.take(x, best), dpo.take(x, worst)], axis=1)  # noqa: E731
     pair, pair_reference = jax.tree.map(pick, (responses, reference))
     unused = jnp.zeros((*pair.ended.shape, w.shape[0]))
 
     def loss(theta):
-        delta = log_ratio(setup, frozen, theta, batch, unused, pair, pair_reference)
-        return dpo.pair_mean(dpo.modpo_loss(delta[:, 0], delta[:, 1], o.beta, w[main], margin), proper)
+        first, second = log_ratio(setup, frozen, theta, batch, unused, pair, pair_reference).T
+        return dpo.pair_mean(dpo.noisy_modpo_loss(first, second, o.beta, w[main], margin, right), proper)
 
     def descend(carry, _):
         theta, opt = carry

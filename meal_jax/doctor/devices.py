@@ -60,7 +60,12 @@ def laid_out(config: Any) -> tuple[list[Finding], Mesh | None]:
     except ValueError as error:
         advice = "Set config.mesh.data, fsdp and tensor for these devices, and batch sizes that data × fsdp divides."
         return [fail("mesh", f"{error}", advice)], None
-    return [ok("mesh", " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items()))], mesh
+    found = [ok("mesh", " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items()))]
+    if mesh.shape["fsdp"] > 1 and not config.rollout.gather:
+        what = f"weights are split over fsdp {mesh.shape['fsdp']}, and decoding gathers them at every token"
+        advice = "config.rollout.gather=True gathers them once a rollout where a device has room; see docs/scaling.md."
+        found.append(warn("rollout", what, advice))
+    return found, mesh
 
 
 def memory(config: Any, mesh: Mesh, model: TransformerConfig | None) -> Iterator[Finding]:
@@ -91,6 +96,12 @@ def memory(config: Any, mesh: Mesh, model: TransformerConfig | None) -> Iterator
         model, config.batch_size, m.candidates, config.data.prompt_length, config.sampling.max_new,
         slots=config.conditioning.slots, objectives=len(config.objectives), kl=m.beta > 0, net=m.net,
         hypergradient=m.hypergradient, reuse_virtual=m.reuse_virtual, chunk=config.policy.chunk,
+        parts=tuple(
+            cost.parts_of(prompts, config.micro[name])
+            for name, prompts in (
+                ("rollout", config.batch_size), ("score", config.batch_size), ("update", config.batch_size // 2)
+            )
+        ),
     )  # fmt: skip
     parts = held(run, dict(mesh.shape))
     least = alone * sum(parts[kind] for kind in ("weights", "trained", "optimizer"))
@@ -103,7 +114,10 @@ def memory(config: Any, mesh: Mesh, model: TransformerConfig | None) -> Iterator
         )
         yield fail("memory", found, advice)
     elif limit and most > 0.9 * limit:
-        advice = "config.policy.remat=full, a small config.policy.chunk, fewer prompts or candidates a step, or more devices."
+        advice = (
+            "config.policy.remat=full, a small config.policy.chunk, a small config.micro.update and micro.rollout, fewer "
+            "prompts or candidates a step, or more devices."
+        )
         yield warn("memory", found, advice)
     else:
         yield ok("memory", found)

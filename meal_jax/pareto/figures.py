@@ -112,6 +112,34 @@ def draw_curves(
     figure.savefig(path, dpi=DPI)
 
 
+def draw_sweep(
+    path: str | os.PathLike,
+    values: Sequence[str],
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, float]]]],
+    xlabel: str,
+) -> None:
+    """Writes a figure of measures against a field's values, evenly spaced in their order, whatever they are.
+
+    Args:
+      path: its suffix gives the format.
+      values: of the field.
+      panels: measure → label of a line → (measure, low, high) at each value; the interval becomes an error bar.
+      xlabel: the field.
+    """
+    figure = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained")
+    at = np.arange(len(values))
+    for axes, (measure, lines) in zip(np.ravel(figure.subplots(1, len(panels))), panels.items(), strict=True):
+        for n, (label, found) in enumerate(lines.items()):
+            y, low, high = np.array(found, float).T
+            shifted = at + 0.06 * (n - (len(lines) - 1) / 2)  # error bars of several methods lie beside each other
+            spread = np.maximum([y - low, high - y], 0)
+            axes.errorbar(shifted, y, yerr=spread, label=label, linewidth=1.5, elinewidth=1, capsize=2, **_look(n))
+        _frame(axes, xlabel, measure)
+        axes.set_xticks(at, values)
+    _finish(figure, None, "bars: 95 % intervals")
+    figure.savefig(path, dpi=DPI)
+
+
 def _draw_panel(axes: Axes, fronts: Sequence[Front], i: int, j: int, truth, reference) -> None:
     """The points of all fronts, objective i against objective j."""
     flat = len(fronts) > 0 and np.shape(fronts[0].points)[1] == 2

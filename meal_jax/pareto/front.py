@@ -80,6 +80,18 @@ def monotonicity(points: np.ndarray, preferences: np.ndarray) -> np.ndarray:
     return np.sum(pairs * (1 + reward) / 2, axis=(0, 1)) / np.maximum(np.sum(pairs, axis=(0, 1)), 1)
 
 
+def measures(points: np.ndarray, preferences: np.ndarray, reference: np.ndarray) -> dict[str, float | np.ndarray]:
+    """Every measure of a front of points [M, K] that were obtained for preferences [M, K], by its name."""
+    return {
+        "hypervolume": hypervolume(points, reference),
+        "mean_inner_product": mean_inner_product(points, preferences),
+        "sparsity": sparsity(points),
+        "spacing": spacing(points),
+        "non_dominated": float(np.mean(non_dominated(points))),
+        "monotonicity": monotonicity(points, preferences),
+    }
+
+
 def bootstrap(
     scores: np.ndarray, fn: Callable[[np.ndarray], float | np.ndarray], samples: int = 1000, seed: int = 0
 ) -> tuple[float | np.ndarray, float | np.ndarray, float | np.ndarray]:

@@ -110,6 +110,19 @@ def own(config) -> tuple[int, ...]:
     return tuple(k for k, source in enumerate(sources) if parse(source).kind == "heads")
 
 
+def describe(config) -> tuple[str, ...]:
+    """What a figure's axes say of each objective: its name, and the model, function or question that its rewards are of."""
+    sources = map(parse, config.reward.sources or ("heads",) * len(config.objectives))
+    out = []
+    for objective, source in zip(config.objectives, sources, strict=True):
+        if source.kind == "model":
+            of = Path(source.directory).name or formats.PRESETS[source.value].source
+        else:
+            of = {"heads": "", "judge": f"judge: {source.value}"}.get(source.kind, source.value.rpartition(":")[2])
+        out.append(f"{objective} reward" + (f" ({of})" if of else ""))
+    return tuple(out)
+
+
 def attach(task: Task, config, load: Callable | None = None) -> Task:
     """The task with the rewards of `config.reward.sources` in place of, or beside, its own.
 

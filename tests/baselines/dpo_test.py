@@ -35,10 +35,10 @@ def test_modpo_rests_where_the_weighted_rewards_are_those_of_the_policy():
     p = sigmoid(gap)  # people prefer the first with this chance, its main reward being `gap` above the other's
 
     def expected(delta):
-        return p * dpo.modpo_loss(delta, 0.0, beta, main, margin) + (1 - p) * dpo.modpo_loss(
-            0.0, delta, beta, main, -margin
-        )
+        return dpo.noisy_modpo_loss(delta, 0.0, beta, main, margin, p)
 
+    both = p * dpo.modpo_loss(0.4, 0.0, beta, main, margin) + (1 - p) * dpo.modpo_loss(0.0, 0.4, beta, main, -margin)
+    assert expected(0.4) == pytest.approx(float(both), rel=1e-6)
     delta = (main * gap + margin) / beta
     assert abs(jax.grad(expected)(delta)) < 1e-6
     assert abs(jax.grad(expected)(delta + 0.5)) > 1e-3

@@ -42,8 +42,10 @@ def test_a_mesh_that_does_not_fit_is_told_before_anything_is_compiled(changes, m
         pytest.skip("needs 8 devices: XLA_FLAGS=--xla_force_host_platform_device_count=8")
     [found], mesh = devices.laid_out(small(**changes))
     assert found.status == "fail" and message in found.found and mesh is None
-    [found], mesh = devices.laid_out(small(mesh__data=2, mesh__fsdp=4))
+    [found, gathers], mesh = devices.laid_out(small(mesh__data=2, mesh__fsdp=4))
     assert found.status == "ok" and dict(mesh.shape) == {"data": 2, "fsdp": 4, "tensor": 1}
+    assert gathers.status == "warn" and "rollout.gather=True" in gathers.advice  # else every token gathers the weights
+    assert len(devices.laid_out(small(mesh__data=2, mesh__fsdp=4, rollout__gather=True))[0]) == 1
 
 
 class Device:
@@ -59,6 +61,15 @@ def test_memory_is_held_against_an_estimate(monkeypatch, chip, fsdp, status):
     config = small(data__prompt_length=128, policy__chunk=4, batch_size=8, meal__candidates=4)
     [found] = devices.memory(config, mesh, dataclasses.replace(SEVEN, lora=Lora(rank=8)))
     assert (found.name, found.status) == ("memory", status), found
+
+
+def test_work_in_parts_needs_less(monkeypatch):
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(32 * GIB)])
+    mesh, model = sharding.make_mesh(1, 1, 1, jax.devices()[:1]), dataclasses.replace(SEVEN, lora=Lora(rank=8))
+    whole = {"data__prompt_length": 512, "batch_size": 64, "rollout__gather": True}
+    [at_once] = devices.memory(small(**whole), mesh, model)
+    [in_parts] = devices.memory(small(**whole, micro__update=2, micro__rollout=4), mesh, model)
+    assert (at_once.status, in_parts.status) == ("warn", "ok") and "micro.update" in at_once.advice
 
 
 def test_the_hosts_memory_stands_for_that_of_its_cpu_devices_and_sizes_must_divide():

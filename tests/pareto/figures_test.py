@@ -104,6 +104,23 @@ def test_three_objectives_give_a_panel_for_each_pair(tmp_path, drawn):
     assert not any(overlap(legend, panel) for panel in panels)
 
 
+def test_a_sweep_has_a_panel_a_measure_and_a_line_a_method(tmp_path, drawn):
+    found = [(1.0, 0.9, 1.2), (3.0, 2.0, 3.5)]
+    panels = {"hypervolume": {"Meal": found, "static": found[::-1]}, "inner product": {"Meal": found, "static": found}}
+    figures.draw_sweep(tmp_path / "s.png", ["0.1", "1.0"], panels, "config.meal.tau")
+    left, right = drawn[0].axes
+    assert (left.get_xlabel(), left.get_ylabel(), right.get_ylabel()) == (
+        "config.meal.tau",
+        "hypervolume",
+        "inner product",
+    )
+    assert [tick.get_text() for tick in left.get_xticklabels()] == ["0.1", "1.0"]
+    line, _, (bars,) = left.containers[0]
+    np.testing.assert_array_equal(line.get_ydata(), [1.0, 3.0])
+    np.testing.assert_allclose([segment[:, 1] for segment in bars.get_segments()], [[0.9, 1.2], [2.0, 3.5]])
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["Meal", "static"]
+
+
 def test_methods_differ_in_colour_and_marker():
     looks = [figures._look(n) for n in range(12)]
     assert len({(look["color"], look["marker"]) for look in looks}) == 12

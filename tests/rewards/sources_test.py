@@ -258,3 +258,14 @@ def test_a_label_that_the_model_lacks_is_named(tokenizer_files, tmp_path):
     torch_model("gpt2").save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match="has 1 labels, and 'humor' reads label 1"):
         build.build_task(configured("heads", f"humor@{tmp_path / 'model'}"))
+
+
+def test_axes_are_named_with_the_reward_model():
+    config = base.default()
+    assert sources.describe(config) == ("first reward", "second reward")  # the benchmark's own
+    config.objectives = ("harmless", "kind", "short", "mine")
+    config.reward.sources = ("harmless", "judge:Is it kind?", "python:rewards/short.py:brevity", "model@runs/my_reward")
+    assert sources.describe(config) == (
+        f"harmless reward ({formats.PRESETS['harmless'].source})", "kind reward (judge: Is it kind?)",
+        "short reward (brevity)", "mine reward (my_reward)",
+    )  # fmt: skip
