@@ -30,5 +30,13 @@ def get_config(arg: str = ""):
     c.meal.rho = 3.0  # with less, proposals drift from the targets here, and the front suffers
     c.meal.reuse_virtual = True  # a quarter off the step
     c.optim.lr = 1.5e-3
+    # Of the methods beside it, chosen among a few values on seed 0 (docs/comparison_toy.md). The policy starts from random
+    # weights: there is no language to keep, and little to learn from its first answers.
+    c.ppo.kl = 0.005
+    c.ppo.epochs = 4
+    c.ppo.divisions = c.dpo.divisions = 4  # 5 policies for the 11 preferences: 3 answers each to a prompt, not 1
+    c.dpo.beta = 0.03
+    c.dpo.sft = c.ric.offline = 20
+    c.ric.keep_quantile = 0.9
     c.eval.divisions = 10 if options[arg] == 2 else 5  # 11 or 21 preferences
     return c

@@ -158,14 +158,15 @@ def read(folders: dict[str, list[Path]], equal: str) -> dict[str, list[dict[str,
 
 def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One method's seeds in numbers: of each measure the median, and as NAME_interval the 95 % interval of the median over
-    resampled seeds, or for one seed that over prompts."""
+    resampled seeds, or for one seed that over prompts. `by_seed` has each seed's, with the intervals over prompts."""
     out: dict[str, Any] = {"by_seed": {}}
     for field in MEASURES:
         if field not in runs[0]:
             continue  # no truth is known
         values = np.array([r[field] for r in runs])
         out[field], out["by_seed"][field] = np.median(values, axis=0).tolist(), values.tolist()
-        interval = runs[0][f"{field}_interval"]
+        over_prompts = [r[f"{field}_interval"] for r in runs]
+        out["by_seed"][f"{field}_interval"], interval = over_prompts, over_prompts[0]
         if len(values) > 1:
             draws = np.random.default_rng(0).integers(0, len(values), (2000, len(values)))
             interval = np.quantile(np.median(values[draws], axis=1), [0.025, 0.975], axis=0).tolist()
@@ -173,7 +174,6 @@ def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     out["budget"] = {key: float(np.median([r["budget"][key] for r in runs])) for key in runs[0]["budget"]}
     seconds = [r["seconds_training"] for r in runs if r["seconds_training"] is not None]
     out["seconds_training"] = float(np.median(seconds)) if seconds else None
-    out["prompts_interval"] = [r["hypervolume_interval"] for r in runs]
     return out
 
 

@@ -96,7 +96,7 @@ def _modpo_cost(config: ml_collections.ConfigDict) -> Cost:
 
 def _parm_cost(config: ml_collections.ConfigDict) -> Cost:
     n = config.meal.candidates
-    return Cost(n, 2, 2 * len(config.objectives) / n, 2, 2)
+    return Cost(n, 2, 2 * config.parm.pairs * len(config.objectives) / n, 2, 2)
 
 
 _ppo = functools.partial(

@@ -61,6 +61,7 @@ def test_every_method_meets_every_seed_once_and_what_is_done_is_not_run_again(ca
     assert low == pytest.approx(0.6) and high == pytest.approx(0.62) and meal["seconds_training"] == 11.0
     np.testing.assert_allclose(meal["monotonicity"], [1.0, 0.6])
     np.testing.assert_allclose(meal["monotonicity_interval"], [[1.0, 0.5], [1.0, 0.7]])  # [low, high], each [K]
+    np.testing.assert_allclose(meal["by_seed"]["hypervolume_interval"], [[0.55, 0.65], [0.56, 0.66], [0.57, 0.67]])
     reached, spent = (tmp_path / "compare.md").read_text().split("\n\n")
     assert "| Meal | 0.610 (0.600 … 0.620) | 0.610 (" in reached and "| 1.00, 0.60 |" in reached
     assert "| Meal | 2,000 | 200 | 2,000 | 8 | 1 | 1 | 11 |" in spent

@@ -6,7 +6,7 @@ with A = [A_1 A_2] of ranks r_1 and r_2, and W_1 [r_1, r_1], W_2k [r_2, r_2] sma
 matrix alone, so an adapter for a preference is A and [W_1 B_1; W_2(w) B_2]: factors for a plain low-rank layer, one pair
 for each example's preference, and never a matrix of the layer's size.
 
-It learns from pairs of the base's own answers, one of each objective, under preferences drawn from a Dirichlet:
+It learns from pairs of the base's own answers, `pairs` a prompt and objective, under preferences drawn from a Dirichlet:
     L = Σ_k w_k [− log σ(β (log π_a(y⁺_k | x, w) − log π_a(y⁻_k | x, w)))],
 and answers with log π(y_t) = log π_base + log π_a / β_decode + constant.
 
@@ -46,8 +46,11 @@ class ParmConfig:
     beta: float = 0.1
     decode_beta: float = 1.0
     dirichlet: float = 1.0
+    pairs: int = 1
 
     def __post_init__(self):
+        if self.pairs < 1:
+            raise ValueError(f"config.parm.pairs={self.pairs} must be at least 1.")
         if self.r1 < 1 or self.r2 < 1 or self.beta <= 0 or self.decode_beta <= 0 or self.dirichlet <= 0:
             raise ValueError(f"config.parm needs r1, r2 >= 1 and beta, decode_beta, dirichlet > 0, not {self}.")
 
@@ -68,6 +71,10 @@ def configure(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     c = config.copy_and_resolve_references()
     c.meal.net = c.meal.adapt = False
     c.conditioning.kind = "none"
+    if 2 * c.parm.pairs > c.meal.candidates:
+        raise ValueError(
+            f"config.parm.pairs={c.parm.pairs} need twice as many of config.meal.candidates={c.meal.candidates}."
+        )
     c.policy.lora_rank = c.parm.r1 + c.parm.r2
     c.policy.lora_alpha = c.policy.lora_rank * c.parm.alpha / c.parm.r2
     return c
@@ -116,19 +123,20 @@ def update(
     _, key = meal.step_keys(state, 2)
     alpha = jnp.full(k, o.dirichlet)
     w = jax.random.dirichlet(key, alpha, (batch.tokens.shape[0],))
-    best, worst, proper = jax.vmap(dpo.best_and_worst, in_axes=-1, out_axes=-1)(scores.rewards)  # [B, K]
-    picked = jnp.concatenate([best, worst], axis=-1)  # [B, 2 K]
-    pick = lambda x: jnp.take_along_axis(x, picked.reshape(*picked.shape, *[1] * (x.ndim - 2)), axis=1)  # noqa: E731
-    pairs = (pick(rolled.responses.tokens), pick(rolled.responses.mask))
+    best, worst, proper = paired(scores.rewards, o.pairs)  # [B, P, K]
+    pick = lambda x, at: jnp.take_along_axis(x, at.reshape(len(at), -1, *[1] * (x.ndim - 2)), axis=1)  # noqa: E731
+    pairs = tuple(pick(x, at) for at in (best, worst) for x in (rolled.responses.tokens, rolled.responses.mask))
     data = (batch, pairs, proper, w)
     halves = jax.tree.map(lambda x: jnp.stack([x[0::2], x[1::2]]), data)
 
     def loss(policy, part):
-        batch, (tokens, mask), proper, w = part
+        batch, (*chosen, tokens, mask), proper, w = part
+        both = (jnp.concatenate([chosen[0], tokens], 1), jnp.concatenate([chosen[1], mask], 1))  # [B, 2 P K, T]
         one = functools.partial(_log_likelihood, setup, frozen, policy)
-        total = jax.vmap(one)(batch, w, tokens, mask)  # [B, 2 K]
-        each = dpo.dpo_loss(total[:, :k], total[:, k:], o.beta)
-        return jnp.sum(jnp.where(proper, w * each, 0.0)) / jnp.maximum(jnp.sum(jnp.any(proper, axis=-1)), 1)
+        total = jax.vmap(one)(batch, w, *both).reshape(len(w), 2, o.pairs, k)
+        each = dpo.dpo_loss(total[:, 0], total[:, 1], o.beta)
+        prompts = jnp.sum(jnp.any(proper, axis=(1, 2)))
+        return jnp.sum(jnp.where(proper, w[:, None] * each, 0.0)) / (o.pairs * jnp.maximum(prompts, 1))
 
     def descend(carry, part):
         policy, opt = carry
@@ -141,6 +149,22 @@ def update(
     )
     stats = absorb(state.rewards, scores.rewards, setup.meal.horizon)
     return state.replace(step=state.step + 1, policy=policy, policy_opt=opt, rewards=stats), metrics
+
+
+def paired(rewards: jax.Array, pairs: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """For each objective the best candidate beside the worst, the second best beside the second worst, and so on.
+
+    Args:
+      rewards: [B, N, K].
+      pairs: P, at most N // 2.
+
+    Returns:
+      Indices [B, P, K] of the better and of the worse, and whether they differ in reward.
+    """
+    order = jnp.argsort(rewards, axis=1)
+    worse, better = order[:, :pairs], order[:, ::-1][:, :pairs]
+    gap = jnp.take_along_axis(rewards, better, axis=1) - jnp.take_along_axis(rewards, worse, axis=1)
+    return better, worse, gap > 0
 
 
 def answer(

@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from configs import toy
 from meal_jax.baselines import cpo, parm, rewarded_soups
 from meal_jax.models.lora import Linear, Lora
 
@@ -37,6 +39,18 @@ def test_the_adapter_of_a_preference_is_the_dense_formula():
         # As `configure` sets it: alpha / rank of the plain adapter is PARM's alpha / r2.
         got = apply(out, x, R1 + R2, (R1 + R2) * alpha / R2, layer)
         np.testing.assert_allclose(got, alpha / R2 * x @ dense, rtol=2e-5, atol=2e-5)
+
+
+def test_pairs_go_from_the_ends_of_an_objectives_order_inwards():
+    rewards = jnp.array([[[0.3, 1.0], [0.1, 1.0], [0.9, 1.0], [0.5, 0.0]]])  # [1, 4, 2]
+    better, worse, proper = parm.paired(rewards, 2)
+    assert better[0, :, 0].tolist() == [2, 3] and worse[0, :, 0].tolist() == [1, 0] and proper[0, :, 0].all()
+    gap = [float(rewards[0, better[0, p, 1], 1] - rewards[0, worse[0, p, 1], 1]) for p in range(2)]
+    assert gap == [1.0, 0.0] and proper[0, :, 1].tolist() == [True, False]  # a tie is no pair
+    with pytest.raises(ValueError, match="config.parm.pairs=3 need twice as many"):
+        c = toy.get_config()
+        c.parm.pairs, c.meal.candidates = 3, 4
+        parm.configure(c)
 
 
 def test_soups_in_merged_space_average_the_weights_changes_and_in_factor_space_the_factors():
