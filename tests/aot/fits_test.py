@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-STATED = ("reddit",)  # configurations whose docstring has a command
+STATED = ("assistant", "reddit")  # the full-scale configurations
 COMMAND = re.compile(r"^ {4}python -m meal_jax\.aot (.*)$", re.MULTILINE)
 
 
