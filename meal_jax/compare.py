@@ -12,7 +12,7 @@ and inner product against it.
 
 --equal says at which point of training the methods are set side by side: at its end ("steps", which they have in common),
 or each at its last evaluation within the tokens sampled, or the optimizer steps taken (of all its models), that the thriftiest
-run took in all. The shorter config.eval.every, the closer that comes to equal.
+run took in all; the files are then compare_tokens.json and so on. The shorter config.eval.every, the closer it comes to equal.
 """
 
 from __future__ import annotations
@@ -128,13 +128,14 @@ def run(
         "methods": {name: summarise(runs) for name, runs in results.items()},
     }
     root.mkdir(parents=True, exist_ok=True)
-    (root / "compare.json").write_text(json.dumps(summary, indent=1) + "\n")
+    ending = "" if equal == "steps" else f"_{equal}"
+    (root / f"compare{ending}.json").write_text(json.dumps(summary, indent=1) + "\n")
     table = as_table(summary["methods"], {name: variant.label for name, variant in plan.items()})
-    (root / "compare.md").write_text(table)
-    drawn = draw(results, summary, plan, config, task, root)
+    (root / f"compare{ending}.md").write_text(table)
+    drawn = draw(results, summary, plan, config, task, root, ending)
     if sweep is not None:
         drawn.append(draw_sweep(summary["methods"], plan, sweep.partition(":")[0], root))
-    print(f"\n{table}\ntable: {root / 'compare.md'}\nfigures: {', '.join(map(str, drawn))}")
+    print(f"\n{table}\ntable: {root / f'compare{ending}.md'}\nfigures: {', '.join(map(str, drawn))}")
     return summary
 
 
@@ -222,8 +223,9 @@ def draw(
     config: ml_collections.ConfigDict,
     task,
     root: Path,
+    ending: str,
 ) -> list[Path]:
-    """fronts.png, each method's points averaged over its seeds, and curves.png; their paths."""
+    """Draws fronts, each method's points averaged over its seeds, and curves; the paths."""
     from meal_jax import evaluate
     from meal_jax.pareto import figures
     from meal_jax.rewards import sources
@@ -238,7 +240,7 @@ def draw(
         ]
         truth = evaluate.true_front(task) if task.truth is not None else None
         alike = {"steps": "", "tokens": ", at equal tokens sampled", "updates": ", at equal optimizer steps"}
-        drawn.append(root / "fronts.png")
+        drawn.append(root / f"fronts{ending}.png")
         figures.draw_fronts(
             drawn[-1], fronts, sources.describe(config), truth=truth, title=title + alike[summary["equal"]]
         )
@@ -246,7 +248,7 @@ def draw(
     for name, runs in results.items():
         at = np.mean([[h["budget"][spent] for h in r["history"]] for r in runs], axis=0)
         curves[plan[name].label] = (at, np.mean([[h["hypervolume"] for h in r["history"]] for r in runs], axis=0))
-    drawn.append(root / "curves.png")
+    drawn.append(root / f"curves{ending}.png")
     figures.draw_curves(drawn[-1], curves, AXES[spent], "hypervolume", title=title)
     return drawn
 

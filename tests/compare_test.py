@@ -84,6 +84,9 @@ def test_at_equal_spending_each_is_taken_at_its_last_evaluation_within_it(canned
     out = compare.run(toy.get_config(), str(tmp_path), ["meal", "static"], 2, equal="updates")
     assert out["methods"]["meal"]["hypervolume"] == pytest.approx(0.605)  # both take two updates a step
     assert len(canned) == 4
+    for stem in ("compare_tokens.json", "compare_tokens.md", "fronts_tokens.png", "curves_updates.png"):
+        assert (tmp_path / stem).exists()
+    assert not (tmp_path / "compare.md").exists()
 
 
 def test_one_seed_has_the_intervals_over_its_prompts(canned, tmp_path):
