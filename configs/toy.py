@@ -4,7 +4,7 @@ python -m meal_jax.main --config=configs/toy.py --workdir=runs/toy
 python -m meal_jax.main --config=configs/toy.py:k=3 --workdir=runs/toy3      three objectives
 
 On 2 CPU cores about four minutes in all, compilation included. Expect a share of the true hypervolume of 0.97 for Meal
-and 0.94 for static targets (medians of five seeds, launch/toy_seeds.sh; 0.96 to 0.99 and 0.83 to 0.97).
+and 0.93 for static targets (medians of five seeds; 0.97 to 0.99 and 0.85 to 0.96). All methods: docs/comparison_toy.md.
 
 With three objectives, about seven minutes; seed 0 reached a hypervolume of 0.271 with Meal and 0.190 with static targets, of
 0.403 under the whole front. An exact maximiser of the same 21 preferences has 0.235: where a trade-off is linear it jumps
