@@ -179,7 +179,7 @@ def budget(cost: Cost, config, metrics: Path, steps: int) -> dict[str, float]:
 
     Returns:
       rollout_tokens (tokens sampled in training), reward_calls (responses × objectives), gradient_tokens (response tokens
-      that went through a backward pass), updates (optimizer steps, of all its models), models (policies or
+      that went through a backward pass), updates (optimizer steps, of all that it trains), models (policies or
       adapters to keep), forwards_per_token (forward passes for each token of an answer).
     """
     answers = cost.answers * config.batch_size
@@ -190,7 +190,7 @@ def budget(cost: Cost, config, metrics: Path, steps: int) -> dict[str, float]:
         "rollout_tokens": round(tokens),
         "reward_calls": answers * steps * len(config.objectives),
         "gradient_tokens": round(tokens * cost.backward),
-        "updates": cost.updates * cost.models * steps,
+        "updates": cost.updates * (cost.models - cost.frozen) * steps,
         "models": cost.models,
         "forwards_per_token": cost.forwards,
     }

@@ -22,10 +22,11 @@ class Cost(NamedTuple):
 
     Attributes:
       answers: fresh responses a prompt and step, of all its models together.
-      updates: optimizer steps a step, of each of its models.
+      updates: optimizer steps a step, of each model that is trained.
       backward: backward passes that a fresh response token goes through, on average.
       models: policies (or adapters) to keep for answering every preference.
       forwards: forward passes for each token of an answer.
+      frozen: how many of the models are not trained.
     """
 
     answers: int
@@ -33,6 +34,7 @@ class Cost(NamedTuple):
     backward: float
     models: int = 1
     forwards: int = 1
+    frozen: int = 0
 
 
 class Method(NamedTuple):
@@ -96,7 +98,7 @@ def _modpo_cost(config: ml_collections.ConfigDict) -> Cost:
 
 def _parm_cost(config: ml_collections.ConfigDict) -> Cost:
     n = config.meal.candidates
-    return Cost(n, 2, 2 * config.parm.pairs * len(config.objectives) / n, 2, 2)
+    return Cost(n, 2, 2 * config.parm.pairs * len(config.objectives) / n, 2, 2, frozen=1)
 
 
 _ppo = functools.partial(

@@ -85,6 +85,10 @@ def test_costs_count_models_and_passes():
     }  # fmt: skip
     assert cost["meal"].answers == cost["static"].answers == cost["ric"].answers == 16
     assert cost["morlhf"].answers == cost["modpo"].answers == 15 and cost["soups"].answers == 16  # 3 of each of 5
+    trained = {name: x.updates * (x.models - x.frozen) for name, x in cost.items()}
+    assert {name: updates for name, updates in trained.items() if updates != 2} == {
+        "morlhf": 20, "soups": 8, "mod": 8, "modpo": 10,
+    }  # fmt: skip
     assert cost["static"].backward == 1.0 and cost["meal"].backward == 2.0  # θ' is reused, so two halves more
     m = toy.get_config()
     m.meal.reuse_virtual, m.meal.hypergradient = False, "first_order"
