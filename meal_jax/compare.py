@@ -30,22 +30,32 @@ from ml_collections import config_flags
 
 from meal_jax.runtime import distributed
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/; fields by --config.name=value.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs write; run again with the same to go on.")
-METHODS = flags.DEFINE_list("methods", ["all"], "Names of meal_jax.methods.METHODS, or all.")
-SEEDS = flags.DEFINE_integer("seeds", 1, "Runs of each method, by config.seed, config.seed + 1 …")
-EQUAL = flags.DEFINE_enum(
-    "equal", "steps", ["steps", "tokens", "updates"], "What the methods set side by side have spent alike."
-)
-SWEEP = flags.DEFINE_string("sweep", None, "FIELD:VALUE,VALUE…, such as meal.tau:0.03,0.1,0.3.")
+
+class Basis(NamedTuple):
+    """What --equal means: the budget's name, its axis, and what is added to titles and names of files."""
+
+    spent: str
+    axis: str = "tokens sampled in training"
+    title: str = ""
+    ending: str = ""
 
 
-SPENT = {"steps": "rollout_tokens", "tokens": "rollout_tokens", "updates": "updates"}  # --equal to the budget's name
+BASES = {
+    "steps": Basis("rollout_tokens"),
+    "tokens": Basis("rollout_tokens", title=", at equal tokens sampled", ending="_tokens"),
+    "updates": Basis("updates", "optimizer steps, of all models", ", at equal optimizer steps", "_updates"),
+}
 MEASURES = (
     "hypervolume", "share_of_true_hypervolume", "mean_inner_product", "sparsity", "spacing", "non_dominated", "monotonicity",
     "truncated", "repetitive",
 )  # fmt: skip
-AXES = {"rollout_tokens": "tokens sampled in training", "updates": "optimizer steps, of all models"}
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/; fields by --config.name=value.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs write; run again with the same to go on.")
+METHODS = flags.DEFINE_list("methods", ["all"], "Names of meal_jax.methods.METHODS, or all.")
+SEEDS = flags.DEFINE_integer("seeds", 1, "Runs of each method, by config.seed, config.seed + 1 …")
+EQUAL = flags.DEFINE_enum("equal", "steps", list(BASES), "What the methods set side by side have spent alike.")
+SWEEP = flags.DEFINE_string("sweep", None, "FIELD:VALUE,VALUE…, such as meal.tau:0.03,0.1,0.3.")
 
 
 class Variant(NamedTuple):
@@ -128,11 +138,11 @@ def run(
         "methods": {name: summarise(runs) for name, runs in results.items()},
     }
     root.mkdir(parents=True, exist_ok=True)
-    ending = "" if equal == "steps" else f"_{equal}"
+    ending = BASES[equal].ending
     (root / f"compare{ending}.json").write_text(json.dumps(summary, indent=1) + "\n")
     table = as_table(summary["methods"], {name: variant.label for name, variant in plan.items()})
     (root / f"compare{ending}.md").write_text(table)
-    drawn = draw(results, summary, plan, config, task, root, ending)
+    drawn = draw(results, BASES[equal], plan, config, task, root)
     if sweep is not None:
         drawn.append(draw_sweep(summary["methods"], plan, sweep.partition(":")[0], root))
     print(f"\n{table}\ntable: {root / f'compare{ending}.md'}\nfigures: {', '.join(map(str, drawn))}")
@@ -144,7 +154,7 @@ def read(folders: dict[str, list[Path]], equal: str) -> dict[str, list[dict[str,
     runs = {name: [json.loads((f / "pareto.json").read_text()) for f in some] for name, some in folders.items()}
     if equal == "steps":
         return runs
-    spent = SPENT[equal]
+    spent = BASES[equal].spent
     limit = min(run["budget"][spent] for some in runs.values() for run in some)
 
     def cut(run: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -218,12 +228,11 @@ def as_table(methods: dict[str, dict[str, Any]], labels: dict[str, str]) -> str:
 
 def draw(
     results: dict[str, list[dict[str, Any]]],
-    summary: dict[str, Any],
+    basis: Basis,
     plan: dict[str, Variant],
     config: ml_collections.ConfigDict,
     task,
     root: Path,
-    ending: str,
 ) -> list[Path]:
     """Draws fronts, each method's points averaged over its seeds, and curves; the paths."""
     from meal_jax import evaluate
@@ -231,7 +240,7 @@ def draw(
     from meal_jax.rewards import sources
 
     mean = lambda runs, field: np.mean([r[field] for r in runs], axis=0)  # noqa: E731
-    spent, seeds, drawn = SPENT[summary["equal"]], summary["seeds"], []
+    seeds, drawn = len(next(iter(results.values()))), []
     title = f"{task.name}, mean of {seeds} seeds" if seeds > 1 else task.name
     if len(task.objectives) in (2, 3):
         fronts = [
@@ -239,17 +248,14 @@ def draw(
             for name, runs in results.items()
         ]
         truth = evaluate.true_front(task) if task.truth is not None else None
-        alike = {"steps": "", "tokens": ", at equal tokens sampled", "updates": ", at equal optimizer steps"}
-        drawn.append(root / f"fronts{ending}.png")
-        figures.draw_fronts(
-            drawn[-1], fronts, sources.describe(config), truth=truth, title=title + alike[summary["equal"]]
-        )
+        drawn.append(root / f"fronts{basis.ending}.png")
+        figures.draw_fronts(drawn[-1], fronts, sources.describe(config), truth=truth, title=title + basis.title)
     curves = {}
     for name, runs in results.items():
-        at = np.mean([[h["budget"][spent] for h in r["history"]] for r in runs], axis=0)
+        at = np.mean([[h["budget"][basis.spent] for h in r["history"]] for r in runs], axis=0)
         curves[plan[name].label] = (at, np.mean([[h["hypervolume"] for h in r["history"]] for r in runs], axis=0))
-    drawn.append(root / f"curves{ending}.png")
-    figures.draw_curves(drawn[-1], curves, AXES[spent], "hypervolume", title=title)
+    drawn.append(root / f"curves{basis.ending}.png")
+    figures.draw_curves(drawn[-1], curves, basis.axis, "hypervolume", title=title)
     return drawn
 
 

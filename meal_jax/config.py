@@ -100,9 +100,7 @@ def default() -> ml_collections.ConfigDict:
     b.alpha = 8.0  # the adapter is scaled by alpha / r2
     b.beta = 0.1  # β of its pair loss
     b.decode_beta = 1.0  # answers follow log π_base + log π_arm / this
-    b.pairs = (
-        1  # pairs a prompt and objective: best with worst, then second best with second worst …; at most half of N
-    )
+    b.pairs = 1  # pairs a prompt and objective: best with worst, then inwards; at most half of meal.candidates
     b.dirichlet = 1.0  # preferences in training are drawn from Dirichlet(this)
 
     # Sampling in training rollouts

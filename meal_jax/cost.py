@@ -124,12 +124,13 @@ def of_setup(setup, prompts: int, prompt_length: int, max_new: int | None = None
         reuse_virtual=m.reuse_virtual,
         chunk=setup.chunk,
         rollout_weights=setup.rollout_weights.kind,
-        parts=(
-            parts_of(prompts, setup.micro.rollout),
-            parts_of(prompts, setup.micro.score),
-            parts_of(prompts // 2, setup.micro.update),
-        ),
+        parts=step_parts(setup.micro, prompts),
     )
+
+
+def step_parts(micro, prompts: int) -> tuple[int, int, int]:
+    """`Run.parts` of B prompts: micro has the prompts at a time of rollout, score and update (half of B is one's pass)."""
+    return parts_of(prompts, micro.rollout), parts_of(prompts, micro.score), parts_of(prompts // 2, micro.update)
 
 
 def parts_of(prompts: int, at_a_time: int) -> int:

@@ -129,25 +129,17 @@ def summarise(answers: Answers, preferences: np.ndarray, task: Task, bootstrap: 
         measured = front.measures(points, preferences, reference)
         return {"points": points, **measured, "truncated": truncated, "repetitive": repetitive}
 
-    both = np.concatenate([scores, collapsed], axis=-1)
-    found = judge(both.mean(axis=0))
-    sizes = np.cumsum([np.size(value) for value in found.values()])[:-1]
-    flat = lambda mean: np.concatenate([np.ravel(value) for value in judge(mean).values()])  # noqa: E731
-    _, low, high = (np.split(side, sizes) for side in front.bootstrap(both, flat, bootstrap))
-    low, high = (
-        {name: np.reshape(v, np.shape(found[name])).tolist() for name, v in zip(found, side, strict=True)}
-        for side in (low, high)
-    )
+    found, low, high = front.bootstrap(np.concatenate([scores, collapsed], axis=-1), judge, bootstrap)
     out = {
         "preferences": preferences.tolist(),
         "proposals": answers.proposals.mean(axis=0).astype(float).tolist(),
         "reference": reference.tolist(),
         "prompts": len(scores),
         "evaluation_set": task.evaluation_set,
-        "points_low": low.pop("points"),
-        "points_high": high.pop("points"),
+        "points_low": low.pop("points").tolist(),
+        "points_high": high.pop("points").tolist(),
         **{name: np.asarray(value).tolist() for name, value in found.items()},
-        **{f"{name}_interval": [low[name], high[name]] for name in low},
+        **{f"{name}_interval": [low[name].tolist(), high[name].tolist()] for name in low},
     }
     if task.truth is not None:
         # As many points as the policy has, each the best there is for its preference: what a perfect policy would
@@ -173,9 +165,14 @@ def repeats(tokens: np.ndarray, mask: np.ndarray, gram: int = 3) -> np.ndarray:
     return np.array([looped(row, real) for row, real in rows]).reshape(tokens.shape[:-1])
 
 
-def budget(cost: Cost, config, metrics: Path, steps: int) -> dict[str, float]:
-    """What a run spent in its first `steps` steps, and what its policy costs to use; counted from the response lengths that
-    its metrics recorded.
+def response_lengths(metrics: Path) -> dict[int, float]:
+    """Step to its mean response length, as a run's metrics.jsonl recorded them; a step done again counts once."""
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+    return {line["step"]: line["response/length"] for line in lines if "response/length" in line}
+
+
+def budget(cost: Cost, config, lengths: dict[int, float], steps: int) -> dict[str, float]:
+    """What a run spent in its first `steps` steps, and what its policy costs to use; counted from its `response_lengths`.
 
     Returns:
       rollout_tokens (tokens sampled in training), reward_calls (responses × objectives), gradient_tokens (response tokens
@@ -183,8 +180,6 @@ def budget(cost: Cost, config, metrics: Path, steps: int) -> dict[str, float]:
       adapters to keep), forwards_per_token (forward passes for each token of an answer).
     """
     answers = cost.answers * config.batch_size
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
-    lengths = {line["step"]: line["response/length"] for line in lines if "response/length" in line}
     tokens = answers * sum(length for step, length in lengths.items() if step < steps)
     return {
         "rollout_tokens": round(tokens),

@@ -173,7 +173,8 @@ def train_and_evaluate(
 
     def finish() -> dict[str, Any]:
         history = [json.loads(path.read_text()) for path in sorted((workdir / "evals").glob("*.json"))]
-        spent = functools.partial(evaluate.budget, method.cost(config), config, workdir / "metrics.jsonl")
+        lengths = evaluate.response_lengths(workdir / "metrics.jsonl")
+        spent = functools.partial(evaluate.budget, method.cost(config), config, lengths)
         out = results | {
             "budget": spent(config.steps),
             "before": {name: value for name, value in history[0].items() if name != "samples"},

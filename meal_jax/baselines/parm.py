@@ -124,16 +124,16 @@ def update(
     alpha = jnp.full(k, o.dirichlet)
     w = jax.random.dirichlet(key, alpha, (batch.tokens.shape[0],))
     best, worst, proper = paired(scores.rewards, o.pairs)  # [B, P, K]
-    pick = lambda x, at: jnp.take_along_axis(x, at.reshape(len(at), -1, *[1] * (x.ndim - 2)), axis=1)  # noqa: E731
-    pairs = tuple(pick(x, at) for at in (best, worst) for x in (rolled.responses.tokens, rolled.responses.mask))
+    picked = jnp.concatenate([best, worst], axis=1).reshape(len(w), -1)  # [B, 2 P K]
+    pick = lambda x: jnp.take_along_axis(x, picked.reshape(*picked.shape, *[1] * (x.ndim - 2)), axis=1)  # noqa: E731
+    pairs = (pick(rolled.responses.tokens), pick(rolled.responses.mask))
     data = (batch, pairs, proper, w)
     halves = jax.tree.map(lambda x: jnp.stack([x[0::2], x[1::2]]), data)
 
     def loss(policy, part):
-        batch, (*chosen, tokens, mask), proper, w = part
-        both = (jnp.concatenate([chosen[0], tokens], 1), jnp.concatenate([chosen[1], mask], 1))  # [B, 2 P K, T]
+        batch, (tokens, mask), proper, w = part
         one = functools.partial(_log_likelihood, setup, frozen, policy)
-        total = jax.vmap(one)(batch, w, *both).reshape(len(w), 2, o.pairs, k)
+        total = jax.vmap(one)(batch, w, tokens, mask).reshape(len(w), 2, o.pairs, k)
         each = dpo.dpo_loss(total[:, 0], total[:, 1], o.beta)
         prompts = jnp.sum(jnp.any(proper, axis=(1, 2)))
         return jnp.sum(jnp.where(proper, w[:, None] * each, 0.0)) / (o.pairs * jnp.maximum(prompts, 1))

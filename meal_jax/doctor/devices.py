@@ -96,12 +96,7 @@ def memory(config: Any, mesh: Mesh, model: TransformerConfig | None) -> Iterator
         model, config.batch_size, m.candidates, config.data.prompt_length, config.sampling.max_new,
         slots=config.conditioning.slots, objectives=len(config.objectives), kl=m.beta > 0, net=m.net,
         hypergradient=m.hypergradient, reuse_virtual=m.reuse_virtual, chunk=config.policy.chunk,
-        parts=tuple(
-            cost.parts_of(prompts, config.micro[name])
-            for name, prompts in (
-                ("rollout", config.batch_size), ("score", config.batch_size), ("update", config.batch_size // 2)
-            )
-        ),
+        parts=cost.step_parts(meal.Micro(**config.micro), config.batch_size),
     )  # fmt: skip
     parts = held(run, dict(mesh.shape))
     least = alone * sum(parts[kind] for kind in ("weights", "trained", "optimizer"))

@@ -12,7 +12,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from meal_jax.models.transformer import RopeScaling, TransformerConfig
+from meal_jax.models.rotary import RopeScaling
+from meal_jax.models.transformer import TransformerConfig
 
 RUNTIME = ("dtype", "param_dtype", "remat", "unroll", "lora")  # fields of TransformerConfig that no file decides
 ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}  # Hugging Face's name to ours

@@ -29,8 +29,9 @@ import rich.progress
 from meal_jax.models import gguf_tokenizer, hf
 from meal_jax.models.families import FAMILIES, weights
 from meal_jax.models.gguf_tokenizer import get
+from meal_jax.models.rotary import RopeScaling, rope_divisors
 from meal_jax.models.storage import GGUF, Tensor
-from meal_jax.models.transformer import RopeScaling, TransformerConfig, rope_divisors
+from meal_jax.models.transformer import TransformerConfig
 
 # Our parameter's path to the GGUF tensor's name.
 NAMES = {

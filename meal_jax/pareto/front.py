@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
+import jax
 import moocore
 import numpy as np
 
@@ -93,15 +95,16 @@ def measures(points: np.ndarray, preferences: np.ndarray, reference: np.ndarray)
 
 
 def bootstrap(
-    scores: np.ndarray, fn: Callable[[np.ndarray], float | np.ndarray], samples: int = 1000, seed: int = 0
-) -> tuple[float | np.ndarray, float | np.ndarray, float | np.ndarray]:
+    scores: np.ndarray, fn: Callable[[np.ndarray], Any], samples: int = 1000, seed: int = 0
+) -> tuple[Any, Any, Any]:
     """95 % percentile interval, over the draw of prompts, of a function of the mean points.
 
     A prompt is drawn with all its M answers, so what the answers of one prompt have in common stays paired.
 
     Args:
       scores: [E, M, K], reward of each prompt under each preference.
-      fn: from the mean points [M, K] to a number or an array; the identity gives each point its interval.
+      fn: from the mean points [M, K] to a number, an array, or a dict of these, whose replicates are then of the same prompts;
+        the identity gives each point its interval.
       samples: bootstrap replicates.
       seed: of the replicates.
 
@@ -113,9 +116,9 @@ def bootstrap(
         raise ValueError(f"scores must be finite and of shape [prompts, points, objectives], got {scores.shape}.")
     prompts = len(scores)
     draws = np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), size=samples) / prompts
-    replicates = np.stack([fn(np.tensordot(weights, scores, axes=1)) for weights in draws])
-    low, high = np.quantile(replicates, [0.025, 0.975], axis=0)
-    return fn(scores.mean(axis=0)), low, high
+    replicates = [fn(np.tensordot(weights, scores, axes=1)) for weights in draws]
+    quantile = lambda q: jax.tree.map(lambda *found: np.quantile(found, q, axis=0), *replicates)  # noqa: E731
+    return fn(scores.mean(axis=0)), quantile(0.025), quantile(0.975)
 
 
 def grid(objectives: int, divisions: int = 10) -> np.ndarray:

@@ -10,8 +10,9 @@ import pytest
 
 from meal_jax.models import gguf as converter
 from meal_jax.models import gguf_tokenizer, hf
+from meal_jax.models.rotary import RopeScaling, rope_divisors
 from meal_jax.models.storage import SINGLE
-from meal_jax.models.transformer import RopeScaling, TransformerConfig, rope_divisors
+from meal_jax.models.transformer import TransformerConfig
 
 gguf = pytest.importorskip("gguf", reason="the gguf package is not installed")
 
