@@ -2,6 +2,7 @@
 
 python -m meal_jax.main --config=configs/toy.py --workdir=runs/toy
 python -m meal_jax.main --config=configs/toy.py:k=3 --workdir=runs/toy3      three objectives
+python -m meal_jax.main --config=configs/toy.py:base --workdir=runs/toy_base   from a base that speaks the language
 
 On 2 CPU cores about four minutes in all, compilation included. Expect a share of the true hypervolume of 0.97 for Meal
 and 0.93 for static targets (medians of five seeds; 0.97 to 0.99 and 0.85 to 0.96). All methods: docs/comparison_toy.md.
@@ -15,10 +16,10 @@ from meal_jax import config as base
 
 
 def get_config(arg: str = ""):
-    """`arg`: "" or "k=2" for two objectives, "k=3" for three."""
-    options = {"": 2, "k=2": 2, "k=3": 3}
+    """`arg`: "" or "k=2" for two objectives, "k=3" for three; "base" for two, from a pretrained base."""
+    options = {"": 2, "k=2": 2, "k=3": 3, "base": 2}
     if arg not in options:
-        raise ValueError(f"configs/toy.py takes k=2 or k=3 after the colon, not {arg!r}.")
+        raise ValueError(f"configs/toy.py takes k=2, k=3 or base after the colon, not {arg!r}.")
     c = base.default()
     c.task = "toy"
     c.objectives = ("first", "second", "third")[: options[arg]]

@@ -31,6 +31,7 @@ def default() -> ml_collections.ConfigDict:
     c.policy = p = ml_collections.ConfigDict()
     p.source = ""  # Hugging Face directory or hub id; "" draws weights at random in the sizes below
     p.width, p.layers, p.heads, p.kv_heads, p.hidden = 64, 2, 4, 2, 128  # sizes, where source is ""
+    p.pretrain = 0  # toy: steps in which the base first learns the language (tasks/toy_base.py); 0 = random weights
     p.lora_rank = 0  # rank of the adapters; 0 trains all weights
     p.lora_alpha = 32.0  # adapters are scaled by lora_alpha / lora_rank
     p.lora_dropout = 0.0  # on the adapters' input, in training passes only
@@ -236,6 +237,11 @@ def check(config: ml_collections.ConfigDict) -> None:
     need(
         not m.net or m.hypergradient == "none" or config.optim.eps_root > 0,
         "config.optim.eps_root must be above 0 (1e-12 will do): Adam's derivative is infinite at a zero gradient.",
+    )
+    need(
+        not config.policy.pretrain or config.task == "toy",
+        f"config.policy.pretrain={config.policy.pretrain} makes a base for the task toy; for {config.task!r} name one in "
+        "config.policy.source.",
     )
     need(len(config.objectives) >= 1, "config.objectives is empty: name the rewards.")
     need(config.reward.batch_size >= 1, f"config.reward.batch_size={config.reward.batch_size} must be at least 1.")

@@ -63,7 +63,7 @@ def test_other_variants_are_refused_with_what_there_is(name, arg):
 
 def test_toy_takes_the_number_of_objectives():
     assert len(load("toy").get_config("k=3").objectives) == 3
-    with pytest.raises(ValueError, match="k=2 or k=3"):
+    with pytest.raises(ValueError, match="k=2, k=3 or base"):
         load("toy").get_config("k=4")
 
 

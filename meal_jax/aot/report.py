@@ -45,6 +45,7 @@ class Report(NamedTuple):
       rows: programs.
       analytic: bytes on a chip by the cost model, by kind.
       compiled: for the chip itself; False for fake devices, whose memory is not reported.
+      quick: the compiler was told not to try hard.
     """
 
     topology: Topology
@@ -52,6 +53,7 @@ class Report(NamedTuple):
     rows: tuple[Row, ...]
     analytic: dict[str, float]
     compiled: bool
+    quick: bool = False
 
     @property
     def problems(self) -> list[str]:
@@ -86,14 +88,16 @@ class Report(NamedTuple):
         return alone / (alone + sum(row.bound.network for row in self.rows)), alone / self.seconds
 
 
-def make(plan: Plan, config, topology: Topology, compiled: Sequence[Compiled], ours: bool) -> Report:
-    """Puts the parts together. `ours`: compiled for the topology's own chips."""
+def make(
+    plan: Plan, config, topology: Topology, compiled: Sequence[Compiled], ours: bool, quick: bool = False
+) -> Report:
+    """Puts the parts together. `ours`: compiled for the topology's own chips; `quick`: see Report."""
     run = cost.of_setup(plan.setup, config.batch_size, plan.batch.tokens.shape[1])
     mesh = dict(plan.mesh.shape)
     rows = tuple(_row(one, plan, run, mesh, topology.chip) for one in compiled)
     analytic = memory.held(run, mesh)
     sizes = compiler.bytes_on_chip(plan.rewards)
-    return Report(topology, mesh, rows, analytic | ({"reward models": sizes} if sizes else {}), ours)
+    return Report(topology, mesh, rows, analytic | ({"reward models": sizes} if sizes else {}), ours, quick)
 
 
 def _row(one: Compiled, plan: Plan, run: cost.Run, mesh: Mapping[str, int], chip: Chip) -> Row:
@@ -123,6 +127,8 @@ def show(report: Report, console: Console | None = None) -> None:
         f"memory   {report.peak / 1e9:.2f} GB a chip of {chip.memory / 1e9:.0f} ({source}): "
         f"{'[green]fits' if report.fits else '[red]does not fit'}[/]"
     )
+    if report.quick and report.compiled and not report.fits:
+        console.print("Without --quick it may: compiled as training compiles it, a step can hold a fifth less.")
     console.print(f"step     at least {report.seconds:.2f} s; MFU at most {report.mfu:.0%}")
     console.print(f"scaling  {low:.0%} (network behind nothing) to {high:.0%} (behind all else) of a chip's pace alone")
     if any(row.program.collectives.at_most for row in report.rows):
@@ -190,6 +196,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "mesh": report.mesh,
         "fits": report.fits,
         "compiled_for_the_chip": report.compiled,
+        "quick": report.quick,
         "bytes_per_chip": report.peak,
         "bytes_per_chip_by_arithmetic": report.analytic,
         "step_seconds_at_least": report.seconds,

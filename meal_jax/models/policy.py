@@ -233,17 +233,19 @@ def token_stats(
       TokenStats.
     """
 
-    def distribution(unembed_, h):
+    def scores(unembed_, h):
         logits = unembed_(h) / temperature
-        return jax.nn.log_softmax(logits if forbidden is None else jnp.where(forbidden, MASKED, logits))
+        return logits if forbidden is None else jnp.where(forbidden, MASKED, logits)
 
     def one(xs):
         h, y, h_ref = xs
-        log_pi = distribution(unembed, h)
-        logp = jnp.take_along_axis(log_pi, y[..., None], axis=-1)[..., 0]
+        logits = scores(unembed, h)
+        # A sum under a comparison, not a gather: its gradient is elementwise, where a gather's scatters into zeros [..., V].
+        at_y = jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == y[..., None], logits, 0.0), axis=-1)
+        logp = at_y - jax.nn.logsumexp(logits, axis=-1)
         if reference is None:
             return TokenStats(logp, None)
-        log_ref = distribution(reference[0], h_ref)
+        log_pi, log_ref = jax.nn.log_softmax(logits), jax.nn.log_softmax(scores(reference[0], h_ref))
         return TokenStats(logp, jnp.sum(jnp.exp(log_pi) * (log_pi - log_ref), axis=-1))
 
     xs = (hidden, tokens, None if reference is None else reference[1])

@@ -30,6 +30,7 @@ from meal_jax.models.transformer import TransformerConfig
 from meal_jax.rewards import sources
 from meal_jax.rollout.decode import Responses
 from meal_jax.tasks.task import Prompts, Task
+from meal_jax.tasks.toy_base import pretrain
 
 PAD, BEGIN, END = 0, 1, 2
 MARKERS = 4  # values of each of the two markers
@@ -136,6 +137,21 @@ def build(config) -> Task:
     fresh = np.array([row.tobytes() not in seen for row in train.tokens])
     forbidden = np.zeros(VOCABULARY, bool)
     forbidden[[PAD, BEGIN]] = True
+    table = values(objectives)
+
+    def read_base(placed):
+        base = pretrain(
+            transformer,
+            (train.tokens, train.mask),
+            table[prompt_types(train.tokens, np)],
+            (np.arange(VOCABULARY) >= CONTENT).astype(np.float32),
+            steps=c.pretrain,
+            length=config.sampling.max_new,
+            end=END,
+            pad=PAD,
+        )
+        return base if placed is None else jax.device_put(base, placed)
+
     mine = list(sources.own(config))  # objectives that no other reward replaces
     return Task(
         objectives=tuple(config.objectives),
@@ -148,14 +164,14 @@ def build(config) -> Task:
             # The numeral i of "text" is content token i: the policy learns what it means.
             table=tuple(tuple((CONTENT + i,) for i in range(11)) for _ in range(objectives)),
         ),
-        weights=None,
+        weights=read_base if c.pretrain else None,
         train=train.rows(fresh),
         test=test,
         pad=PAD,
         end=END,
         forbidden=forbidden,
         reward=reward,
-        reward_params={"values": jnp.asarray(values(objectives)[..., mine]), "gammas": jnp.asarray(gammas())},
+        reward_params={"values": jnp.asarray(table[..., mine]), "gammas": jnp.asarray(gammas())},
         reward_reads_base=False,
         reference=np.zeros(objectives),
         truth=lambda preferences: best_points(test, preferences, config.sampling.max_new),

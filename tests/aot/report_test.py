@@ -36,6 +36,8 @@ def test_what_does_not_fit(capsys):
     assert not make(total=17e9).fits and not make(problem="too large").fits
     report.show(make(total=17e9))
     assert "17.00 GB a chip of 16 (by the compiler): does not fit" in capsys.readouterr().out
+    report.show(make(total=17e9)._replace(quick=True))
+    assert "Without --quick it may" in capsys.readouterr().out
     report.show(make(problem="[too] large"))
     assert "did not compile: update: [too] large" in capsys.readouterr().out
 
@@ -50,12 +52,17 @@ def test_a_tiny_run_on_fake_devices(tmp_path):
     out = tmp_path / "report.json"
     sizes = {"batch_size": 8, "policy.width": 16, "policy.hidden": 32, "sampling.max_new": 3, "meal.candidates": 2}
     fields = [f"--config.{name}={value}" for name, value in sizes.items()]
-    done = command("--config=configs/toy.py", "--topology=h100:4", f"--out={out}", *fields, XLA_FLAGS="")
+    done = command("--config=configs/toy.py", "--topology=h100:4", "--quick", f"--out={out}", *fields, XLA_FLAGS="")
     assert done.returncode == 0, done.stderr
     for words in ("h100:4, 4 chips", "Memory of a chip by arithmetic", "Least time", "all-reduce", "fits"):
         assert words in done.stdout
     found = json.loads(out.read_text())
-    assert found["fits"] and not found["compiled_for_the_chip"] and found["mesh"] == {"data": 4, "fsdp": 1, "tensor": 1}
+    assert (
+        found["fits"]
+        and found["quick"]
+        and not found["compiled_for_the_chip"]
+        and found["mesh"] == {"data": 4, "fsdp": 1, "tensor": 1}
+    )
     (program,) = found["programs"]
     assert program["name"] == "step" and program["flops"] > 0 and program["collectives"]["all-reduce"]["count"] > 0
 
