@@ -84,6 +84,7 @@ class Run:
       reuse_virtual: the virtual update is the first update.
       chunk: response positions projected at a time, 0 for all.
       rollout_weights: how the rollout holds the weights: same, merged or int8, see `rollout.weights`.
+      gather: the rollout gathers weights that are split over fsdp, once.
       parts: of a rollout, of scoring and of each pass of an update, one after another; each part reads the weights anew.
     """
 
@@ -102,6 +103,7 @@ class Run:
     reuse_virtual: bool = True
     chunk: int = 0
     rollout_weights: str = "same"
+    gather: bool = False
     parts: tuple[int, int, int] = (1, 1, 1)
 
 
@@ -124,6 +126,7 @@ def of_setup(setup, prompts: int, prompt_length: int, max_new: int | None = None
         reuse_virtual=m.reuse_virtual,
         chunk=setup.chunk,
         rollout_weights=setup.rollout_weights.kind,
+        gather=setup.rollout_weights.gather,
         parts=step_parts(setup.micro, prompts),
     )
 

@@ -147,8 +147,9 @@ def summarise(answers: Answers, preferences: np.ndarray, task: Task, bootstrap: 
         exact = task.truth(preferences)
         out["exact_points"] = exact.tolist()
         out["true_hypervolume"] = front.hypervolume(exact, reference)
-        share = np.array([out["hypervolume"], *out["hypervolume_interval"]]) / out["true_hypervolume"]
-        out["share_of_true_hypervolume"], *out["share_of_true_hypervolume_interval"] = share.tolist()
+        if out["true_hypervolume"] > 0:  # the experts alone (eval.divisions=1) dominate nothing of a reference at 0
+            share = np.array([out["hypervolume"], *out["hypervolume_interval"]]) / out["true_hypervolume"]
+            out["share_of_true_hypervolume"], *out["share_of_true_hypervolume_interval"] = share.tolist()
         out["whole_front_hypervolume"] = front.hypervolume(true_front(task), reference)
     return out
 

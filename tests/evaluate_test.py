@@ -80,3 +80,6 @@ def test_every_measure_has_an_interval_over_prompts_and_collapse_is_counted():
     assert out["share_of_true_hypervolume_interval"] == pytest.approx([low / 4, high / 4])
     np.testing.assert_allclose(out["points"], points)
     assert np.all(np.array(out["points_low"]) < points) and np.all(points < np.array(out["points_high"]))
+    task.truth = lambda w: np.array([[1.0, -1.0]])  # dominates nothing of the reference: there is no share to speak of
+    out = evaluate.summarise(answers, preferences, task, bootstrap=2)
+    assert out["true_hypervolume"] == 0 and "share_of_true_hypervolume" not in out

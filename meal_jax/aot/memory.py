@@ -21,8 +21,8 @@ def held(run: cost.Run, mesh: Mapping[str, int] | None = None, base_copies: int 
     Returns:
       weights: the decoder's. trained: adapters (or all weights) in float32 with their gradient, the virtual policy and
       the direction of the hypergradient. optimizer: two moments, and those of the virtual update. cache: keys and values of
-      the rollout. activations: what the gradient of a part keeps under `model.remat`, and one layer's own. logits:
-      of one chunk. The cache is not held during the update, so the greatest sum is without the smaller of the two.
+      the rollout. rollout weights: its own copy of the weights, where it gathers, merges or shortens them. activations: what the gradient of a part keeps under `model.remat`, and one layer's own. logits:
+      of one chunk. What the rollout holds and what the update does are not held together; see `peak`.
     """
     mesh = mesh or {}
     c, (batch, tensor) = run.model, cost.pieces(mesh)
@@ -42,12 +42,17 @@ def held(run: cost.Run, mesh: Mapping[str, int] | None = None, base_copies: int 
         "dots": c.layers * tokens * (c.width + rows / tensor) * act + layer,
         "none": c.layers * layer,
     }[c.remat]
+    gathers = run.gather and mesh.get("fsdp", 1) > 1
+    copied = base * (1 if run.rollout_weights == "int8" else cost.BYTES[c.param_dtype])
     positions = half * run.candidates * (run.chunk or run.max_new)
     return {
         "weights": base_copies * base * cost.BYTES[c.param_dtype] / split,
         "trained": (4 if c.lora else 3) * trained / split,
         "optimizer": 4 * trained / split,
         "cache": 2 * c.layers * keys * c.kv_heads * c.head_dim * act / tensor,
+        "rollout weights": (copied / (tensor if gathers else split))
+        if gathers or run.rollout_weights != "same"
+        else 0.0,
         "activations": kept,
         "logits": positions * c.vocab_size / tensor * 4 * 3,
     }
@@ -55,5 +60,5 @@ def held(run: cost.Run, mesh: Mapping[str, int] | None = None, base_copies: int 
 
 def peak(parts: Mapping[str, float]) -> float:
     """The most of `held` that is held at one time."""
-    backward = parts["activations"] + parts["logits"]
-    return parts["weights"] + parts["trained"] + parts["optimizer"] + max(parts["cache"], backward)
+    rollout, backward = parts["cache"] + parts["rollout weights"], parts["activations"] + parts["logits"]
+    return parts["weights"] + parts["trained"] + parts["optimizer"] + max(rollout, backward)

@@ -96,6 +96,7 @@ def memory(config: Any, mesh: Mesh, model: TransformerConfig | None) -> Iterator
         model, config.batch_size, m.candidates, config.data.prompt_length, config.sampling.max_new,
         slots=config.conditioning.slots, objectives=len(config.objectives), kl=m.beta > 0, net=m.net,
         hypergradient=m.hypergradient, reuse_virtual=m.reuse_virtual, chunk=config.policy.chunk,
+        rollout_weights=config.rollout.weights, gather=config.rollout.gather,
         parts=cost.step_parts(meal.Micro(**config.micro), config.batch_size),
     )  # fmt: skip
     parts = held(run, dict(mesh.shape))
@@ -111,7 +112,7 @@ def memory(config: Any, mesh: Mesh, model: TransformerConfig | None) -> Iterator
     elif limit and most > 0.9 * limit:
         advice = (
             "config.policy.remat=full, a small config.policy.chunk, a small config.micro.update and micro.rollout, fewer "
-            "prompts or candidates a step, or more devices."
+            "prompts or candidates a step, no config.rollout.gather, or more devices."
         )
         yield warn("memory", found, advice)
     else:

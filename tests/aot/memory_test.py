@@ -28,5 +28,18 @@ def test_less_is_kept_the_more_is_done_again():
 
 def test_the_cache_and_the_backward_pass_are_not_held_together():
     parts = {"weights": 1.0, "trained": 2.0, "optimizer": 3.0, "cache": 4.0, "activations": 5.0, "logits": 6.0}
+    parts["rollout weights"] = 0.0
     assert memory.peak(parts) == 17.0
     assert memory.peak(parts | {"cache": 40.0}) == 46.0
+    assert memory.peak(parts | {"rollout weights": 8.0}) == 18.0
+
+
+def test_the_rollouts_own_copy_of_the_weights():
+    def copy(mesh, **changes):
+        return memory.held(dataclasses.replace(RUN, **changes), mesh)["rollout weights"]
+
+    split, base = {"fsdp": 2, "tensor": 2}, cost.base_parameters(MODEL)
+    assert copy(split) == copy({"tensor": 2}, gather=True) == 0  # nothing is split that could be gathered
+    assert copy(split, gather=True) == 4 * base / 2
+    assert copy(split, rollout_weights="merged") == 4 * base / 4
+    assert copy(split, rollout_weights="int8", gather=True) == base / 2

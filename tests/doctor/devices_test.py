@@ -72,6 +72,16 @@ def test_work_in_parts_needs_less(monkeypatch):
     assert (at_once.status, in_parts.status) == ("warn", "ok") and "micro.update" in at_once.advice
 
 
+def test_weights_that_the_rollout_gathers_count(monkeypatch):
+    """13.5 GB of weights, a quarter on each of four devices, and all of them on each for the rollout."""
+    mesh = sharding.make_mesh(1, 4, 1, jax.devices()[:4])
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(16 * GIB)])
+    config = {"data__prompt_length": 128, "policy__chunk": 4, "batch_size": 8, "meal__candidates": 4}
+    model = dataclasses.replace(SEVEN, lora=Lora(rank=8))
+    [at_each_token], [once] = (devices.memory(small(**config, rollout__gather=g), mesh, model) for g in (False, True))
+    assert (at_each_token.status, once.status) == ("ok", "warn") and "rollout.gather" in once.advice
+
+
 def test_the_hosts_memory_stands_for_that_of_its_cpu_devices_and_sizes_must_divide():
     mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
     [found] = devices.memory(small(), mesh, None)
