@@ -61,8 +61,9 @@ def test_other_variants_are_refused_with_what_there_is(name, arg):
         load(name).get_config(arg)
 
 
-def test_toy_takes_the_number_of_objectives():
+def test_toy_takes_the_number_of_objectives_or_a_base():
     assert len(load("toy").get_config("k=3").objectives) == 3
+    assert load("toy").get_config("base").policy.pretrain > 0 == load("toy").get_config().policy.pretrain
     with pytest.raises(ValueError, match="k=2, k=3 or base"):
         load("toy").get_config("k=4")
 

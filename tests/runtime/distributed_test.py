@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from configs import toy
-from meal_jax import sft, train
+from meal_jax import methods, sft, train
 from meal_jax.runtime import checkpoint, distributed, sharding
 from meal_jax.runtime.run import open_run, read_config
 from tests.runtime.checkpoint_test import META, abstract, make_state, raw
@@ -182,6 +182,22 @@ def test_parts_of_a_run_between_two_processes(tmp_path):
     step, got, _ = checkpoint.restore_latest(reader, abstract(state))
     wanted = raw(state | {"step": jax.device_put(np.int32(30), state["step"].sharding)})
     assert step == 30 and raw(got) == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [name for name in methods.METHODS if name not in ("meal", "static")])
+def test_the_methods_beside_it_train_in_two_processes_as_in_one(method, tmp_path, cache):
+    few = {"steps": 3, "eval.every": 3, "method": method, "ric.offline": 1, "dpo.sft": 1}
+    workdirs = [tmp_path / "two", tmp_path / "one"]
+    with start(workdirs[0], cache, few) as group:
+        assert group.wait() == [0, 0], group.output()
+    in_this_process(workdirs[1], few, devices=2)
+    for row, its in zip(*map(metrics, workdirs), strict=True):
+        # Log-ratios of either sign that all but cancel in so few steps: rounding moves their mean, on one device or two alike.
+        drift = [one.pop("ppo/kl", 0.0) for one in (row, its)]
+        assert row == pytest.approx(its, rel=2e-3, abs=1e-5) and max(map(abs, drift)) < 0.1
+    points = [results(workdir)["points"] for workdir in workdirs]
+    np.testing.assert_allclose(*points, rtol=1e-5)
 
 
 @pytest.mark.slow
