@@ -119,7 +119,7 @@ def default() -> ml_collections.ConfigDict:
     c.micro = u = ml_collections.ConfigDict()  # prompts at a time, to save memory; 0 = all; results are the same
     u.rollout = 0  # of a rollout and of an evaluation's answers; divides batch_size and eval.batch_size
     u.score = 0  # of scoring; likewise
-    u.update = 0  # of each pass of an update of meal, static and raft; divides half of batch_size
+    u.gradient = 0  # of each gradient of an update of meal, static and raft; divides half of batch_size
 
     # Optimizers (AdamW)
     c.optim = o = ml_collections.ConfigDict()
@@ -218,7 +218,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         "judge the update.",
     )
     both = (config.batch_size, config.eval.batch_size)
-    for name, sizes in (("rollout", both), ("score", both), ("update", (config.batch_size // 2,))):
+    for name, sizes in (("rollout", both), ("score", both), ("gradient", (config.batch_size // 2,))):
         micro = config.micro[name]
         need(
             micro >= 0 and all(micro == 0 or size <= micro or size % micro == 0 for size in sizes),

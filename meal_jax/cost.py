@@ -133,7 +133,7 @@ def of_setup(setup, prompts: int, prompt_length: int, max_new: int | None = None
 
 def step_parts(micro, prompts: int) -> tuple[int, int, int]:
     """`Run.parts` of B prompts: micro has the prompts at a time of rollout, score and update (half of B is one's pass)."""
-    return parts_of(prompts, micro.rollout), parts_of(prompts, micro.score), parts_of(prompts // 2, micro.update)
+    return parts_of(prompts, micro.rollout), parts_of(prompts, micro.score), parts_of(prompts // 2, micro.gradient)
 
 
 def parts_of(prompts: int, at_a_time: int) -> int:

@@ -4,6 +4,7 @@ import importlib.util
 import itertools
 from pathlib import Path
 
+import ml_collections
 import numpy as np
 import pytest
 
@@ -99,7 +100,7 @@ def test_toy_takes_the_number_of_objectives_or_a_base():
         ("rollout.weights", "int4", "same, merged, int8"),
         ("sampling.draw", "alias", "gumbel, inverse"),
         ("micro.rollout", 5, "do not divide 16 and 64 evenly"),
-        ("micro.update", 3, "do not divide 8 evenly"),
+        ("micro.gradient", 3, "do not divide 8 evenly"),
     ],
 )
 def test_mistakes_are_named_with_what_would_do(field, value, message):
@@ -132,3 +133,16 @@ def test_configure_static_leaves_the_original_alone():
     config = base.default()
     static = methods.get("static").configure(config)
     assert config.meal.net and not static.meal.net and static.meal.lam == 0 and not static.meal.adapt
+
+
+def test_every_field_can_be_set_on_the_command_line():
+    """A field that is called as one of ConfigDict's methods cannot: the flag finds the method."""
+
+    def names(config):
+        for name, value in config.items():
+            yield name
+            if isinstance(value, ml_collections.ConfigDict):
+                yield from names(value)
+
+    taken = set(dir(ml_collections.ConfigDict()))
+    assert not taken & set(names(base.default()))

@@ -111,7 +111,7 @@ def memory(config: Any, mesh: Mesh, model: TransformerConfig | None) -> Iterator
         yield fail("memory", found, advice)
     elif limit and most > 0.9 * limit:
         advice = (
-            "config.policy.remat=full, a small config.policy.chunk, a small config.micro.update and micro.rollout, fewer "
+            "config.policy.remat=full, a small config.policy.chunk, a small config.micro.gradient and micro.rollout, fewer "
             "prompts or candidates a step, no config.rollout.gather, or more devices."
         )
         yield warn("memory", found, advice)

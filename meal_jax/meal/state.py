@@ -46,11 +46,11 @@ class MealConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Micro:
-    """Prompts at a time, of a rollout, of scoring and of each pass of an update; 0 = all."""
+    """Prompts at a time, of a rollout, of scoring and of each gradient of an update; 0 = all."""
 
     rollout: int = 0
     score: int = 0
-    update: int = 0
+    gradient: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -277,7 +277,7 @@ def _base_level(
         mask = pool.rollout.responses.mask
         return bilevel.base_loss(its["share"], token.logp, mask, token.kl, m.beta, m.length_norm, over=(1.0, tokens))
 
-    return bilevel.Level(reads, loss, (half, given), _pieces(half.batch.id.shape[0], setup.micro.update))
+    return bilevel.Level(reads, loss, (half, given), _pieces(half.batch.id.shape[0], setup.micro.gradient))
 
 
 def _meta_level(setup: Setup, frozen: Frozen, key: jax.Array, half: _Pool) -> bilevel.Level:
@@ -294,7 +294,7 @@ def _meta_level(setup: Setup, frozen: Frozen, key: jax.Array, half: _Pool) -> bi
         )  # fmt: skip
 
     proposals = lambda phi: propose(setup, phi, half.rollout.pooled, targets)  # noqa: E731
-    return bilevel.Level(proposals, loss, half, _pieces(half.batch.id.shape[0], setup.micro.update))
+    return bilevel.Level(proposals, loss, half, _pieces(half.batch.id.shape[0], setup.micro.gradient))
 
 
 def _pieces(prompts: int, at_a_time: int) -> int:

@@ -68,8 +68,8 @@ def test_work_in_parts_needs_less(monkeypatch):
     mesh, model = sharding.make_mesh(1, 1, 1, jax.devices()[:1]), dataclasses.replace(SEVEN, lora=Lora(rank=8))
     whole = {"data__prompt_length": 512, "batch_size": 64, "rollout__gather": True}
     [at_once] = devices.memory(small(**whole), mesh, model)
-    [in_parts] = devices.memory(small(**whole, micro__update=2, micro__rollout=4), mesh, model)
-    assert (at_once.status, in_parts.status) == ("warn", "ok") and "micro.update" in at_once.advice
+    [in_parts] = devices.memory(small(**whole, micro__gradient=2, micro__rollout=4), mesh, model)
+    assert (at_once.status, in_parts.status) == ("warn", "ok") and "micro.gradient" in at_once.advice
 
 
 def test_weights_that_the_rollout_gathers_count(monkeypatch):

@@ -200,7 +200,7 @@ def test_reused_virtual_update_is_the_first_policy_update():
 def test_parts_of_a_batch_after_another_make_the_same_step(options):
     """SGD, because Adam's first step is a sign and magnifies rounding; the net's gradient is read off its own SGD step."""
     results = []
-    for micro in (step.Micro(), step.Micro(rollout=2, score=4, update=2)):
+    for micro in (step.Micro(), step.Micro(rollout=2, score=4, gradient=2)):
         run = tiny(batch=8, lam=0.5, tau=0.5, policy_tx=optax.sgd(0.5), **options)
         setup = dataclasses.replace(run.setup, net_tx=optax.sgd(1.0), micro=micro)
         phi = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(5), x.shape), run.state.net)
