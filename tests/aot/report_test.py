@@ -67,14 +67,6 @@ def test_a_tiny_run_on_fake_devices(tmp_path):
     assert program["name"] == "step" and program["flops"] > 0 and program["collectives"]["all-reduce"]["count"] > 0
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--topology=v7x:2x2"], "v5e:4x8"),
-        (["--topology=h100:2", "--config.batch_size=3"], "config.batch_size=3 must be even"),
-        (["--topology=h100:2", "--programs=dance"], "none of this run's: step"),
-    ],
-)
-def test_messages_are_for_people(arguments, words):
-    done = command("--config=configs/toy.py", *arguments, XLA_FLAGS="")
-    assert done.returncode == 1 and words in done.stderr and "Traceback" not in done.stderr
+def test_messages_are_for_people():
+    done = command("--config=configs/toy.py", "--topology=h100:2", "--programs=dance", XLA_FLAGS="")
+    assert done.returncode == 1 and "none of this run's: step" in done.stderr and "Traceback" not in done.stderr
