@@ -13,10 +13,11 @@ The published comparisons start from a model fine-tuned on the chosen answers: g
 -2.5 in every raw reward, an arbitrary point, until --config.eval.reference names one. Conversations of hh-rlhf are offensive
 in places.
 
-Not run at this scale yet. It fits 32 chips of v5e, by the TPU's compiler (at most 15.9 GB of a chip's 16), which finds so in
-some fifteen minutes without a TPU, after pip install -e '.[aot]'; train with the same fields:
+Not run at this scale yet. It fits 16 chips of v5e, by the TPU's compiler (at most 9.4 GB of a chip's 16), which finds so in
+two minutes without a TPU, after pip install -e '.[aot]'; train with the same fields. Other slices: BUILD.md.
 
-    python -m meal_jax.aot --config=configs/assistant.py --topology=v5e:4x8 --config.mesh.fsdp=8 --config.mesh.tensor=4
+    python -m meal_jax.aot --quick --config=configs/assistant.py --topology=v5e:4x4 \
+        --config.mesh.fsdp=4 --config.mesh.tensor=4 --config.micro.gradient=4
 
 Half of the batch, 8 prompts, must divide over data × fsdp: with more chips raise batch_size or tensor. Estimates for GPUs, by
 arithmetic: weights 13.5 GB in bfloat16, adapters with their optimizer 0.5 GB, reward models 3.3 GB, key-value cache 13 GB,

@@ -12,10 +12,10 @@ The published comparisons start from a model fine-tuned on the chosen summaries:
 --config.policy.source. The weights of Llama-2 need their licence accepted on the hub. Hypervolumes are measured from
 -2.5 in every raw reward, an arbitrary point, until --config.eval.reference names one.
 
-Not run at this scale yet. It fits 16 chips of v5e, by the TPU's compiler (under 12 GB of a chip's 16), which finds so in some
-ten minutes without a TPU, after pip install -e '.[aot]'; train with the same fields:
+Not run at this scale yet. It fits 16 chips of v5e, by the TPU's compiler (under 15 GB of a chip's 16), which finds so in two
+minutes without a TPU, after pip install -e '.[aot]'; train with the same fields. Other slices: BUILD.md.
 
-    python -m meal_jax.aot --config=configs/reddit.py --topology=v5e:4x4 --config.mesh.fsdp=8 --config.mesh.tensor=2
+    python -m meal_jax.aot --quick --config=configs/reddit.py --topology=v5e:4x4 --config.mesh.fsdp=8 --config.mesh.tensor=2
 
 Half of the batch, 8 prompts, must divide over data × fsdp: with more chips raise batch_size or tensor. Estimates for GPUs, by
 arithmetic: weights 13.5 GB in bfloat16, adapters with their optimizer 0.5 GB, reward models 1 GB, key-value cache 7 GB,

@@ -93,7 +93,14 @@ def make_mesh(
     types = (AxisType.Auto,) * len(AXES)
     slices, by_process = _slices(devices, slices)
     if slices == 1:
-        return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
+        shape = tuple(sizes.values())
+        try:
+            return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+        except (
+            NotImplementedError
+        ):  # no axis of a TPU's grid has the size, as 4 on 8 × 8: share one between two of ours
+            grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+            return Mesh(grid, AXES, axis_types=types)
     if sizes["data"] % slices:
         raise ValueError(
             f"Mesh {shown} over {slices} slices of {len(devices) // slices} devices: data={sizes['data']} is not a "

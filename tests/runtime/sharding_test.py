@@ -54,6 +54,26 @@ def test_mesh_takes_all_devices(sizes, shape):
     assert mesh.axis_types == (AxisType.Auto,) * 3
 
 
+def test_a_size_that_no_axis_of_the_grid_has_shares_one(monkeypatch):
+    """4 on a torus of 8 × 8: jax places axes whole unless told otherwise, and says so with an error for its authors."""
+
+    class Chip:
+        platform, device_kind, process_index, slice_index, core_on_chip = "tpu", "TPU v6 lite", 0, 0, 0
+
+        def __init__(self, x, y):
+            self.coords, self.id = (x, y, 0), 8 * y + x
+
+    chips = [Chip(x, y) for y in range(8) for x in range(8)]
+    with pytest.raises(NotImplementedError):
+        jax.make_mesh((1, 16, 4), sharding.AXES, devices=chips)
+    monkeypatch.setattr(sharding, "Mesh", lambda grid, axes, axis_types: grid)
+    grid = sharding.make_mesh(1, 16, 4, chips)
+    assert grid.shape == (1, 16, 4) and len({chip.id for chip in grid.flat}) == 64
+    for group in grid[0]:  # tensor is spoken along most: its four chips lie side by side
+        spread = np.ptp([chip.coords for chip in group], axis=0)
+        assert sorted(spread.tolist()) in ([0, 0, 3], [0, 1, 1])
+
+
 def test_mesh_of_chosen_devices():
     devices = jax.devices()[2:6]
     assert set(sharding.make_mesh(-1, 2, devices=devices).devices.flat) == set(devices)
