@@ -40,7 +40,8 @@ def get_config(arg: str = ""):
     c.dpo.sft = c.ric.offline = 20
     c.ric.keep_quantile, c.ric.buffer = 0.9, 16_384
     c.parm.r1 = c.parm.r2 = 16
-    c.parm.alpha, c.parm.beta, c.parm.decode_beta, c.parm.pairs = 16.0, 0.05, 0.1, 8
+    c.parm.alpha, c.parm.beta, c.parm.pairs = 16.0, 0.05, 8
+    c.parm.decode_beta = 1.0 if arg == "base" else 0.1
     c.policy.pretrain = 400 if arg == "base" else 0
     c.policy.lora_targets = r"(attention|mlp)/"  # PARM's; the others have no adapters here
     c.eval.divisions = 10 if options[arg] == 2 else 5  # 11 or 21 preferences

@@ -96,9 +96,8 @@ def make_mesh(
         shape = tuple(sizes.values())
         try:
             return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
-        except (
-            NotImplementedError
-        ):  # no axis of a TPU's grid has the size, as 4 on 8 × 8: share one between two of ours
+        except NotImplementedError:
+            # No axis of the TPUs' grid has the size, as 4 on 8 × 8: one of theirs is shared between two of ours.
             grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
             return Mesh(grid, AXES, axis_types=types)
     if sizes["data"] % slices:

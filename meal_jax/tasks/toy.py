@@ -150,7 +150,7 @@ def build(config) -> Task:
             end=END,
             pad=PAD,
         )
-        return base if placed is None else jax.device_put(base, placed)
+        return base if placed is None else jax.device_put(jax.device_get(base), placed)
 
     mine = list(sources.own(config))  # objectives that no other reward replaces
     return Task(
