@@ -241,12 +241,11 @@ def token_stats(
         h, y, h_ref = xs
         logits = scores(unembed, h)
         # A sum under a comparison, not a gather: its gradient is elementwise, where a gather's scatters into zeros [..., V].
-        at_y = jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == y[..., None], logits, 0.0), axis=-1)
-        logp = at_y - jax.nn.logsumexp(logits, axis=-1)
+        at_y = lambda x: jnp.sum(jnp.where(jnp.arange(x.shape[-1]) == y[..., None], x, 0.0), axis=-1)  # noqa: E731
         if reference is None:
-            return TokenStats(logp, None)
+            return TokenStats(at_y(logits) - jax.nn.logsumexp(logits, axis=-1), None)
         log_pi, log_ref = jax.nn.log_softmax(logits), jax.nn.log_softmax(scores(reference[0], h_ref))
-        return TokenStats(logp, jnp.sum(jnp.exp(log_pi) * (log_pi - log_ref), axis=-1))
+        return TokenStats(at_y(log_pi), jnp.sum(jnp.exp(log_pi) * (log_pi - log_ref), axis=-1))
 
     xs = (hidden, tokens, None if reference is None else reference[1])
     length = tokens.shape[-1]

@@ -58,9 +58,10 @@ class Group:
         return all(process.poll() is None for process in self.processes)
 
     def output(self, process=None):
-        """What a process, or all, printed."""
-        logs = self.logs if process is None else [self.logs[process]]
-        return "\n".join(f"--- {log.name}\n{log.read_text()[-6000:]}" for log in logs)
+        """What a process printed; or the ends of what all did, for a failure's message."""
+        if process is not None:
+            return self.logs[process].read_text()
+        return "\n".join(f"--- {log.name}\n{log.read_text()[-6000:]}" for log in self.logs)
 
 
 def _free_port():
