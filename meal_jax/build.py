@@ -22,7 +22,7 @@ from meal_jax import methods
 from meal_jax.meal.state import Frozen, MealConfig, Micro, Setup
 from meal_jax.meal.weight_net import WeightNet
 from meal_jax.models import lora
-from meal_jax.models.policy import Policy
+from meal_jax.models.policy import Policy, init_params
 from meal_jax.rewards import sources
 from meal_jax.rollout.sampling import Sampling
 from meal_jax.rollout.weights import RolloutWeights
@@ -138,12 +138,7 @@ def init_policy(setup: Setup, task: Task, key: jax.Array, weights: PyTree | None
       Frozen.
     """
 
-    def fresh(key):
-        k = task.conditioning.objectives
-        tokens, w = jnp.zeros((1, 2), jnp.int32), jnp.full((1, 1, k), 1.0 / k)
-        return setup.policy.init(key, tokens, jnp.ones((1, 2), bool), w, tokens[None])["params"]
-
-    params = fresh(key)
+    params = init_params(setup.policy, key)
     if weights is not None:
         adapters, _ = lora.split(params, lora.is_adapter)
         params = lora.merge(adapters, {"transformer": weights})

@@ -14,7 +14,7 @@ import optax
 from meal_jax.meal.step import Batch, Frozen, MealConfig, Setup, State, init_state
 from meal_jax.meal.weight_net import WeightNet
 from meal_jax.models import lora
-from meal_jax.models.policy import Conditioning, Policy
+from meal_jax.models.policy import Conditioning, Policy, init_params
 from meal_jax.models.transformer import TransformerConfig
 from meal_jax.rollout.sampling import Sampling
 
@@ -79,8 +79,7 @@ def tiny(
     mask = jnp.arange(prompt_length) >= prompt_length - lengths[:, None]
     tokens = jax.random.randint(jax.random.fold_in(key, 1), (batch, prompt_length), 2, VOCABULARY) * mask
     rows = Batch(tokens.astype(jnp.int32), mask, jnp.arange(batch, dtype=jnp.int32) + 7)
-    w = jnp.full((1, 1, objectives), 1.0 / objectives)
-    params = policy.init(key, tokens[:1], mask[:1], w, jnp.zeros((1, 1, 2), jnp.int32))["params"]
+    params = init_params(policy, key)
     theta, frozen = lora.split(params, lora.is_adapter) if adapters else (params, {})
     base_params = jax.tree.map(jnp.copy, lora.split(params, lambda path: not lora.is_adapter(path))[0])
     return Tiny(

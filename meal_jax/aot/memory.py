@@ -44,16 +44,15 @@ def held(run: cost.Run, mesh: Mapping[str, int] | None = None, base_copies: int 
         "none": c.layers * layer,
     }[c.remat]
     gathers = run.gather and mesh.get("fsdp", 1) > 1
-    copied = base * (1 if run.rollout_weights == "int8" else cost.BYTES[c.param_dtype])
+    copies = gathers or run.rollout_weights != "same"
+    copied = base * cost.BYTES["int8" if run.rollout_weights == "int8" else c.param_dtype]
     positions = half * run.candidates * (run.chunk or run.max_new)
     return {
         "weights": base_copies * base * cost.BYTES[c.param_dtype] / split,
         "trained": (4 if c.lora else 3) * trained / split,
         "optimizer": 4 * trained / split,
         "cache": 2 * c.layers * keys * c.kv_heads * c.head_dim * act / tensor,
-        "rollout weights": (copied / (tensor if gathers else split))
-        if gathers or run.rollout_weights != "same"
-        else 0.0,
+        "rollout weights": copies * copied / (tensor if gathers else split),
         "activations": kept,
         "logits": positions * c.vocab_size / tensor * 4 * 3,
     }

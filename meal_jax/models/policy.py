@@ -184,6 +184,13 @@ class Policy(nn.Module):
         return self.transformer.unembed(hidden)
 
 
+def init_params(policy: Policy, key: jax.Array) -> PyTree:
+    """The policy's parameters, drawn at random. Pure and traceable."""
+    k = policy.conditioning.objectives
+    tokens, w = jnp.zeros((1, 2), jnp.int32), jnp.full((1, 1, k), 1.0 / k)
+    return policy.init(key, tokens, jnp.ones((1, 2), bool), w, tokens[None])["params"]
+
+
 class Conditioner(nn.Module):
     """The prefix network: w [..., K] to P embeddings [..., P, D], at the scale of token embeddings."""
 

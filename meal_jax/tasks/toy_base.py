@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 from meal_jax.meal.bilevel import token_loss
-from meal_jax.models.policy import Conditioning, Policy, token_stats
+from meal_jax.models.policy import Conditioning, Policy, init_params, token_stats
 from meal_jax.models.transformer import TransformerConfig
 
 PyTree = Any
@@ -92,8 +92,7 @@ def pretrain(
     @jax.jit
     def run(key):
         start, key = jax.random.split(key)
-        first = jnp.zeros((1, 2), jnp.int32)
-        params = policy.init(start, first, first == 0, nothing[:1], first[None])["params"]
+        params = init_params(policy, start)
 
         def step(at, carry):
             params, moments = carry

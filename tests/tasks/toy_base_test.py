@@ -7,7 +7,7 @@ import pytest
 
 from meal_jax import build
 from meal_jax.config import check, default
-from meal_jax.models.policy import Conditioning, Policy
+from meal_jax.models.policy import Conditioning, Policy, init_params
 from meal_jax.runtime import sharding
 from meal_jax.tasks import toy, toy_base
 
@@ -76,9 +76,7 @@ def test_the_policy_starts_from_it(config, rank, monkeypatch):
     # What the real one returns, but quickly: its tree filled with 7.
     def pretrain(transformer, prompts, serves, content, **options):
         asked.update(options, serves=serves.shape, lora=transformer.lora)
-        policy = Policy(transformer, Conditioning(kind="none", objectives=2))
-        tokens, w = jnp.zeros((1, 2), jnp.int32), jnp.zeros((1, 1, 2))
-        params = policy.init(jax.random.key(0), tokens, tokens == 0, w, tokens[None])["params"]
+        params = init_params(Policy(transformer, Conditioning(kind="none", objectives=2)), jax.random.key(0))
         return jax.tree.map(lambda leaf: jnp.full_like(leaf, 7.0), params["transformer"])
 
     monkeypatch.setattr(toy, "pretrain", pretrain)
