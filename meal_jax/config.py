@@ -12,7 +12,7 @@ from meal_jax.meal.bilevel import HYPERGRADIENT, LENGTH_NORM, META
 from meal_jax.meal.preference import ACCEPT, TARGETS
 from meal_jax.rewards import sources
 from meal_jax.rollout.sampling import DRAWS
-from meal_jax.rollout.weights import KINDS
+from meal_jax.rollout.weights import ATTENTION, KINDS
 
 
 def default() -> ml_collections.ConfigDict:
@@ -116,6 +116,8 @@ def default() -> ml_collections.ConfigDict:
     c.rollout = q = ml_collections.ConfigDict()
     q.weights = "same"  # same; merged = adapters folded into kernels; int8 = kernels in eight bits (rollout/weights.py)
     q.gather = False  # weights split over mesh.fsdp are gathered once a rollout and not at every token, if they fit
+    q.apart = False  # layers sliced out of their stack once a rollout and not at every token: faster, compiles longer
+    q.attention = "plain"  # of a decoded token: plain; triton = a kernel for GPUs (models/decode_attention.py)
     c.micro = u = ml_collections.ConfigDict()  # prompts at a time, to save memory; 0 = all; results are the same
     u.rollout = 0  # of a rollout and of an evaluation's answers; divides batch_size and eval.batch_size
     u.score = 0  # of scoring; likewise
@@ -202,6 +204,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         ("meal.hypergradient", m.hypergradient, HYPERGRADIENT),
         ("meal.length_norm", m.length_norm, LENGTH_NORM),
         ("rollout.weights", config.rollout.weights, KINDS),
+        ("rollout.attention", config.rollout.attention, ATTENTION),
         ("sampling.draw", s.draw, DRAWS),
         ("conditioning.kind", config.conditioning.kind, ("prefix", "text", "none")),
         ("policy.dtype", config.policy.dtype, ("float32", "bfloat16")),

@@ -168,7 +168,7 @@ class Policy(nn.Module):
 
     def _extend(self, prompt, x, cache, at):
         steps = x.shape[2]
-        query, key = at + jnp.arange(steps), jnp.arange(cache.k.shape[3])
+        query, key = at + jnp.arange(steps), jnp.arange(jax.tree.leaves(cache)[0].shape[3])
         hidden, cache = self.transformer(
             x,
             (prompt.length[:, None] + query)[:, None],
@@ -207,9 +207,12 @@ class Conditioner(nn.Module):
 
 
 def empty_cache(config: TransformerConfig, batch: int, candidates: int, length: int) -> KeyValues:
-    """Zeroed keys and values [L, B, N, length, G, C]."""
-    shape = (config.layers, batch, candidates, length, config.kv_heads, config.head_dim)
-    return KeyValues(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+    """Zeroed keys and values [L, B, N, length, G, C]; if `config.apart`, a tuple of L with one layer each."""
+    shape = (batch, candidates, length, config.kv_heads, config.head_dim)
+    blank = lambda layers: jnp.zeros((layers, *shape), config.dtype)  # noqa: E731
+    if config.apart:
+        return tuple(KeyValues(blank(1), blank(1)) for _ in range(config.layers))
+    return KeyValues(blank(config.layers), blank(config.layers))
 
 
 class TokenStats(NamedTuple):

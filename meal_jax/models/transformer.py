@@ -22,6 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from meal_jax.models.decode_attention import attend_one
 from meal_jax.models.lora import Linear, Lora
 from meal_jax.models.rotary import RopeScaling, rope_tables, rotate
 from meal_jax.runtime.sharding import over_batch
@@ -63,6 +64,9 @@ class TransformerConfig:
       param_dtype: storage type of the base weights.
       remat: what the backward pass keeps: "none" (everything), "dots" (matrix products), "full" (layer inputs only).
       unroll: layers per iteration of the scan over layers; more compiles longer.
+      apart: each layer has parameters, keys and values of its own, and nothing is scanned: a rollout's choice, see
+        rollout/weights.py.
+      attention: of a decoded token, "plain" or "triton", see decode_attention.py: a rollout's choice too.
       lora: adapters, or None.
     """
 
@@ -94,6 +98,8 @@ class TransformerConfig:
     param_dtype: str = "float32"
     remat: str = "none"
     unroll: int = 1
+    apart: bool = False
+    attention: str = "plain"
     lora: Lora | None = None
 
     def __post_init__(self):
@@ -249,6 +255,11 @@ def attend(
     return out.reshape(batch, candidates, length, heads, width)
 
 
+def layer_name(i: int) -> str:
+    """Where a layer's parameters are if the layers are apart; stacked, all are in "layers"."""
+    return f"layers_{i}"
+
+
 def norm(module: nn.Module, name: str, x: jax.Array) -> jax.Array:
     """RMSNorm over x's last dimension with the module's parameter `name`; for `__call__` of a module with a config."""
     c = module.config
@@ -279,7 +290,8 @@ class Attention(nn.Module):
             cache = jax.tree.map(lambda all_, new: jax.lax.dynamic_update_slice(all_, new[None], at), cache, fresh)
             own = jax.tree.map(lambda all_: jax.lax.dynamic_index_in_dim(all_, layer, keepdims=False), cache)
         scale = None if c.query_scalar is None else c.query_scalar**-0.5
-        y = attend(q, own, view.mask, prompt, view.prompt_mask, scale, c.attention_softcap)
+        one = c.attention == "triton" and cache is not None and x.shape[2] == 1
+        y = (attend_one if one else attend)(q, own, view.mask, prompt, view.prompt_mask, scale, c.attention_softcap)
         y = linear("o", c.width)(y.reshape(*lead, c.heads * c.head_dim), deterministic)
         return y, cache, fresh
 
@@ -322,7 +334,11 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Embedding, L scanned blocks, final norm, output projection. Parameters of the blocks are stacked [L, ...]."""
+    """Embedding, L scanned blocks, final norm, output projection. Parameters of the blocks are stacked [L, ...].
+
+    If `config.apart`, nothing is scanned: what has L layers above and below is then a tuple of L with one layer each, and
+    parameters are in `layer_name`.
+    """
 
     config: TransformerConfig
 
@@ -382,22 +398,39 @@ class Transformer(nn.Module):
         """
         c = self.config
         steps = x.shape[2]
-        keys = steps if cache is None else cache.k.shape[3]
+        keys = steps if cache is None else jax.tree.leaves(cache)[0].shape[3]
         if cache is None:  # a pass over many tokens
             x = over_batch(x)
         choices = views(c, positions, mask, None if prompt is None else prompt.mask, write_at, steps, keys)
         block = Block
         if c.remat != "none":
             block = nn.remat(Block, prevent_cse=False, policy=REMAT[c.remat])
-        blocks = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast),
-            length=c.layers,
-            unroll=c.unroll,
-        )(c, keep_kv, deterministic, name="layers")
-        local = jnp.asarray(c.local) if len(choices) > 1 else None
-        scanned = (jnp.arange(c.layers), local, None if prompt is None else prompt.kv)
-        (x, cache), fresh = blocks((x, cache), scanned, (choices, write_at))
+        shared = (choices, write_at)
+        if c.apart:
+            x, cache, fresh = self._one_by_one(block, x, cache, prompt, keep_kv, deterministic, shared)
+        else:
+            blocks = nn.scan(
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=(0, nn.broadcast),
+                length=c.layers,
+                unroll=c.unroll,
+            )(c, keep_kv, deterministic, name="layers")
+            local = jnp.asarray(c.local) if len(choices) > 1 else None
+            scanned = (jnp.arange(c.layers), local, None if prompt is None else prompt.kv)
+            (x, cache), fresh = blocks((x, cache), scanned, shared)
         return rms_norm(x, self.final_norm, c.norm_eps, c.norm_plus_one), fresh if keep_kv else cache
+
+    def _one_by_one(self, block, x, cache, prompt, keep_kv, deterministic, shared):
+        """The blocks without a scan, for `config.apart`: x, and for each layer its cache and its fresh keys and values."""
+        c = self.config
+        caches, fresh = list(cache or [None] * c.layers), [None] * c.layers
+        for i in range(c.layers):
+            kv = None if prompt is None else jax.tree.map(lambda a: a[0], prompt.kv[i])
+            carry = (x, caches[i])
+            (x, caches[i]), kept = block(c, keep_kv, deterministic, name=layer_name(i))(
+                carry, (0, bool(c.local and c.local[i]), kv), shared
+            )
+            fresh[i] = jax.tree.map(lambda a: a[None], kept)
+        return x, None if cache is None else tuple(caches), tuple(fresh)

@@ -1,4 +1,4 @@
-"""How a rollout holds the policy's weights: as they are, with adapters merged, or in eight bits; sharded or gathered.
+"""How a rollout holds the policy's weights: as they are, with adapters merged, or in eight bits; gathered; layers apart.
 
 A decoded token reads every weight once and does little arithmetic on it, so what a rollout costs is bytes moved: from memory,
 and between devices where the mesh's fsdp axis splits the weights. Each choice is carried out once a rollout, inside the step.
@@ -16,10 +16,12 @@ from flax import traverse_util
 
 from meal_jax.models.lora import fold
 from meal_jax.models.policy import Policy
+from meal_jax.models.transformer import layer_name
 from meal_jax.runtime import sharding
 
 PyTree = Any
 KINDS = ("same", "merged", "int8")
+ATTENTION = ("plain", "triton")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +33,20 @@ class RolloutWeights:
         learned to the kernels' type; "int8" holds the kernels of linear layers in eight bits with a scale for each output,
         adapters, embeddings and norms as they are.
       gather: split along the mesh's tensor axis alone: one gather along fsdp a rollout, and not one a token.
+      apart: each layer's weights, keys and values are arrays of their own. Stacked, a CPU and a GPU copy each layer's weights
+        out of the stack at every token; apart, once a rollout. It compiles longer, and those copies are held beside the
+        stack.
+      attention: "plain", or "triton", a kernel for GPUs (models/decode_attention.py).
     """
 
     kind: str = "same"
     gather: bool = False
+    apart: bool = False
+    attention: str = "plain"
 
     def __post_init__(self):
+        if self.attention not in ATTENTION:
+            raise ValueError(f"config.rollout.attention={self.attention!r} is not one of {', '.join(ATTENTION)}.")
         if self.kind not in KINDS:
             raise ValueError(f"config.rollout.weights={self.kind!r} is not one of {', '.join(KINDS)}.")
 
@@ -56,7 +66,21 @@ def for_rollout(policy: Policy, params: PyTree, how: RolloutWeights) -> tuple[Po
         policy = policy.clone(config=dataclasses.replace(config, lora=None))
     elif how.kind == "int8":
         params = quantize(params)
-    return policy, sharding.without_axis(params, "fsdp") if how.gather else params
+    if how.gather:
+        params = sharding.without_axis(params, "fsdp")
+    if how.apart:
+        params = take_apart(params)
+    changed = dataclasses.replace(policy.config, apart=how.apart, attention=how.attention)
+    return policy.clone(config=changed), params
+
+
+def take_apart(params: PyTree) -> PyTree:
+    """Every leaf [L, ...] of the layers as L leaves, where a policy with `config.apart` looks for them."""
+    out = {}
+    for path, leaf in traverse_util.flatten_dict(params, sep="/").items():
+        place, layers, name = path.partition("/layers/")
+        out |= {f"{place}/{layer_name(i)}/{name}": one for i, one in enumerate(jnp.unstack(leaf))} if layers else {path: leaf}
+    return traverse_util.unflatten_dict(out, sep="/")
 
 
 def quantize(params: PyTree) -> PyTree:

@@ -11,6 +11,7 @@ import pytest
 
 from meal_jax.meal import step
 from meal_jax.models.lora import Lora, merge
+from meal_jax.rollout.sampling import Sampling
 from meal_jax.rollout.weights import RolloutWeights, for_rollout, quantize
 from meal_jax.testing import tiny
 
@@ -86,6 +87,33 @@ def test_gathered_weights_are_the_same_on_a_mesh_and_lose_their_split(run):
     jax.tree.map(np.testing.assert_array_equal, whole, params)
 
 
+@pytest.mark.parametrize("kind", ["same", "merged", "int8"])
+@pytest.mark.parametrize("model", [{}, {"window": 3, "local": (True, False), "local_rope_base": 500.0, "tied": False}])
+def test_layers_apart_sample_what_stacked_layers_do(kind, model):
+    run = tiny(adapters=LORA, net=False, model=model, sampling=Sampling(temperature=1.3))
+    theta = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(jax.random.key(3), x.shape), run.state.policy)
+    out = {}
+    for apart in (False, True):
+        setup = dataclasses.replace(run.setup, rollout_weights=RolloutWeights(kind, apart=apart))
+        state = run.state.replace(policy=theta)
+        out[apart] = jax.jit(functools.partial(step.rollout, setup))(state, run.frozen, run.batch)
+    stacked, apart = out.values()
+    assert len(np.unique(stacked.responses.tokens)) > 5
+    np.testing.assert_array_equal(apart.responses.tokens, stacked.responses.tokens)
+    np.testing.assert_allclose(apart.responses.logp, stacked.responses.logp, rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(apart.pooled, stacked.pooled, rtol=2e-5, atol=2e-5)
+
+
+def test_layers_apart_are_sliced_outside_of_the_loop_over_tokens(run):
+    """No program of the decoding loop takes a whole stack of kernels: what is apart stays apart."""
+    setup = dataclasses.replace(run.setup, rollout_weights=RolloutWeights("merged", apart=True))
+    jaxpr = jax.make_jaxpr(functools.partial(step.rollout, setup))(run.state, run.frozen, run.batch)
+    (loop,) = [e for e in jaxpr.eqns if e.primitive.name == "while" and len(e.invars) > 30]
+    kernel = run.frozen.policy["transformer"]["layers"]["mlp"]["gate"]["kernel"].shape
+    shapes = [v.aval.shape for v in loop.invars]
+    assert shapes.count(kernel[1:]) == 2 * kernel[0] and kernel not in shapes  # gate and up of each layer
+
+
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match=r"config\.rollout\.weights='int4' is not one of same, merged, int8"):
         RolloutWeights("int4")
@@ -101,7 +129,6 @@ def test_eight_bits_move_a_real_models_log_probabilities_little(capsys):
     from meal_jax.models import hf
     from meal_jax.models.policy import Conditioning, Policy, token_stats
     from meal_jax.rollout.decode import decode, sample_keys
-    from meal_jax.rollout.sampling import Sampling
 
     chat = chats.make(hf.load_tokenizer(source))
     things = ("bread", "a bicycle", "rain", "the moon", "a contract", "fever", "a chess opening", "rust on iron")

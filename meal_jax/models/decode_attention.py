@@ -1,0 +1,119 @@
+"""Attention of one new token of each sequence as one kernel, written in Pallas and compiled by Triton for GPUs.
+
+What XLA makes of `transformer.attend` for a single query is a dozen small programs a layer, of which one reads the cache at a
+fraction of the memory's speed (docs/performance.md). Here one program serves a sequence and a group of heads: it walks over the
+prompt's keys and then the sequence's own, as far as there are any, with a running softmax (Milakov and Gimelshein 2018,
+arXiv 1805.02867; Dao 2023, arXiv 2307.08691).
+
+Letters as in transformer.py: B prompts, N candidates, S keys, H heads, G key-value heads, R = H / G, C head width.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+from jax.sharding import PartitionSpec as P
+
+from meal_jax.runtime.sharding import BATCH_AXES
+
+ROWS = 16  # the least rows of a product on tensor cores; queries of a group are filled up to it
+BLOCK = 64  # keys at a time
+LEAST = -1e30  # as transformer.MASKED: finite, so that a block without a visible key gives numbers
+
+
+def attend_one(q, own, own_mask, prompt, prompt_mask, scale=None, cap=None):
+    """`transformer.attend` for T = 1, without a gradient; its arguments, and its result to rounding.
+
+    On a mesh each device runs the kernel on its own prompts and heads. Where there is no GPU it is interpreted, slowly.
+
+    Raises:
+      ValueError: C is no power of two.
+    """
+    batch, candidates, _, heads, width = q.shape
+    groups = own.k.shape[-2]
+    if width & (width - 1):
+        raise ValueError(f"config.rollout.attention='triton' needs a head width that is a power of two, not {width}.")
+    q = q.reshape(batch, candidates, groups, heads // groups, width) * (width**-0.5 if scale is None else scale)
+    seen = jnp.broadcast_to(own_mask, (*own_mask.shape[:2], 1, own.k.shape[2]))[:, :, 0]
+    live = jnp.max(jnp.where(seen, jnp.arange(1, seen.shape[-1] + 1), 0)).reshape(1)  # keys up to the last that is seen
+    arrays = [q, live, *own, seen.astype(jnp.int32)]
+    if prompt is not None:
+        arrays += [*prompt, jnp.broadcast_to(prompt_mask, (*prompt_mask.shape[:2], 1, prompt.k.shape[1]))[:, :, 0].astype(jnp.int32)]
+    call = functools.partial(_call, cap)
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and mesh.size > 1:
+        call = jax.shard_map(call, in_specs=_specs(mesh, arrays), out_specs=_specs(mesh, arrays)[0], check_vma=False)
+    return call(*arrays).reshape(batch, candidates, 1, heads, width)
+
+
+def _specs(mesh, arrays):
+    """How the arrays lie on a mesh: prompts over its batch axes, groups of heads over "tensor", where they divide."""
+    batch, groups = arrays[0].shape[0], arrays[0].shape[2]
+    b = BATCH_AXES if batch % math.prod(mesh.shape[axis] for axis in BATCH_AXES) == 0 else None
+    g = "tensor" if groups % mesh.shape["tensor"] == 0 else None
+    mask = lambda m: P(b if m.shape[0] > 1 else None)  # noqa: E731
+    own = [P(b, None, g), P(), P(b, None, None, g), P(b, None, None, g), mask(arrays[4])]
+    return tuple(own if len(arrays) == 5 else [*own, P(b, None, g), P(b, None, g), mask(arrays[7])])
+
+
+def _call(cap, q, live, *keys):
+    """[B, N, G, R, C] for queries of that shape; a program for each (sequence, group)."""
+    batch, candidates, groups, rows, width = q.shape
+    at = lambda a: lambda g, n, b: (b if a.shape[0] > 1 else 0, n if a.shape[1] > 1 else 0, 0)  # noqa: E731
+    query = pl.BlockSpec((None, None, None, rows, width), lambda g, n, b: (b, n, g, 0, 0))
+    own = pl.BlockSpec((None, None, keys[0].shape[2], None, width), lambda g, n, b: (b, n, 0, g, 0))
+    specs = [query, pl.BlockSpec((1,), lambda g, n, b: (0,)), own, own]
+    specs += [pl.BlockSpec((None, None, keys[2].shape[2]), at(keys[2]))]
+    if len(keys) > 3:
+        shared = pl.BlockSpec((None, keys[3].shape[1], None, width), lambda g, n, b: (b, 0, g, 0))
+        specs += [shared, shared, pl.BlockSpec((None, None, keys[5].shape[2]), at(keys[5]))]
+    return pl.pallas_call(
+        functools.partial(_kernel, cap, rows),
+        grid=(groups, candidates, batch),
+        in_specs=specs,
+        out_specs=query,
+        out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
+        compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
+        interpret=jax.default_backend() == "cpu",
+        name="attend_one",
+    )(q, live, *keys)
+
+
+def _kernel(cap, rows, q_ref, live_ref, *refs):
+    *keys, out_ref = refs
+    filled = max(ROWS, pl.next_power_of_2(rows))
+    of_group = (jnp.arange(filled) < rows)[:, None]
+    q = triton.load(q_ref.at[pl.ds(0, filled), :], mask=of_group, other=0.0)
+    exact = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
+    dot = functools.partial(jax.lax.dot_general, precision=exact, preferred_element_type=jnp.float32)
+
+    def walk(k_ref, v_ref, mask_ref, upto, carry):
+        length = k_ref.shape[0]
+
+        def block(i, carry):
+            top, total, out = carry
+            index, rows_of = i * BLOCK + jnp.arange(BLOCK), pl.ds(i * BLOCK, BLOCK)
+            there = index < length
+            k = triton.load(k_ref.at[rows_of, :], mask=there[:, None], other=0.0)
+            seen = triton.load(mask_ref.at[rows_of], mask=there, other=0) != 0
+            scores = dot(q, k, (((1,), (1,)), ((), ())))  # [rows, BLOCK]
+            scores = jnp.where(seen[None], scores if cap is None else cap * jnp.tanh(scores / cap), LEAST)
+            higher = jnp.maximum(top, jnp.max(scores, axis=1))
+            weights, kept = jnp.exp(scores - higher[:, None]), jnp.exp(top - higher)
+            v = triton.load(v_ref.at[rows_of, :], mask=there[:, None], other=0.0)
+            new = dot(weights.astype(v.dtype), v, (((1,), (0,)), ((), ())))
+            return higher, total * kept + jnp.sum(weights, axis=1), out * kept[:, None] + new
+
+        return jax.lax.fori_loop(0, pl.cdiv(upto, BLOCK), block, carry)
+
+    blank = jnp.zeros((filled,), jnp.float32)
+    carry = (blank + LEAST, blank, jnp.zeros((filled, q.shape[1]), jnp.float32))
+    if len(keys) > 3:
+        carry = walk(*keys[3:], keys[3].shape[0], carry)
+    _, total, out = walk(*keys[:3], live_ref[0], carry)
+    triton.store(out_ref.at[pl.ds(0, filled), :], (out / total[:, None]).astype(out_ref.dtype), mask=of_group)
