@@ -38,6 +38,9 @@ def default() -> ml_collections.ConfigDict:
     p.lora_targets = r"attention/(q|k|v|o)$"  # regular expression on layer paths: attention/q … mlp/down
     p.dtype = "float32"  # compute type: float32 or bfloat16 (softmax, norms, logits and losses stay float32)
     p.param_dtype = "float32"  # storage of base weights
+    p.attention = (
+        "plain"  # over many tokens: plain; cudnn = a fused kernel of NVIDIA GPUs, in bfloat16 (models/attention.py)
+    )
     p.remat = "none"  # kept for the backward pass: none = everything, dots = matrix products, full = layer inputs
     p.chunk = 0  # response positions projected to the vocabulary at a time; 0 = all at once
 
@@ -207,6 +210,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         ("rollout.attention", config.rollout.attention, ATTENTION),
         ("sampling.draw", s.draw, DRAWS),
         ("conditioning.kind", config.conditioning.kind, ("prefix", "text", "none")),
+        ("policy.attention", config.policy.attention, ("plain", "cudnn")),
         ("policy.dtype", config.policy.dtype, ("float32", "bfloat16")),
         ("eval.grid", config.eval.grid, ("lattice", "paper")),
         ("data.template", config.data.template, ("chat", "plain")),
@@ -227,6 +231,15 @@ def check(config: ml_collections.ConfigDict) -> None:
             micro >= 0 and all(micro == 0 or size <= micro or size % micro == 0 for size in sizes),
             f"config.micro.{name}={micro} prompts at a time do not divide {' and '.join(map(str, sizes))} evenly; 0 = all.",
         )
+    need(
+        config.policy.attention == "plain" or config.policy.dtype == "bfloat16",
+        f"config.policy.attention={config.policy.attention!r} computes in bfloat16: set config.policy.dtype=bfloat16.",
+    )
+    need(
+        config.policy.attention == "plain" or config.method != "meal" or not m.net or m.hypergradient == "none",
+        f"config.policy.attention={config.policy.attention!r} has no forward-mode derivative, which "
+        f"config.meal.hypergradient={m.hypergradient!r} needs: take 'none', or config.policy.attention=plain.",
+    )
     need(m.candidates >= 1, f"config.meal.candidates={m.candidates} must be at least 1.")
     need(m.tau > 0, f"config.meal.tau={m.tau} must be above 0; for best-of-N use config.meal.accept=top1.")
     need(m.lam >= 0, f"config.meal.lam={m.lam} must not be negative; 0 keeps preferences where they are.")

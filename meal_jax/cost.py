@@ -2,7 +2,7 @@
 
 Nothing is compiled or run. Conventions:
 - A product of [m, k] and [k, n] is 2·m·n·k operations. Only matrix products count; they are all but about 1 % of a step.
-- Attention is counted as `models.transformer.attend` computes it: every query with every key, masked or not (no causal half).
+- Attention is counted as `models.attention.attend` computes it: every query with every key, masked or not (no causal half).
 - The teacher-forced passes read all T positions of a response, whatever its length, and the rollout is counted for the
   longest response, T tokens: a batch that ends early costs less.
 - Traffic is each product's operands read and its result written once. What is elementwise is taken to be fused into

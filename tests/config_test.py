@@ -98,6 +98,8 @@ def test_toy_takes_the_number_of_objectives_or_a_base():
         ("data.split", "random", "hash, published"),
         ("data.buckets", (64,), "prompt_length=0"),
         ("rollout.weights", "int4", "same, merged, int8"),
+        ("rollout.attention", "paged", "plain, triton"),
+        ("policy.attention", "flash", "plain, cudnn"),
         ("sampling.draw", "alias", "gumbel, inverse"),
         ("micro.rollout", 5, "do not divide 16 and 64 evenly"),
         ("micro.gradient", 3, "do not divide 8 evenly"),

@@ -1,6 +1,6 @@
 """Attention of one new token of each sequence as one kernel, written in Pallas and compiled by Triton for GPUs.
 
-What XLA makes of `transformer.attend` for a single query is a dozen small programs a layer, of which one reads the cache at a
+What XLA makes of `attention.attend` for a single query is a dozen small programs a layer, of which one reads the cache at a
 fraction of the memory's speed (docs/performance.md). Here one program serves a sequence and a group of heads: it walks over the
 prompt's keys and then the sequence's own, as far as there are any, with a running softmax (Milakov and Gimelshein 2018,
 arXiv 1805.02867; Dao 2023, arXiv 2307.08691).
@@ -19,15 +19,15 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jax.sharding import PartitionSpec as P
 
+from meal_jax.models.attention import MASKED
 from meal_jax.runtime.sharding import BATCH_AXES
 
 ROWS = 16  # the least rows of a product on tensor cores; queries of a group are filled up to it
 BLOCK = 64  # keys at a time
-LEAST = -1e30  # as transformer.MASKED: finite, so that a block without a visible key gives numbers
 
 
 def attend_one(q, own, own_mask, prompt, prompt_mask, scale=None, cap=None):
-    """`transformer.attend` for T = 1, without a gradient; its arguments, and its result to rounding.
+    """`attention.attend` for T = 1, without a gradient; its arguments, and its result to rounding.
 
     On a mesh each device runs the kernel on its own prompts and heads. Where there is no GPU it is interpreted, slowly.
 
@@ -43,7 +43,10 @@ def attend_one(q, own, own_mask, prompt, prompt_mask, scale=None, cap=None):
     live = jnp.max(jnp.where(seen, jnp.arange(1, seen.shape[-1] + 1), 0)).reshape(1)  # keys up to the last that is seen
     arrays = [q, live, *own, seen.astype(jnp.int32)]
     if prompt is not None:
-        arrays += [*prompt, jnp.broadcast_to(prompt_mask, (*prompt_mask.shape[:2], 1, prompt.k.shape[1]))[:, :, 0].astype(jnp.int32)]
+        arrays += [
+            *prompt,
+            jnp.broadcast_to(prompt_mask, (*prompt_mask.shape[:2], 1, prompt.k.shape[1]))[:, :, 0].astype(jnp.int32),
+        ]
     call = functools.partial(_call, cap)
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and mesh.size > 1:
@@ -102,7 +105,7 @@ def _kernel(cap, rows, q_ref, live_ref, *refs):
             k = triton.load(k_ref.at[rows_of, :], mask=there[:, None], other=0.0)
             seen = triton.load(mask_ref.at[rows_of], mask=there, other=0) != 0
             scores = dot(q, k, (((1,), (1,)), ((), ())))  # [rows, BLOCK]
-            scores = jnp.where(seen[None], scores if cap is None else cap * jnp.tanh(scores / cap), LEAST)
+            scores = jnp.where(seen[None], scores if cap is None else cap * jnp.tanh(scores / cap), MASKED)
             higher = jnp.maximum(top, jnp.max(scores, axis=1))
             weights, kept = jnp.exp(scores - higher[:, None]), jnp.exp(top - higher)
             v = triton.load(v_ref.at[rows_of, :], mask=there[:, None], other=0.0)
@@ -112,7 +115,7 @@ def _kernel(cap, rows, q_ref, live_ref, *refs):
         return jax.lax.fori_loop(0, pl.cdiv(upto, BLOCK), block, carry)
 
     blank = jnp.zeros((filled,), jnp.float32)
-    carry = (blank + LEAST, blank, jnp.zeros((filled, q.shape[1]), jnp.float32))
+    carry = (blank + MASKED, blank, jnp.zeros((filled, q.shape[1]), jnp.float32))
     if len(keys) > 3:
         carry = walk(*keys[3:], keys[3].shape[0], carry)
     _, total, out = walk(*keys[:3], live_ref[0], carry)

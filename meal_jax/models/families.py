@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from meal_jax.models.rotary import RopeScaling
 from meal_jax.models.transformer import TransformerConfig
 
-RUNTIME = ("dtype", "param_dtype", "remat", "unroll", "lora")  # fields of TransformerConfig that no file decides
+# Fields of TransformerConfig that no file decides.
+RUNTIME = ("dtype", "param_dtype", "attention", "remat", "unroll", "apart", "decoding", "lora")
 ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}  # Hugging Face's name to ours
 
 

@@ -21,7 +21,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from meal_jax.models.transformer import MASKED, KeyValues, Prompt, Transformer, TransformerConfig
+from meal_jax.models.attention import MASKED, KeyValues
+from meal_jax.models.transformer import Prompt, Transformer, TransformerConfig
 
 PyTree = Any
 

@@ -22,13 +22,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from meal_jax.models.attention import KeyValues, attend, attend_fused, softcap
 from meal_jax.models.decode_attention import attend_one
 from meal_jax.models.lora import Linear, Lora
 from meal_jax.models.rotary import RopeScaling, rope_tables, rotate
 from meal_jax.runtime.sharding import over_batch
 
 FEW = 64  # rows up to which a CPU makes logits faster with the table as left operand; to other compilers it is the same
-MASKED = -1e30  # finite, so that a row whose keys are all masked gives numbers (ignored later) and not NaN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +62,12 @@ class TransformerConfig:
       family: the name that config.json gives the model; it decides nothing here.
       dtype: compute type, "float32" or "bfloat16"; norms, softmax and logits are float32 either way.
       param_dtype: storage type of the base weights.
+      attention: over many tokens, "plain" or "cudnn", see attention.py.
       remat: what the backward pass keeps: "none" (everything), "dots" (matrix products), "full" (layer inputs only).
       unroll: layers per iteration of the scan over layers; more compiles longer.
       apart: each layer has parameters, keys and values of its own, and nothing is scanned: a rollout's choice, see
         rollout/weights.py.
-      attention: of a decoded token, "plain" or "triton", see decode_attention.py: a rollout's choice too.
+      decoding: how a decoded token attends, "plain" or "triton", see decode_attention.py: a rollout's choice too.
       lora: adapters, or None.
     """
 
@@ -96,10 +97,11 @@ class TransformerConfig:
     family: str = "llama"
     dtype: str = "float32"
     param_dtype: str = "float32"
+    attention: str = "plain"
     remat: str = "none"
     unroll: int = 1
     apart: bool = False
-    attention: str = "plain"
+    decoding: str = "plain"
     lora: Lora | None = None
 
     def __post_init__(self):
@@ -109,6 +111,8 @@ class TransformerConfig:
             raise ValueError(f"head_dim={self.head_dim} must be even: rotary positions rotate pairs of features.")
         if self.remat not in REMAT:
             raise ValueError(f"remat={self.remat!r} is not one of {sorted(REMAT)}.")
+        if self.attention not in ATTENTION:
+            raise ValueError(f"attention={self.attention!r} is not one of {', '.join(ATTENTION)}.")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation={self.activation!r} is not one of {sorted(ACTIVATIONS)}.")
         if len(self.local) not in (0, self.layers):
@@ -127,14 +131,8 @@ REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+ATTENTION = ("plain", "cudnn")
 ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": lambda x: nn.gelu(x, approximate=True)}
-
-
-class KeyValues(NamedTuple):
-    """Keys (after rotation) and values: of prompts [L, B, S, G, C], of candidates [L, B, N, S, G, C]; no L inside a layer."""
-
-    k: jax.Array
-    v: jax.Array
 
 
 class Prompt(NamedTuple):
@@ -169,11 +167,6 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float, plus_one: bool = False)
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
     scale = scale.astype(jnp.float32)
     return (y * (1.0 + scale if plus_one else scale)).astype(x.dtype)
-
-
-def softcap(x: jax.Array, cap: float | None) -> jax.Array:
-    """cap · tanh(x / cap), or x (Gemma 2, arXiv 2408.00118)."""
-    return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def views(
@@ -215,46 +208,6 @@ def views(
     return (nearby,) if all(c.local) else (everywhere, nearby)
 
 
-def attend(
-    q: jax.Array,
-    own: KeyValues,
-    own_mask: jax.Array,
-    prompt: KeyValues | None,
-    prompt_mask: jax.Array | None,
-    scale: float | None = None,
-    cap: float | None = None,
-) -> jax.Array:
-    """Softmax attention over the prompt's keys, shared by its candidates, and a candidate's own keys.
-
-    Args:
-      q: [B, N, T, H, C].
-      own: k, v [B, N, S, G, C].
-      own_mask: bool, broadcastable to [B, N, T, S]; True where the query may look.
-      prompt: k, v [B, S', G, C], or None.
-      prompt_mask: bool, broadcastable to [B, N, T, S'].
-      scale: queries are multiplied by it; C ** -0.5 unless given.
-      cap: see `softcap`.
-
-    Returns:
-      [B, N, T, H, C]. The softmax is float32.
-    """
-    batch, candidates, length, heads, width = q.shape
-    groups = own.k.shape[-2]
-    q = q.reshape(batch, candidates, length, groups, heads // groups, width) * (width**-0.5 if scale is None else scale)
-    scores = jnp.einsum("bntgrc,bnsgc->bngrts", q, own.k, preferred_element_type=jnp.float32)
-    scores = jnp.where(own_mask[:, :, None, None], softcap(scores, cap), MASKED)
-    if prompt is not None:
-        shared = jnp.einsum("bntgrc,bsgc->bngrts", q, prompt.k, preferred_element_type=jnp.float32)
-        shared = jnp.where(prompt_mask[:, :, None, None], softcap(shared, cap), MASKED)
-        scores = jnp.concatenate([shared, scores], axis=-1)
-    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-    split = 0 if prompt is None else prompt.k.shape[1]
-    out = jnp.einsum("bngrts,bnsgc->bntgrc", weights[..., split:], own.v)
-    if prompt is not None:
-        out += jnp.einsum("bngrts,bsgc->bntgrc", weights[..., :split], prompt.v)
-    return out.reshape(batch, candidates, length, heads, width)
-
-
 def layer_name(i: int) -> str:
     """Where a layer's parameters are if the layers are apart; stacked, all are in "layers"."""
     return f"layers_{i}"
@@ -290,8 +243,10 @@ class Attention(nn.Module):
             cache = jax.tree.map(lambda all_, new: jax.lax.dynamic_update_slice(all_, new[None], at), cache, fresh)
             own = jax.tree.map(lambda all_: jax.lax.dynamic_index_in_dim(all_, layer, keepdims=False), cache)
         scale = None if c.query_scalar is None else c.query_scalar**-0.5
-        one = c.attention == "triton" and cache is not None and x.shape[2] == 1
-        y = (attend_one if one else attend)(q, own, view.mask, prompt, view.prompt_mask, scale, c.attention_softcap)
+        way = attend_fused if c.attention == "cudnn" and cache is None else attend
+        if c.decoding == "triton" and cache is not None and x.shape[2] == 1:
+            way = attend_one
+        y = way(q, own, view.mask, prompt, view.prompt_mask, scale, c.attention_softcap)
         y = linear("o", c.width)(y.reshape(*lead, c.heads * c.head_dim), deterministic)
         return y, cache, fresh
 

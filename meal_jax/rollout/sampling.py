@@ -10,7 +10,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from meal_jax.models.transformer import MASKED
+from meal_jax.models.attention import MASKED
 
 DRAWS = ("gumbel", "inverse")
 

@@ -70,7 +70,7 @@ def for_rollout(policy: Policy, params: PyTree, how: RolloutWeights) -> tuple[Po
         params = sharding.without_axis(params, "fsdp")
     if how.apart:
         params = take_apart(params)
-    changed = dataclasses.replace(policy.config, apart=how.apart, attention=how.attention)
+    changed = dataclasses.replace(policy.config, apart=how.apart, decoding=how.attention)
     return policy.clone(config=changed), params
 
 
@@ -79,7 +79,11 @@ def take_apart(params: PyTree) -> PyTree:
     out = {}
     for path, leaf in traverse_util.flatten_dict(params, sep="/").items():
         place, layers, name = path.partition("/layers/")
-        out |= {f"{place}/{layer_name(i)}/{name}": one for i, one in enumerate(jnp.unstack(leaf))} if layers else {path: leaf}
+        out |= (
+            {f"{place}/{layer_name(i)}/{name}": one for i, one in enumerate(jnp.unstack(leaf))}
+            if layers
+            else {path: leaf}
+        )
     return traverse_util.unflatten_dict(out, sep="/")
 
 

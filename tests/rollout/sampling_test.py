@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from meal_jax.models.transformer import MASKED
+from meal_jax.models.attention import MASKED
 from meal_jax.rollout.sampling import Sampling, filter_logits, least_kept, look_up, sample
 
 FORBIDDEN = jnp.arange(12) % 5 == 2

@@ -87,21 +87,30 @@ def test_gathered_weights_are_the_same_on_a_mesh_and_lose_their_split(run):
     jax.tree.map(np.testing.assert_array_equal, whole, params)
 
 
-@pytest.mark.parametrize("kind", ["same", "merged", "int8"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        *(RolloutWeights(kind, apart=True) for kind in ("same", "merged", "int8")),
+        RolloutWeights(attention="triton"),
+        RolloutWeights("merged", apart=True, attention="triton"),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("model", [{}, {"window": 3, "local": (True, False), "local_rope_base": 500.0, "tied": False}])
-def test_layers_apart_sample_what_stacked_layers_do(kind, model):
+def test_layers_apart_and_the_kernel_sample_what_stacked_layers_do(how, model):
     run = tiny(adapters=LORA, net=False, model=model, sampling=Sampling(temperature=1.3))
     theta = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(jax.random.key(3), x.shape), run.state.policy)
-    out = {}
-    for apart in (False, True):
-        setup = dataclasses.replace(run.setup, rollout_weights=RolloutWeights(kind, apart=apart))
-        state = run.state.replace(policy=theta)
-        out[apart] = jax.jit(functools.partial(step.rollout, setup))(state, run.frozen, run.batch)
-    stacked, apart = out.values()
-    assert len(np.unique(stacked.responses.tokens)) > 5
-    np.testing.assert_array_equal(apart.responses.tokens, stacked.responses.tokens)
-    np.testing.assert_allclose(apart.responses.logp, stacked.responses.logp, rtol=2e-5, atol=2e-5)
-    np.testing.assert_allclose(apart.pooled, stacked.pooled, rtol=2e-5, atol=2e-5)
+    state = run.state.replace(policy=theta)
+    plain, ours = (
+        jax.jit(functools.partial(step.rollout, dataclasses.replace(run.setup, rollout_weights=one)))(
+            state, run.frozen, run.batch
+        )
+        for one in (RolloutWeights(how.kind), how)
+    )
+    assert len(np.unique(plain.responses.tokens)) > 5
+    np.testing.assert_array_equal(ours.responses.tokens, plain.responses.tokens)
+    np.testing.assert_allclose(ours.responses.logp, plain.responses.logp, rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(ours.pooled, plain.pooled, rtol=2e-5, atol=2e-5)
 
 
 def test_layers_apart_are_sliced_outside_of_the_loop_over_tokens(run):
@@ -117,6 +126,8 @@ def test_layers_apart_are_sliced_outside_of_the_loop_over_tokens(run):
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match=r"config\.rollout\.weights='int4' is not one of same, merged, int8"):
         RolloutWeights("int4")
+    with pytest.raises(ValueError, match=r"config\.rollout\.attention='paged' is not one of plain, triton"):
+        RolloutWeights(attention="paged")
 
 
 @pytest.mark.slow

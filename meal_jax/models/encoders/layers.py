@@ -14,8 +14,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from meal_jax.models.attention import MASKED
 from meal_jax.models.lora import Linear, Lora
-from meal_jax.models.transformer import MASKED, REMAT
+from meal_jax.models.transformer import REMAT
 
 ACTIVATIONS = {
     "gelu": functools.partial(nn.gelu, approximate=False),
