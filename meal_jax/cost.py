@@ -85,6 +85,7 @@ class Run:
       chunk: response positions projected at a time, 0 for all.
       rollout_weights: how the rollout holds the weights: same, merged or int8, see `rollout.weights`.
       gather: the rollout gathers weights that are split over fsdp, once.
+      apart: the rollout takes the layers out of their stack, once.
       parts: of a rollout, of scoring and of each pass of an update, one after another; each part reads the weights anew.
     """
 
@@ -104,6 +105,7 @@ class Run:
     chunk: int = 0
     rollout_weights: str = "same"
     gather: bool = False
+    apart: bool = False
     parts: tuple[int, int, int] = (1, 1, 1)
 
 
@@ -127,6 +129,7 @@ def of_setup(setup, prompts: int, prompt_length: int, max_new: int | None = None
         chunk=setup.chunk,
         rollout_weights=setup.rollout_weights.kind,
         gather=setup.rollout_weights.gather,
+        apart=setup.rollout_weights.apart,
         parts=step_parts(setup.micro, prompts),
     )
 

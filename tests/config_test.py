@@ -114,6 +114,20 @@ def test_mistakes_are_named_with_what_would_do(field, value, message):
     assert field.rpartition(".")[2] in str(error.value)
 
 
+def test_the_fused_attention_is_refused_where_it_cannot_compute():
+    config = base.default()
+    config.policy.attention = "cudnn"
+    with pytest.raises(ValueError, match="computes in bfloat16"):
+        base.check(config)
+    config.policy.dtype = "bfloat16"
+    with pytest.raises(ValueError, match="no forward-mode derivative.*'exact' needs: take 'none'"):
+        base.check(config)
+    config.meal.hypergradient = "none"
+    base.check(config)
+    config.meal.hypergradient, config.method = "exact", "static"
+    base.check(config)
+
+
 def test_unknown_fields_are_refused_with_the_nearest_known_name():
     config = base.default()
     with pytest.raises(AttributeError, match="tau"):

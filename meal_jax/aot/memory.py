@@ -21,9 +21,9 @@ def held(run: cost.Run, mesh: Mapping[str, int] | None = None, base_copies: int 
     Returns:
       weights: the decoder's. trained: adapters (or all weights) in float32 with their gradient, the virtual policy and
       the direction of the hypergradient. optimizer: two moments, and those of the virtual update. cache: keys and values of
-      the rollout. rollout weights: its own copy of the weights, where it gathers, merges or shortens them. activations: what
-      the gradient of a part keeps under `model.remat`, and one layer's own. logits: of one chunk. What the rollout holds
-      and what the update does are not held together; see `peak`.
+      the rollout. rollout weights: its own copy of the weights, where it gathers, merges, shortens or unstacks them.
+      activations: what the gradient of a part keeps under `model.remat`, and one layer's own. logits: of one chunk. What the
+      rollout holds and what the update does are not held together; see `peak`.
     """
     mesh = mesh or {}
     c, (batch, tensor) = run.model, cost.pieces(mesh)
@@ -44,7 +44,7 @@ def held(run: cost.Run, mesh: Mapping[str, int] | None = None, base_copies: int 
         "none": c.layers * layer,
     }[c.remat]
     gathers = run.gather and mesh.get("fsdp", 1) > 1
-    copies = gathers or run.rollout_weights != "same"
+    copies = gathers or run.apart or run.rollout_weights != "same"
     copied = base * cost.BYTES["int8" if run.rollout_weights == "int8" else c.param_dtype]
     positions = half * run.candidates * (run.chunk or run.max_new)
     return {

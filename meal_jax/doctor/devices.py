@@ -65,7 +65,23 @@ def laid_out(config: Any) -> tuple[list[Finding], Mesh | None]:
         what = f"weights are split over fsdp {mesh.shape['fsdp']}, and decoding gathers them at every token"
         advice = "config.rollout.gather=True gathers them once a rollout where a device has room; see docs/scaling.md."
         found.append(warn("rollout", what, advice))
-    return found, mesh
+    return found + list(kernels(config, jax.default_backend())), mesh
+
+
+def kernels(config: Any, backend: str) -> Iterator[Finding]:
+    """What a GPU could do faster, and what only a GPU can do."""
+    r = config.rollout
+    if backend == "gpu" and not (r.apart and r.attention == "triton"):
+        yield warn(
+            "rollout",
+            "a GPU copies each layer's weights out of their stack, and attends in a dozen programs, at every token",
+            "config.rollout.attention=triton, and config.rollout.apart=True where there is room for a second copy of the "
+            "weights: 2.7 times as fast for Llama-2-7b on an H100, see docs/performance.md.",
+        )
+    if backend != "gpu" and r.attention == "triton":
+        yield warn("rollout", f"config.rollout.attention='triton' is interpreted on {backend}, slowly", "Take 'plain'.")
+    if backend != "gpu" and config.policy.attention == "cudnn":
+        yield fail("attention", f"config.policy.attention='cudnn' does not run on {backend}", "Take 'plain'.")
 
 
 def memory(config: Any, mesh: Mesh, model: TransformerConfig | None) -> Iterator[Finding]:
@@ -96,7 +112,7 @@ def memory(config: Any, mesh: Mesh, model: TransformerConfig | None) -> Iterator
         model, config.batch_size, m.candidates, config.data.prompt_length, config.sampling.max_new,
         slots=config.conditioning.slots, objectives=len(config.objectives), kl=m.beta > 0, net=m.net,
         hypergradient=m.hypergradient, reuse_virtual=m.reuse_virtual, chunk=config.policy.chunk,
-        rollout_weights=config.rollout.weights, gather=config.rollout.gather,
+        rollout_weights=config.rollout.weights, gather=config.rollout.gather, apart=config.rollout.apart,
         parts=cost.step_parts(meal.Micro(**config.micro), config.batch_size),
     )  # fmt: skip
     parts = held(run, dict(mesh.shape))
@@ -112,7 +128,7 @@ def memory(config: Any, mesh: Mesh, model: TransformerConfig | None) -> Iterator
     elif limit and most > 0.9 * limit:
         advice = (
             "config.policy.remat=full, a small config.policy.chunk, a small config.micro.gradient and micro.rollout, fewer "
-            "prompts or candidates a step, no config.rollout.gather, or more devices."
+            "prompts or candidates a step, no config.rollout.gather or apart, or more devices."
         )
         yield warn("memory", found, advice)
     else:

@@ -80,17 +80,22 @@ def attend_fused(
 ) -> jax.Array:
     """`attend` by one fused kernel, to rounding: no [T, S] array of scores goes through memory, in neither direction.
 
-    The prompt's keys are copied for each candidate, which costs less than the scores did. The kernel has no forward-mode
-    derivative, so the exact hypergradient is not for it.
+    The prompt's keys are copied for each candidate, which costs less than the scores did. A query that may see nothing, such
+    as padding, sees everything: the kernel's gradient would be NaN, and nobody reads the result. The kernel has no
+    forward-mode derivative, so of the hypergradients only "none" is for it.
 
     Raises:
-      ValueError: scores are capped (Gemma 2), or the type is float32.
+      ValueError: scores are capped (Gemma 2), the type is float32, or there is no GPU.
     """
     if cap is not None:
         raise ValueError("config.policy.attention='cudnn' does not cap scores, as this model does: take 'plain'.")
     if implementation == "cudnn" and q.dtype == jnp.float32:
         raise ValueError(
             "config.policy.attention='cudnn' computes in bfloat16: set config.policy.dtype, or take 'plain'."
+        )
+    if implementation == "cudnn" and jax.default_backend() != "gpu":
+        raise ValueError(
+            f"config.policy.attention='cudnn' needs an NVIDIA GPU, not {jax.default_backend()}: take 'plain'."
         )
     lead = q.shape[:3]  # [B, N, T]
     k, v, mask = *own, jnp.broadcast_to(own_mask, (*lead, own.k.shape[2]))
@@ -102,6 +107,7 @@ def attend_fused(
     fill = lambda a, by: jnp.pad(a, [(0, 0), (0, by)] + [(0, 0)] * (a.ndim - 2))  # noqa: E731
     queries, k, v, mask = (a.reshape(-1, *a.shape[2:]) for a in (q, k, v, mask))
     mask = jnp.pad(mask, ((0, 0), (0, odd), (0, odd_keys)))
+    mask |= ~jnp.any(mask, axis=-1, keepdims=True)
     queries, k, v = fill(queries, odd), fill(k, odd_keys), fill(v, odd_keys)
     y = jax.nn.dot_product_attention(queries, k, v, mask=mask[:, None], scale=scale, implementation=implementation)
     return y[:, : lead[2]].reshape(q.shape)

@@ -1,8 +1,8 @@
 """Attention of one new token of each sequence as one kernel, written in Pallas and compiled by Triton for GPUs.
 
-What XLA makes of `attention.attend` for a single query is a dozen small programs a layer, of which one reads the cache at a
-fraction of the memory's speed (docs/performance.md). Here one program serves a sequence and a group of heads: it walks over the
-prompt's keys and then the sequence's own, as far as there are any, with a running softmax (Milakov and Gimelshein 2018,
+What XLA makes of `attention.attend` for a single query is a dozen small programs a layer, of which one reads the cache at
+a fraction of the memory's speed (docs/performance.md). Here one program serves a sequence and a group of heads: it walks over
+the prompt's keys and then the sequence's own, as far as there are any, with a running softmax (Milakov and Gimelshein 2018,
 arXiv 1805.02867; Dao 2023, arXiv 2307.08691).
 
 Letters as in transformer.py: B prompts, N candidates, S keys, H heads, G key-value heads, R = H / G, C head width.
@@ -39,14 +39,12 @@ def attend_one(q, own, own_mask, prompt, prompt_mask, scale=None, cap=None):
     if width & (width - 1):
         raise ValueError(f"config.rollout.attention='triton' needs a head width that is a power of two, not {width}.")
     q = q.reshape(batch, candidates, groups, heads // groups, width) * (width**-0.5 if scale is None else scale)
-    seen = jnp.broadcast_to(own_mask, (*own_mask.shape[:2], 1, own.k.shape[2]))[:, :, 0]
+    flat = lambda mask, keys: jnp.broadcast_to(mask, (*mask.shape[:2], 1, keys.shape[-3]))[:, :, 0]  # noqa: E731
+    seen = flat(own_mask, own.k)
     live = jnp.max(jnp.where(seen, jnp.arange(1, seen.shape[-1] + 1), 0)).reshape(1)  # keys up to the last that is seen
     arrays = [q, live, *own, seen.astype(jnp.int32)]
     if prompt is not None:
-        arrays += [
-            *prompt,
-            jnp.broadcast_to(prompt_mask, (*prompt_mask.shape[:2], 1, prompt.k.shape[1]))[:, :, 0].astype(jnp.int32),
-        ]
+        arrays += [*prompt, flat(prompt_mask, prompt.k).astype(jnp.int32)]
     call = functools.partial(_call, cap)
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and mesh.size > 1:

@@ -98,3 +98,21 @@ def test_devices_sum_and_make_a_step_together():
     sizes = (2, 2, 2) if jax.device_count() == 8 else (1, 1, 1)
     [found] = devices.small_step(sharding.make_mesh(*sizes, jax.devices()[: 8 if sizes[0] == 2 else 1]))
     assert found.status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("backend", "changes", "status", "says"),
+    [
+        ("gpu", {}, "warn", "2.7 times as fast"),
+        ("gpu", {"rollout.attention": "triton", "rollout.apart": True, "policy.attention": "cudnn"}, None, ""),
+        ("cpu", {}, None, ""),
+        ("cpu", {"rollout.attention": "triton"}, "warn", "interpreted on cpu"),
+        ("tpu", {"policy.attention": "cudnn"}, "fail", "does not run on tpu"),
+    ],
+)
+def test_kernels_of_a_gpu_are_advised_there_and_refused_elsewhere(backend, changes, status, says):
+    config = base.default()
+    config.update_from_flattened_dict(changes)
+    found = list(devices.kernels(config, backend))
+    assert [f.status for f in found] == ([status] if status else [])
+    assert all(says in f"{f}" for f in found)

@@ -76,7 +76,9 @@ def test_the_decoding_kernel_refuses_an_odd_head_width():
 @pytest.mark.parametrize("window", [0, 3])
 def test_the_fused_kernels_arrangement_attends_as_the_plain_one_does(shared, window):
     """On XLA's operations in the kernel's place: which keys a query sees, and whose gradients go where."""
-    q, own, mask, prompt, prompt_mask = draw(3, 2, 5, keys=5, shared=shared, groups=2, rows=2, width=8, at=0, window=window)
+    q, own, mask, prompt, prompt_mask = draw(
+        3, 2, 5, keys=5, shared=shared, groups=2, rows=2, width=8, at=0, window=window
+    )
 
     def loss(way, q, own, prompt):
         y = way(q, own, mask, prompt, prompt_mask, 0.4)
@@ -88,9 +90,32 @@ def test_the_fused_kernels_arrangement_attends_as_the_plain_one_does(shared, win
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5), found["fused"], found["plain"])
 
 
+def test_queries_that_see_nothing_leave_the_others_and_their_gradients_alone(monkeypatch):
+    q, own, _, _, _ = draw(2, 1, 6, keys=6, shared=0, groups=1, rows=2, width=8, at=0)
+    real = jnp.arange(6) >= jnp.array([[0], [3]])  # the second row begins with padding
+    mask = (jnp.tril(jnp.ones((6, 6), bool)) & real[:, None, :])[:, None]
+    fused = functools.partial(attend_fused, implementation="xla")
+    assert not jnp.all(jnp.any(mask, axis=-1))
+
+    def loss(way, q, own):
+        return jnp.sum(jnp.sin(way(q, own, mask, None, None)) * real[:, None, :, None, None])
+
+    plain, ours = (jax.grad(functools.partial(loss, way), argnums=(0, 1))(q, own) for way in (attend, fused))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5), ours, plain)
+    # The kernel that this stands for gives NaN if a row of its mask is empty: none is.
+    found, inner = [], jax.nn.dot_product_attention
+    monkeypatch.setattr(
+        jax.nn, "dot_product_attention", lambda *a, mask, **k: found.append(mask) or inner(*a, mask=mask, **k)
+    )
+    fused(q[:, :, :5], own, mask[:, :, :5], None, None)
+    assert found[0].shape == (2, 1, 6, 6) and jnp.all(jnp.any(found[0], axis=-1))
+
+
 def test_the_fused_kernel_says_what_it_cannot():
     args = draw(1, 1, 4, keys=4, shared=0, groups=1, rows=1, width=8, at=0)
     with pytest.raises(ValueError, match="does not cap scores"):
         attend_fused(*args, cap=30.0)
     with pytest.raises(ValueError, match="computes in bfloat16"):
         attend_fused(*args)
+    with pytest.raises(ValueError, match="needs an NVIDIA GPU, not cpu"):
+        attend_fused(*draw(1, 1, 4, keys=4, shared=0, groups=1, rows=1, width=8, at=0, dtype="bfloat16"))

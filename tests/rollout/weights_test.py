@@ -87,16 +87,19 @@ def test_gathered_weights_are_the_same_on_a_mesh_and_lose_their_split(run):
     jax.tree.map(np.testing.assert_array_equal, whole, params)
 
 
+LOCAL = {"window": 3, "local": (True, False), "local_rope_base": 500.0, "tied": False}
+
+
 @pytest.mark.parametrize(
-    "how",
+    ("how", "model"),
     [
-        *(RolloutWeights(kind, apart=True) for kind in ("same", "merged", "int8")),
-        RolloutWeights(attention="triton"),
-        RolloutWeights("merged", apart=True, attention="triton"),
+        (RolloutWeights("merged", apart=True), {}),
+        (RolloutWeights("int8", apart=True), LOCAL),
+        (RolloutWeights("same", attention="triton"), LOCAL),
+        (RolloutWeights("merged", apart=True, attention="triton"), {}),
     ],
-    ids=str,
+    ids=["apart", "apart, int8, local layers", "triton, local layers", "apart, triton"],
 )
-@pytest.mark.parametrize("model", [{}, {"window": 3, "local": (True, False), "local_rope_base": 500.0, "tied": False}])
 def test_layers_apart_and_the_kernel_sample_what_stacked_layers_do(how, model):
     run = tiny(adapters=LORA, net=False, model=model, sampling=Sampling(temperature=1.3))
     theta = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(jax.random.key(3), x.shape), run.state.policy)
