@@ -38,9 +38,7 @@ def default() -> ml_collections.ConfigDict:
     p.lora_targets = r"attention/(q|k|v|o)$"  # regular expression on layer paths: attention/q … mlp/down
     p.dtype = "float32"  # compute type: float32 or bfloat16 (softmax, norms, logits and losses stay float32)
     p.param_dtype = "float32"  # storage of base weights
-    p.attention = (
-        "plain"  # over many tokens: plain; cudnn = a fused kernel of NVIDIA GPUs, in bfloat16 (models/attention.py)
-    )
+    p.attention = "plain"  # over many tokens: plain; cudnn = NVIDIA's fused kernel, in bfloat16 (models/attention.py)
     p.remat = "none"  # kept for the backward pass: none = everything, dots = matrix products, full = layer inputs
     p.chunk = 0  # response positions projected to the vocabulary at a time; 0 = all at once
 

@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from meal_jax.chips import Chip
+from meal_jax.models.decode_attention import BLOCK
 from meal_jax.models.transformer import TransformerConfig
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
@@ -86,6 +87,7 @@ class Run:
       rollout_weights: how the rollout holds the weights: same, merged or int8, see `rollout.weights`.
       gather: the rollout gathers weights that are split over fsdp, once.
       apart: the rollout takes the layers out of their stack, once.
+      decoding: how a decoded token attends: plain or triton.
       parts: of a rollout, of scoring and of each pass of an update, one after another; each part reads the weights anew.
     """
 
@@ -106,6 +108,7 @@ class Run:
     rollout_weights: str = "same"
     gather: bool = False
     apart: bool = False
+    decoding: str = "plain"
     parts: tuple[int, int, int] = (1, 1, 1)
 
 
@@ -130,6 +133,7 @@ def of_setup(setup, prompts: int, prompt_length: int, max_new: int | None = None
         rollout_weights=setup.rollout_weights.kind,
         gather=setup.rollout_weights.gather,
         apart=setup.rollout_weights.apart,
+        decoding=setup.rollout_weights.attention,
         parts=step_parts(setup.micro, prompts),
     )
 
@@ -224,12 +228,12 @@ def maps(c: TransformerConfig, tokens: float, dtype: str = "") -> tuple[Cost, Co
     return c.layers * base, c.layers * extra
 
 
-def attention(c: TransformerConfig, sets: float, queries: float, keys: float) -> Cost:
-    """All layers' scores and sums: `sets` sets of keys, each read by `queries` queries."""
+def attention(c: TransformerConfig, sets: float, queries: float, keys: float, fused: bool = False) -> Cost:
+    """All layers' scores and sums: `sets` sets of keys, each read by `queries` queries. Fused, no score goes to memory."""
     act = BYTES[c.dtype]
     scores = sets * queries * keys * c.heads
     ends = 2 * sets * (queries * c.heads + keys * c.kv_heads) * c.head_dim * act  # q, k; v, output
-    return c.layers * Cost(4.0 * scores * c.head_dim, 0.0, scores * (4 + act) + ends)
+    return c.layers * Cost(4.0 * scores * c.head_dim, 0.0, (0 if fused else scores * (4 + act)) + ends)
 
 
 def parts(c: TransformerConfig, tokens: float, own: Cost, prompt: Cost, dtype: str = "") -> Parts:
@@ -241,14 +245,16 @@ def parts(c: TransformerConfig, tokens: float, own: Cost, prompt: Cost, dtype: s
 def prompt_parts(run: Run, prompts: float, dtype: str = "") -> Parts:
     """The pass over so many prompts."""
     s = run.prompt_length
-    return parts(run.model, prompts * s, attention(run.model, prompts, s, s), Cost(), dtype)
+    own = attention(run.model, prompts, s, s, run.model.attention == "cudnn")
+    return parts(run.model, prompts * s, own, Cost(), dtype)
 
 
 def response_parts(run: Run, prompts: float, length: int) -> Parts:
     """The teacher-forced pass over so many prompts' candidates, `length` positions each."""
     c, n = run.model, run.candidates
-    own = attention(c, prompts * n, length, length)
-    return parts(c, prompts * n * length, own, attention(c, prompts, n * length, run.prompt_length))
+    fused = c.attention == "cudnn"
+    own = attention(c, prompts * n, length, length, fused)
+    return parts(c, prompts * n * length, own, attention(c, prompts, n * length, run.prompt_length, fused))
 
 
 def unembed(c: TransformerConfig, positions: float) -> Cost:
@@ -289,16 +295,20 @@ def rollout(run: Run) -> dict[str, Cost]:
         run = dataclasses.replace(run, model=dataclasses.replace(run.model, lora=None))
     c, rows, dtype = run.model, run.prompts * run.candidates, "int8" if run.rollout_weights == "int8" else ""
     cache = max(run.slots + run.max_new - 1, 1)
+    fused = run.decoding == "triton"
 
-    def extend(length: int) -> Cost:
-        own = attention(c, rows, length, cache)
-        prompt = attention(c, run.prompts, run.candidates * length, run.prompt_length)
+    def extend(length: int, keys: float, fused: bool) -> Cost:
+        own = attention(c, rows, length, keys, fused)
+        prompt = attention(c, run.prompts, run.candidates * length, run.prompt_length, fused)
         return parts(c, rows * length, own, prompt, dtype).times(*FORWARD) + unembed(c, rows)
 
-    first = extend(run.slots) if run.slots else unembed(c, rows)
+    steps, keys = run.max_new - 1, float(cache)
+    if fused and steps:  # on average: it reads blocks of keys up to the last that is written
+        keys = sum(min(-(-(run.slots + t) // BLOCK) * BLOCK, cache) for t in range(1, run.max_new)) / steps
+    first = extend(run.slots, cache, False) if run.slots else unembed(c, rows)
     return {
         "prefill": prompt_parts(run, run.prompts, dtype).times(*FORWARD).in_parts(run.parts[0]),
-        "decode": (first + (run.max_new - 1) * extend(1)).in_parts(run.parts[0]),
+        "decode": (first + steps * extend(1, keys, fused)).in_parts(run.parts[0]),
     }
 
 

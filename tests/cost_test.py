@@ -9,6 +9,7 @@ from jax.interpreters import partial_eval
 from meal_jax import cost, testing
 from meal_jax.chips import Chip
 from meal_jax.meal import step as meal
+from meal_jax.models.decode_attention import BLOCK
 from meal_jax.models.lora import Lora
 
 MODEL = {"vocab_size": 1200, "width": 64, "layers": 3, "heads": 4, "kv_heads": 2, "head_dim": 16, "hidden": 160}
@@ -94,3 +95,15 @@ def test_roofline():
     assert there.seconds == 4.0 and there.by == "network"
     assert cost.bound(work, chip, {"tensor": 4}) == cost.Bound(2.0, 1.5, 0.0)
     assert cost.gathered(work, {"fsdp": 4, "tensor": 2}) == 7.5
+
+
+def test_a_decoding_kernel_reads_blocks_of_keys_up_to_the_last_and_writes_no_scores():
+    t = tiny()
+    run = dataclasses.replace(cost.of_setup(t.setup, 4, 20), max_new=100)
+    plain, kernel = (cost.rollout(dataclasses.replace(run, decoding=how))["decode"] for how in ("plain", "triton"))
+    c, rows, cache = run.model, 4 * run.candidates, run.slots + 99
+    keys = [min(math.ceil((run.slots + t) / BLOCK) * BLOCK, cache) for t in range(1, 100)]
+    spared = sum(2 * (cache - read) * c.kv_heads * c.head_dim * 4 for read in keys)  # keys and values, float32
+    scores = 99 * (cache + 20) * c.heads * 8  # written and read
+    assert min(keys) == BLOCK and max(keys) == cache
+    assert plain.bytes - kernel.bytes == pytest.approx(c.layers * rows * (spared + scores))

@@ -75,7 +75,7 @@ def kernels(config: Any, backend: str) -> Iterator[Finding]:
         yield warn(
             "rollout",
             "a GPU copies each layer's weights out of their stack, and attends in a dozen programs, at every token",
-            "config.rollout.attention=triton, and config.rollout.apart=True where there is room for a second copy of the "
+            "config.rollout.apart=True and config.rollout.attention=triton, where there is room for a second copy of the "
             "weights: 2.7 times as fast for Llama-2-7b on an H100, see docs/performance.md.",
         )
     if backend != "gpu" and r.attention == "triton":
@@ -113,6 +113,7 @@ def memory(config: Any, mesh: Mesh, model: TransformerConfig | None) -> Iterator
         slots=config.conditioning.slots, objectives=len(config.objectives), kl=m.beta > 0, net=m.net,
         hypergradient=m.hypergradient, reuse_virtual=m.reuse_virtual, chunk=config.policy.chunk,
         rollout_weights=config.rollout.weights, gather=config.rollout.gather, apart=config.rollout.apart,
+        decoding=config.rollout.attention,
         parts=cost.step_parts(meal.Micro(**config.micro), config.batch_size),
     )  # fmt: skip
     parts = held(run, dict(mesh.shape))

@@ -29,7 +29,8 @@ BLOCK = 64  # keys at a time
 def attend_one(q, own, own_mask, prompt, prompt_mask, scale=None, cap=None):
     """`attention.attend` for T = 1, without a gradient; its arguments, and its result to rounding.
 
-    On a mesh each device runs the kernel on its own prompts and heads. Where there is no GPU it is interpreted, slowly.
+    On a mesh each device runs the kernel on its own prompts and heads. Out of a stack of layers XLA would copy each layer's
+    keys for it: it goes with `rollout.apart`. Where there is no GPU it is interpreted, slowly.
 
     Raises:
       ValueError: C is no power of two.
@@ -53,7 +54,10 @@ def attend_one(q, own, own_mask, prompt, prompt_mask, scale=None, cap=None):
 
 
 def _specs(mesh, arrays):
-    """How the arrays lie on a mesh: prompts over its batch axes, groups of heads over "tensor", where they divide."""
+    """How the arrays lie on a mesh: prompts over its batch axes, groups of heads over "tensor", where they divide.
+
+    They are queries, live keys; own keys, values, mask; and of a prompt its keys, values, mask.
+    """
     batch, groups = arrays[0].shape[0], arrays[0].shape[2]
     b = BATCH_AXES if batch % math.prod(mesh.shape[axis] for axis in BATCH_AXES) == 0 else None
     g = "tensor" if groups % mesh.shape["tensor"] == 0 else None
