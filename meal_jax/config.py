@@ -233,8 +233,9 @@ def check(config: ml_collections.ConfigDict) -> None:
         config.policy.attention == "plain" or config.policy.dtype == "bfloat16",
         f"config.policy.attention={config.policy.attention!r} computes in bfloat16: set config.policy.dtype=bfloat16.",
     )
+    through_update = config.stage == "align" and config.method == "meal" and m.net and m.hypergradient != "none"
     need(
-        config.policy.attention == "plain" or config.method != "meal" or not m.net or m.hypergradient == "none",
+        config.policy.attention == "plain" or not through_update,
         f"config.policy.attention={config.policy.attention!r} has no forward-mode derivative, which "
         f"config.meal.hypergradient={m.hypergradient!r} needs: take 'none', or config.policy.attention=plain.",
     )

@@ -126,6 +126,8 @@ def test_the_fused_attention_is_refused_where_it_cannot_compute():
     base.check(config)
     config.meal.hypergradient, config.method = "exact", "static"
     base.check(config)
+    config.method, config.stage = "meal", "sft"
+    base.check(config)
 
 
 def test_unknown_fields_are_refused_with_the_nearest_known_name():
