@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from rich.console import Console
 from rich.table import Table
 
@@ -202,6 +204,8 @@ def draw_growth(
     axes.set_yscale("log")
     axes.set_xticks(list(values), [f"{v:g}" for v in values])
     axes.minorticks_off()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
     _finish(axes, figure, what, "seconds", title)
     figure.savefig(path, dpi=DPI)
 
@@ -215,4 +219,4 @@ def _finish(axes, figure, xlabel: str, ylabel: str | None, title: str) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    figure.suptitle(title, fontsize=10, color=INK)
+    figure.suptitle(textwrap.fill(title, int(12 * figure.get_figwidth())), fontsize=10, color=INK)
