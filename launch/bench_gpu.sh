@@ -5,11 +5,12 @@
 #   bash launch/bench_gpu.sh [OUT]       OUT: runs/bench_gpu unless given; a folder with JSON and figures for each part
 #   LIMIT=460                            seconds in all; a part that would not fit any more is left out, and said so
 #   PYTHON=python  LARGE=Llama-2-7b  SMALL=SmolLM2-135M      interpreter, and names of meal_jax/models/known.py
-#   BATCHES=16,64,128  DECODE=16,128     sequences decoded at once; prompt and response tokens of that part
+#   BATCHES=16,128  DECODE=16,128        sequences decoded at once; prompt and response tokens of that part
 #   UPDATE=8,4,256,255  STEP=8,4,64,63   prompts, candidates, prompt tokens, response tokens of the other two; the preference
 #                                        is read through one position more, so that 256 and 64 positions are computed
 #   REPEATS=5  DTYPE=bfloat16  FLAGS=""  more flags for every part, such as --config.policy.lora_rank=32
-#   PARTS="decode update step_small step_large"              those to run
+#   PARTS="decode update step_small step_large"   those to run; on an H100 update took 50 s and step_small 180, most of it
+#                                        compiling; step_large, the last, got 90 and was not done: LIMIT=900 leaves it time
 #   FUSED=1                              0: attention and layers as on other devices (docs/performance.md, "One GPU")
 #
 # Weights are random ones of real shapes, so nothing is fetched. Needs jax with CUDA; the peer also needs torch with CUDA, and
@@ -63,7 +64,7 @@ sizes() {
 
 "$python" -c 'import jax; print("== jax", jax.__version__, jax.devices())' || exit 1
 
-part decode --sweep=batch --values="${BATCHES:-16,64,128}" --phases=rollout --config.policy.source="$large" \
+part decode --sweep=batch --values="${BATCHES:-16,128}" --phases=rollout --config.policy.source="$large" \
   --config.meal.candidates=1 --config.data.prompt_length="$decode_prompt" --config.sampling.max_new="$decode_new" "${rollout[@]}"
 
 sizes "${UPDATE:-8,4,256,255}"
