@@ -14,7 +14,7 @@
 #   FUSED=1                              0: attention and layers as on other devices (docs/performance.md, "One GPU")
 #
 # Weights are random ones of real shapes, so nothing is fetched. Needs jax with CUDA; the peer also needs torch with CUDA, and
-# is left out without. On a machine without a GPU, to try the script: LARGE= SMALL= DTYPE=float32 takes a toy's sizes.
+# is left out without. On a machine without a GPU, to try the script: LARGE= SMALL= DTYPE=float32 FUSED=0 takes a toy's sizes.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 
