@@ -77,7 +77,7 @@ def build_setup(config: ml_collections.ConfigDict, task: Task) -> Setup:
     method = methods.get(config.method)
     reads_base = task.reward_reads_base or config.meal.beta > 0 or judged or method.reads_base
     fields = {f.name for f in dataclasses.fields(MealConfig)}
-    s, r = config.sampling, config.rollout
+    s = config.sampling
     return Setup(
         policy=policy,
         base=Policy(dataclasses.replace(task.transformer, lora=None), plain) if reads_base else None,
@@ -95,7 +95,7 @@ def build_setup(config: ml_collections.ConfigDict, task: Task) -> Setup:
         reward_reads_base=task.reward_reads_base,
         chunk=config.policy.chunk,
         micro=Micro(**config.micro),
-        rollout_weights=RolloutWeights(r.weights, r.gather, r.apart, r.attention),
+        rollout_weights=RolloutWeights(**config.rollout),
         prompt_length=task.train.tokens.shape[1],
         options=method.options(config),
     )

@@ -10,9 +10,10 @@ import ml_collections
 
 from meal_jax.meal.bilevel import HYPERGRADIENT, LENGTH_NORM, META
 from meal_jax.meal.preference import ACCEPT, TARGETS
+from meal_jax.models.attention import ATTENTION
 from meal_jax.rewards import sources
 from meal_jax.rollout.sampling import DRAWS
-from meal_jax.rollout.weights import ATTENTION, KINDS
+from meal_jax.rollout.weights import DECODING, KINDS
 
 
 def default() -> ml_collections.ConfigDict:
@@ -205,10 +206,10 @@ def check(config: ml_collections.ConfigDict) -> None:
         ("meal.hypergradient", m.hypergradient, HYPERGRADIENT),
         ("meal.length_norm", m.length_norm, LENGTH_NORM),
         ("rollout.weights", config.rollout.weights, KINDS),
-        ("rollout.attention", config.rollout.attention, ATTENTION),
+        ("rollout.attention", config.rollout.attention, DECODING),
         ("sampling.draw", s.draw, DRAWS),
         ("conditioning.kind", config.conditioning.kind, ("prefix", "text", "none")),
-        ("policy.attention", config.policy.attention, ("plain", "cudnn")),
+        ("policy.attention", config.policy.attention, ATTENTION),
         ("policy.dtype", config.policy.dtype, ("float32", "bfloat16")),
         ("eval.grid", config.eval.grid, ("lattice", "paper")),
         ("data.template", config.data.template, ("chat", "plain")),

@@ -25,6 +25,7 @@ from typing import NamedTuple
 from meal_jax.chips import Chip
 from meal_jax.models.decode_attention import BLOCK
 from meal_jax.models.transformer import TransformerConfig
+from meal_jax.rollout.weights import AS_STORED, RolloutWeights
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 
@@ -84,10 +85,7 @@ class Run:
       hypergradient: exact, first_order or none.
       reuse_virtual: the virtual update is the first update.
       chunk: response positions projected at a time, 0 for all.
-      rollout_weights: how the rollout holds the weights: same, merged or int8, see `rollout.weights`.
-      gather: the rollout gathers weights that are split over fsdp, once.
-      apart: the rollout takes the layers out of their stack, once.
-      decoding: how a decoded token attends: plain or triton.
+      rollout_weights: how the rollout holds the weights and attends, see `rollout.weights`.
       parts: of a rollout, of scoring and of each pass of an update, one after another; each part reads the weights anew.
     """
 
@@ -105,10 +103,7 @@ class Run:
     hypergradient: str = "exact"
     reuse_virtual: bool = True
     chunk: int = 0
-    rollout_weights: str = "same"
-    gather: bool = False
-    apart: bool = False
-    decoding: str = "plain"
+    rollout_weights: RolloutWeights = AS_STORED
     parts: tuple[int, int, int] = (1, 1, 1)
 
 
@@ -130,10 +125,7 @@ def of_setup(setup, prompts: int, prompt_length: int, max_new: int | None = None
         hypergradient=m.hypergradient,
         reuse_virtual=m.reuse_virtual,
         chunk=setup.chunk,
-        rollout_weights=setup.rollout_weights.kind,
-        gather=setup.rollout_weights.gather,
-        apart=setup.rollout_weights.apart,
-        decoding=setup.rollout_weights.attention,
+        rollout_weights=setup.rollout_weights,
         parts=step_parts(setup.micro, prompts),
     )
 
@@ -291,11 +283,12 @@ def products(c: TransformerConfig, tokens: float, pattern: str) -> Cost:
 
 def rollout(run: Run) -> dict[str, Cost]:
     """Prefill and decode: T tokens of every candidate."""
-    if run.rollout_weights == "merged":
+    how = run.rollout_weights
+    if how.weights == "merged":
         run = dataclasses.replace(run, model=dataclasses.replace(run.model, lora=None))
-    c, rows, dtype = run.model, run.prompts * run.candidates, "int8" if run.rollout_weights == "int8" else ""
+    c, rows, dtype = run.model, run.prompts * run.candidates, "int8" if how.weights == "int8" else ""
     cache = max(run.slots + run.max_new - 1, 1)
-    fused = run.decoding == "triton"
+    fused = how.attention == "triton"
 
     def extend(length: int, keys: float, fused: bool) -> Cost:
         own = attention(c, rows, length, keys, fused)

@@ -11,6 +11,7 @@ from meal_jax.chips import Chip
 from meal_jax.meal import step as meal
 from meal_jax.models.decode_attention import BLOCK
 from meal_jax.models.lora import Lora
+from meal_jax.rollout.weights import RolloutWeights
 
 MODEL = {"vocab_size": 1200, "width": 64, "layers": 3, "heads": 4, "kv_heads": 2, "head_dim": 16, "hidden": 160}
 
@@ -100,7 +101,10 @@ def test_roofline():
 def test_a_decoding_kernel_reads_blocks_of_keys_up_to_the_last_and_writes_no_scores():
     t = tiny()
     run = dataclasses.replace(cost.of_setup(t.setup, 4, 20), max_new=100)
-    plain, kernel = (cost.rollout(dataclasses.replace(run, decoding=how))["decode"] for how in ("plain", "triton"))
+    plain, kernel = (
+        cost.rollout(dataclasses.replace(run, rollout_weights=RolloutWeights(attention=how)))["decode"]
+        for how in ("plain", "triton")
+    )
     c, rows, cache = run.model, 4 * run.candidates, run.slots + 99
     keys = [min(math.ceil((run.slots + t) / BLOCK) * BLOCK, cache) for t in range(1, 100)]
     spared = sum(2 * (cache - read) * c.kv_heads * c.head_dim * 4 for read in keys)  # keys and values, float32

@@ -43,9 +43,10 @@ def held(run: cost.Run, mesh: Mapping[str, int] | None = None, base_copies: int 
         "dots": c.layers * tokens * (c.width + rows / tensor) * act + layer,
         "none": c.layers * layer,
     }[c.remat]
-    gathers = run.gather and mesh.get("fsdp", 1) > 1
-    copies = gathers or run.apart or run.rollout_weights != "same"
-    copied = base * cost.BYTES["int8" if run.rollout_weights == "int8" else c.param_dtype]
+    how = run.rollout_weights
+    gathers = how.gather and mesh.get("fsdp", 1) > 1
+    copies = gathers or how.apart or how.weights != "same"
+    copied = base * cost.BYTES["int8" if how.weights == "int8" else c.param_dtype]
     positions = half * run.candidates * (run.chunk or run.max_new)
     return {
         "weights": base_copies * base * cost.BYTES[c.param_dtype] / split,

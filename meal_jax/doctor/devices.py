@@ -24,6 +24,7 @@ from meal_jax.doctor.finding import GIB, Finding, fail, ok, warn
 from meal_jax.meal import step as meal
 from meal_jax.models import hf
 from meal_jax.models.transformer import TransformerConfig
+from meal_jax.rollout.weights import RolloutWeights
 from meal_jax.runtime import sharding
 
 ACCELERATORS = {"/dev/nvidia0": "an NVIDIA GPU", "/dev/accel0": "a TPU", "/dev/vfio/0": "a TPU"}
@@ -112,8 +113,7 @@ def memory(config: Any, mesh: Mesh, model: TransformerConfig | None) -> Iterator
         model, config.batch_size, m.candidates, config.data.prompt_length, config.sampling.max_new,
         slots=config.conditioning.slots, objectives=len(config.objectives), kl=m.beta > 0, net=m.net,
         hypergradient=m.hypergradient, reuse_virtual=m.reuse_virtual, chunk=config.policy.chunk,
-        rollout_weights=config.rollout.weights, gather=config.rollout.gather, apart=config.rollout.apart,
-        decoding=config.rollout.attention,
+        rollout_weights=RolloutWeights(**config.rollout),
         parts=cost.step_parts(meal.Micro(**config.micro), config.batch_size),
     )  # fmt: skip
     parts = held(run, dict(mesh.shape))

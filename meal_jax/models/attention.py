@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+ATTENTION = ("plain", "cudnn")
 MASKED = -1e30  # finite, so that a row whose keys are all masked gives numbers (ignored later) and not NaN
 
 
@@ -26,6 +27,12 @@ class KeyValues(NamedTuple):
 def softcap(x: jax.Array, cap: float | None) -> jax.Array:
     """cap · tanh(x / cap), or x (Gemma 2, arXiv 2408.00118)."""
     return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def by_group(q: jax.Array, groups: int, scale: float | None) -> jax.Array:
+    """Queries [B, N, T, H, C], scaled, as [B, N, T, G, R, C] by the keys that they share; scale is C ** -0.5 unless given."""
+    *lead, heads, width = q.shape
+    return q.reshape(*lead, groups, heads // groups, width) * (width**-0.5 if scale is None else scale)
 
 
 def attend(
@@ -51,9 +58,8 @@ def attend(
     Returns:
       [B, N, T, H, C]. The softmax is float32.
     """
-    batch, candidates, length, heads, width = q.shape
-    groups = own.k.shape[-2]
-    q = q.reshape(batch, candidates, length, groups, heads // groups, width) * (width**-0.5 if scale is None else scale)
+    shape = q.shape
+    q = by_group(q, own.k.shape[-2], scale)
     scores = jnp.einsum("bntgrc,bnsgc->bngrts", q, own.k, preferred_element_type=jnp.float32)
     scores = jnp.where(own_mask[:, :, None, None], softcap(scores, cap), MASKED)
     if prompt is not None:
@@ -65,7 +71,7 @@ def attend(
     out = jnp.einsum("bngrts,bnsgc->bntgrc", weights[..., split:], own.v)
     if prompt is not None:
         out += jnp.einsum("bngrts,bsgc->bntgrc", weights[..., :split], prompt.v)
-    return out.reshape(batch, candidates, length, heads, width)
+    return out.reshape(shape)
 
 
 def attend_fused(

@@ -19,7 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jax.sharding import PartitionSpec as P
 
-from meal_jax.models.attention import MASKED
+from meal_jax.models.attention import MASKED, by_group, softcap
 from meal_jax.runtime.sharding import BATCH_AXES
 
 ROWS = 16  # the least rows of a product on tensor cores; queries of a group are filled up to it
@@ -35,52 +35,51 @@ def attend_one(q, own, own_mask, prompt, prompt_mask, scale=None, cap=None):
     Raises:
       ValueError: C is no power of two.
     """
-    batch, candidates, _, heads, width = q.shape
-    groups = own.k.shape[-2]
+    shape, width = q.shape, q.shape[-1]
     if width & (width - 1):
         raise ValueError(f"config.rollout.attention='triton' needs a head width that is a power of two, not {width}.")
-    q = q.reshape(batch, candidates, groups, heads // groups, width) * (width**-0.5 if scale is None else scale)
+    q = by_group(q, own.k.shape[-2], scale)[:, :, 0]
     flat = lambda mask, keys: jnp.broadcast_to(mask, (*mask.shape[:2], 1, keys.shape[-3]))[:, :, 0]  # noqa: E731
     seen = flat(own_mask, own.k)
     live = jnp.max(jnp.where(seen, jnp.arange(1, seen.shape[-1] + 1), 0)).reshape(1)  # keys up to the last that is seen
-    arrays = [q, live, *own, seen.astype(jnp.int32)]
+    keys = [*own, seen.astype(jnp.int32)]
     if prompt is not None:
-        arrays += [*prompt, flat(prompt_mask, prompt.k).astype(jnp.int32)]
+        keys = [prompt.k[:, None], prompt.v[:, None], flat(prompt_mask, prompt.k).astype(jnp.int32), *keys]
     call = functools.partial(_call, cap)
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and mesh.size > 1:
-        call = jax.shard_map(call, in_specs=_specs(mesh, arrays), out_specs=_specs(mesh, arrays)[0], check_vma=False)
-    return call(*arrays).reshape(batch, candidates, 1, heads, width)
+        specs = _specs(mesh, q, keys)
+        call = jax.shard_map(call, in_specs=specs, out_specs=specs[0], check_vma=False)
+    return call(q, live, *keys).reshape(shape)
 
 
-def _specs(mesh, arrays):
-    """How the arrays lie on a mesh: prompts over its batch axes, groups of heads over "tensor", where they divide.
-
-    They are queries, live keys; own keys, values, mask; and of a prompt its keys, values, mask.
-    """
-    batch, groups = arrays[0].shape[0], arrays[0].shape[2]
-    b = BATCH_AXES if batch % math.prod(mesh.shape[axis] for axis in BATCH_AXES) == 0 else None
-    g = "tensor" if groups % mesh.shape["tensor"] == 0 else None
-    mask = lambda m: P(b if m.shape[0] > 1 else None)  # noqa: E731
-    own = [P(b, None, g), P(), P(b, None, None, g), P(b, None, None, g), mask(arrays[4])]
-    return tuple(own if len(arrays) == 5 else [*own, P(b, None, g), P(b, None, g), mask(arrays[7])])
+def _specs(mesh, q, keys):
+    """How queries, live and keys lie on a mesh: prompts over its batch axes, groups over "tensor", where they divide."""
+    b = BATCH_AXES if q.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES) == 0 else None
+    g = "tensor" if q.shape[2] % mesh.shape["tensor"] == 0 else None
+    of_keys = lambda a: P(b if a.shape[0] > 1 else None, None, None, *([g] if a.ndim == 5 else []))  # noqa: E731
+    return P(b, None, g), P(), *map(of_keys, keys)
 
 
 def _call(cap, q, live, *keys):
-    """[B, N, G, R, C] for queries of that shape; a program for each (sequence, group)."""
+    """[B, N, G, R, C] for queries of that shape; a program for each (sequence, group).
+
+    `keys` are sets of three: keys and values [B, N or 1, S, G, C], and which are seen, [B or 1, N or 1, S]. Of the last set
+    there are as many as `live` [1] says.
+    """
     batch, candidates, groups, rows, width = q.shape
-    at = lambda a: lambda g, n, b: (b if a.shape[0] > 1 else 0, n if a.shape[1] > 1 else 0, 0)  # noqa: E731
+
+    def spec(a):
+        at = lambda g, n, b: (b if a.shape[0] > 1 else 0, n if a.shape[1] > 1 else 0)  # noqa: E731
+        if a.ndim == 3:
+            return pl.BlockSpec((None, None, a.shape[2]), lambda g, n, b: (*at(g, n, b), 0))
+        return pl.BlockSpec((None, None, a.shape[2], None, width), lambda g, n, b: (*at(g, n, b), 0, g, 0))
+
     query = pl.BlockSpec((None, None, None, rows, width), lambda g, n, b: (b, n, g, 0, 0))
-    own = pl.BlockSpec((None, None, keys[0].shape[2], None, width), lambda g, n, b: (b, n, 0, g, 0))
-    specs = [query, pl.BlockSpec((1,), lambda g, n, b: (0,)), own, own]
-    specs += [pl.BlockSpec((None, None, keys[2].shape[2]), at(keys[2]))]
-    if len(keys) > 3:
-        shared = pl.BlockSpec((None, keys[3].shape[1], None, width), lambda g, n, b: (b, 0, g, 0))
-        specs += [shared, shared, pl.BlockSpec((None, None, keys[5].shape[2]), at(keys[5]))]
     return pl.pallas_call(
         functools.partial(_kernel, cap, rows),
         grid=(groups, candidates, batch),
-        in_specs=specs,
+        in_specs=[query, pl.BlockSpec((1,), lambda g, n, b: (0,)), *map(spec, keys)],
         out_specs=query,
         out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
         compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
@@ -107,7 +106,7 @@ def _kernel(cap, rows, q_ref, live_ref, *refs):
             k = triton.load(k_ref.at[rows_of, :], mask=there[:, None], other=0.0)
             seen = triton.load(mask_ref.at[rows_of], mask=there, other=0) != 0
             scores = dot(q, k, (((1,), (1,)), ((), ())))  # [rows, BLOCK]
-            scores = jnp.where(seen[None], scores if cap is None else cap * jnp.tanh(scores / cap), MASKED)
+            scores = jnp.where(seen[None], softcap(scores, cap), MASKED)
             higher = jnp.maximum(top, jnp.max(scores, axis=1))
             weights, kept = jnp.exp(scores - higher[:, None]), jnp.exp(top - higher)
             v = triton.load(v_ref.at[rows_of, :], mask=there[:, None], other=0.0)
@@ -118,7 +117,8 @@ def _kernel(cap, rows, q_ref, live_ref, *refs):
 
     blank = jnp.zeros((filled,), jnp.float32)
     carry = (blank + MASKED, blank, jnp.zeros((filled, q.shape[1]), jnp.float32))
-    if len(keys) > 3:
-        carry = walk(*keys[3:], keys[3].shape[0], carry)
-    _, total, out = walk(*keys[:3], live_ref[0], carry)
+    for at in range(0, len(keys), 3):
+        k_ref = keys[at]
+        carry = walk(*keys[at : at + 3], live_ref[0] if at + 3 == len(keys) else k_ref.shape[0], carry)
+    _, total, out = carry
     triton.store(out_ref.at[pl.ds(0, filled), :], (out / total[:, None]).astype(out_ref.dtype), mask=of_group)

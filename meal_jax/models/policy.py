@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from meal_jax.models.attention import MASKED, KeyValues
-from meal_jax.models.transformer import Prompt, Transformer, TransformerConfig
+from meal_jax.models.transformer import Prompt, Transformer, TransformerConfig, cache_length
 
 PyTree = Any
 
@@ -169,7 +169,7 @@ class Policy(nn.Module):
 
     def _extend(self, prompt, x, cache, at):
         steps = x.shape[2]
-        query, key = at + jnp.arange(steps), jnp.arange(jax.tree.leaves(cache)[0].shape[3])
+        query, key = at + jnp.arange(steps), jnp.arange(cache_length(cache))
         hidden, cache = self.transformer(
             x,
             (prompt.length[:, None] + query)[:, None],

@@ -22,7 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from meal_jax.models.attention import KeyValues, attend, attend_fused, softcap
+from meal_jax.models.attention import ATTENTION, KeyValues, attend, attend_fused, softcap
 from meal_jax.models.decode_attention import attend_one
 from meal_jax.models.lora import Linear, Lora
 from meal_jax.models.rotary import RopeScaling, rope_tables, rotate
@@ -131,7 +131,6 @@ REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-ATTENTION = ("plain", "cudnn")
 ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": lambda x: nn.gelu(x, approximate=True)}
 
 
@@ -206,6 +205,11 @@ def views(
         seen = seen & (positions[..., None] - at[:, None, None, :] < c.window)
     nearby = View(rope, mask & (back < c.window), seen)
     return (nearby,) if all(c.local) else (everywhere, nearby)
+
+
+def cache_length(cache: KeyValues | tuple[KeyValues, ...]) -> int:
+    """S of a cache, its layers stacked or apart."""
+    return jax.tree.leaves(cache)[0].shape[3]
 
 
 def layer_name(i: int) -> str:
@@ -353,7 +357,7 @@ class Transformer(nn.Module):
         """
         c = self.config
         steps = x.shape[2]
-        keys = steps if cache is None else jax.tree.leaves(cache)[0].shape[3]
+        keys = steps if cache is None else cache_length(cache)
         if cache is None:  # a pass over many tokens
             x = over_batch(x)
         choices = views(c, positions, mask, None if prompt is None else prompt.mask, write_at, steps, keys)

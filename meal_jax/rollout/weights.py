@@ -21,15 +21,15 @@ from meal_jax.runtime import sharding
 
 PyTree = Any
 KINDS = ("same", "merged", "int8")
-ATTENTION = ("plain", "triton")
+DECODING = ("plain", "triton")
 
 
 @dataclasses.dataclass(frozen=True)
 class RolloutWeights:
-    """The choice; hashable.
+    """The choice, as `config.rollout` has it; hashable.
 
     Attributes:
-      kind: "same"; "merged" folds adapters into their kernels, which saves two small products a layer and rounds what they
+      weights: "same"; "merged" folds adapters into their kernels, which saves two small products a layer and rounds what they
         learned to the kernels' type; "int8" holds the kernels of linear layers in eight bits with a scale for each output,
         adapters, embeddings and norms as they are.
       gather: split along the mesh's tensor axis alone: one gather along fsdp a rollout, and not one a token.
@@ -39,16 +39,16 @@ class RolloutWeights:
       attention: "plain", or "triton", a kernel for GPUs (models/decode_attention.py).
     """
 
-    kind: str = "same"
+    weights: str = "same"
     gather: bool = False
     apart: bool = False
     attention: str = "plain"
 
     def __post_init__(self):
-        if self.attention not in ATTENTION:
-            raise ValueError(f"config.rollout.attention={self.attention!r} is not one of {', '.join(ATTENTION)}.")
-        if self.kind not in KINDS:
-            raise ValueError(f"config.rollout.weights={self.kind!r} is not one of {', '.join(KINDS)}.")
+        if self.attention not in DECODING:
+            raise ValueError(f"config.rollout.attention={self.attention!r} is not one of {', '.join(DECODING)}.")
+        if self.weights not in KINDS:
+            raise ValueError(f"config.rollout.weights={self.weights!r} is not one of {', '.join(KINDS)}.")
 
 
 AS_STORED = RolloutWeights()
@@ -61,17 +61,16 @@ def for_rollout(policy: Policy, params: PyTree, how: RolloutWeights) -> tuple[Po
     log-probabilities, which importance ratios divide by, are those of what was drawn.
     """
     config = policy.config
-    if how.kind == "merged" and config.lora is not None:
+    if how.weights == "merged" and config.lora is not None:
         params = fold(params, config.lora)
-        policy = policy.clone(config=dataclasses.replace(config, lora=None))
-    elif how.kind == "int8":
+        config = dataclasses.replace(config, lora=None)
+    elif how.weights == "int8":
         params = quantize(params)
     if how.gather:
         params = sharding.without_axis(params, "fsdp")
     if how.apart:
         params = take_apart(params)
-    changed = dataclasses.replace(policy.config, apart=how.apart, decoding=how.attention)
-    return policy.clone(config=changed), params
+    return policy.clone(config=dataclasses.replace(config, apart=how.apart, decoding=how.attention)), params
 
 
 def take_apart(params: PyTree) -> PyTree:
@@ -79,11 +78,10 @@ def take_apart(params: PyTree) -> PyTree:
     out = {}
     for path, leaf in traverse_util.flatten_dict(params, sep="/").items():
         place, layers, name = path.partition("/layers/")
-        out |= (
-            {f"{place}/{layer_name(i)}/{name}": one for i, one in enumerate(jnp.unstack(leaf))}
-            if layers
-            else {path: leaf}
-        )
+        if layers:
+            out |= {f"{place}/{layer_name(i)}/{name}": one for i, one in enumerate(jnp.unstack(leaf))}
+        else:
+            out[path] = leaf
     return traverse_util.unflatten_dict(out, sep="/")
 
 

@@ -4,6 +4,7 @@ from meal_jax import cost
 from meal_jax.aot import memory
 from meal_jax.models.lora import Lora
 from meal_jax.models.transformer import TransformerConfig
+from meal_jax.rollout.weights import RolloutWeights
 
 MODEL = TransformerConfig(1200, 64, 3, 4, 2, 16, 160, lora=Lora(4, targets="q$"))
 RUN = cost.Run(MODEL, prompts=8, candidates=4, prompt_length=20, max_new=12, slots=3)
@@ -36,11 +37,12 @@ def test_the_cache_and_the_backward_pass_are_not_held_together():
 
 def test_the_rollouts_own_copy_of_the_weights():
     def copy(mesh, **changes):
-        return memory.held(dataclasses.replace(RUN, **changes), mesh)["rollout weights"]
+        run = dataclasses.replace(RUN, rollout_weights=RolloutWeights(**changes))
+        return memory.held(run, mesh)["rollout weights"]
 
     split, base = {"fsdp": 2, "tensor": 2}, cost.base_parameters(MODEL)
     assert copy(split) == copy({"tensor": 2}, gather=True) == 0  # nothing is split that could be gathered
     assert copy(split, gather=True) == 4 * base / 2
-    assert copy(split, rollout_weights="merged") == 4 * base / 4
+    assert copy(split, weights="merged") == 4 * base / 4
     assert copy(split, apart=True) == 4 * base / 4
-    assert copy(split, rollout_weights="int8", gather=True) == base / 2
+    assert copy(split, weights="int8", gather=True) == base / 2

@@ -108,7 +108,7 @@ def test_layers_apart_and_the_kernel_sample_what_stacked_layers_do(how, model):
         jax.jit(functools.partial(step.rollout, dataclasses.replace(run.setup, rollout_weights=one)))(
             state, run.frozen, run.batch
         )
-        for one in (RolloutWeights(how.kind), how)
+        for one in (RolloutWeights(how.weights), how)
     )
     assert len(np.unique(plain.responses.tokens)) > 5
     np.testing.assert_array_equal(ours.responses.tokens, plain.responses.tokens)
