@@ -59,19 +59,23 @@ def attend(
       [B, N, T, H, C]. The softmax is float32.
     """
     shape = q.shape
-    q = by_group(q, own.k.shape[-2], scale)
-    scores = jnp.einsum("bntgrc,bnsgc->bngrts", q, own.k, preferred_element_type=jnp.float32)
-    scores = jnp.where(own_mask[:, :, None, None], softcap(scores, cap), MASKED)
+    # Groups outermost and keys innermost, so that every product below finds its operands, and leaves its result, as the next
+    # one reads them: a compiler for CPUs writes each other order out.
+    q = by_group(q, own.k.shape[-2], scale).transpose(0, 3, 1, 4, 2, 5)  # [B, G, N, R, T, C]
+    own = KeyValues(*(a.transpose(0, 3, 1, 2, 4) for a in own))  # [B, G, N, S, C]
+    scores = jnp.einsum("bgnrtc,bgnsc->bgnrts", q, own.k, preferred_element_type=jnp.float32)
+    scores = jnp.where(own_mask[:, None, :, None], softcap(scores, cap), MASKED)
     if prompt is not None:
-        shared = jnp.einsum("bntgrc,bsgc->bngrts", q, prompt.k, preferred_element_type=jnp.float32)
-        shared = jnp.where(prompt_mask[:, :, None, None], softcap(shared, cap), MASKED)
+        prompt = KeyValues(*(a.transpose(0, 2, 1, 3) for a in prompt))  # [B, G, S', C]
+        shared = jnp.einsum("bgnrtc,bgsc->bgnrts", q, prompt.k, preferred_element_type=jnp.float32)
+        shared = jnp.where(prompt_mask[:, None, :, None], softcap(shared, cap), MASKED)
         scores = jnp.concatenate([shared, scores], axis=-1)
     weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-    split = 0 if prompt is None else prompt.k.shape[1]
-    out = jnp.einsum("bngrts,bnsgc->bntgrc", weights[..., split:], own.v)
+    split = 0 if prompt is None else prompt.k.shape[2]
+    out = jnp.einsum("bgnrts,bgnsc->bgnrtc", weights[..., split:], own.v)
     if prompt is not None:
-        out += jnp.einsum("bngrts,bsgc->bntgrc", weights[..., :split], prompt.v)
-    return out.reshape(shape)
+        out += jnp.einsum("bgnrts,bgsc->bgnrtc", weights[..., :split], prompt.v)
+    return out.transpose(0, 2, 4, 1, 3, 5).reshape(shape)
 
 
 def attend_fused(
