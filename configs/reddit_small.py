@@ -1,7 +1,7 @@
 """The Reddit benchmark at a small size: SmolLM2-135M-Instruct with LoRA sums up short posts, summary against faithful.
 
     bash launch/fetch_smollm2.sh
-    python -m meal_jax.rewards.train --config=configs/reward_reddit_small.py \
+    python -m meal_jax.reward_training.heads --config=configs/reward_reddit_small.py \
         --config.data.path=DIRECTORY_OF_COMPARISONS --config.data.posts=POSTS.jsonl.gz
     python -m meal_jax.main --config=configs/reddit_small.py --config.data.posts=POSTS.jsonl.gz --workdir=runs/reddit_small
 

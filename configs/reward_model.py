@@ -1,6 +1,6 @@
 """A reward model of one's own: a whole classifier fitted on pairs of responses, GPT-2 with adapters unless told otherwise.
 
-    python -m meal_jax.rewards.finetune --config=configs/reward_model.py --config.source=openai-community/gpt2 \
+    python -m meal_jax.reward_training.model --config=configs/reward_model.py --config.source=openai-community/gpt2 \
         --config.data.kind=jsonl --config.data.path=PAIRS.jsonl --config.out=runs/my_reward
 
 Pairs are JSON lines {"prompt": …, "chosen": …, "rejected": …} (or "messages" for "prompt"), hh-rlhf, or
@@ -53,5 +53,5 @@ def get_config() -> ml_collections.ConfigDict:
     h.data = -1  # splits the batch
     h.fsdp = 1  # splits the batch and, along their width, the weights
 
-    c.command = "python -m meal_jax.rewards.finetune --config=configs/reward_model.py"  # for the card
+    c.command = "python -m meal_jax.reward_training.model --config=configs/reward_model.py"  # for the card
     return c

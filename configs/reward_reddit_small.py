@@ -1,12 +1,12 @@
 """Reward heads for configs/reddit_small.py: summary and faithful, on SmolLM2-135M-Instruct's hidden states.
 
-    python -m meal_jax.rewards.train --config=configs/reward_reddit_small.py \
+    python -m meal_jax.reward_training.heads --config=configs/reward_reddit_small.py \
         --config.data.path=DIRECTORY_OF_COMPARISONS --config.data.posts=POSTS.jsonl.gz
 
 `summary` is fitted on people's choices between two summaries of a post (summarize-from-feedback), `faithful` on authors'
-own summaries of posts against mismatched and entity-swapped ones (meal_jax/rewards/faithful.py). Without data.posts, the
-authors' summaries are those among the comparisons (policy "ref"). For a fine-tuned policy give its directory in
---config.source. Needs the weights (bash launch/fetch_smollm2.sh). Took 36
+own summaries of posts against mismatched and entity-swapped ones (meal_jax/reward_training/faithful_pairs.py). Without
+data.posts, the authors' summaries are those among the comparisons (policy "ref"). For a fine-tuned policy give its directory
+in --config.source. Needs the weights (bash launch/fetch_smollm2.sh). Took 36
 minutes on 2 busy CPU cores; held-out pair accuracy 0.66 (summary) and 0.94 (faithful), see docs/reddit_small.md.
 """
 
@@ -23,9 +23,11 @@ def get_config() -> ml_collections.ConfigDict:
     c.batch_size = 8  # pairs at a time
     c.l2 = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # strengths of the penalty to choose from
     c.folds = 5  # of the cross-validation that chooses
-    c.command = "python -m meal_jax.rewards.train --config=configs/reward_reddit_small.py"  # for the card
+    c.command = "python -m meal_jax.reward_training.heads --config=configs/reward_reddit_small.py"  # for the card
 
-    c.objectives = ml_collections.ConfigDict()  # name of each head: its pairs, see meal_jax/rewards/head_pairs.py
+    c.objectives = (
+        ml_collections.ConfigDict()
+    )  # name of each head: its pairs, see meal_jax/reward_training/head_pairs.py
     c.objectives.summary = "comparisons"
     c.objectives.faithful = "faithful"
 

@@ -1,6 +1,6 @@
 """Reward heads for configs/assistant_small.py: harmless and helpful, on SmolLM2-135M-Instruct's hidden states.
 
-    python -m meal_jax.rewards.train --config=configs/reward_small.py --config.data.path=DIRECTORY_OF_HH_RLHF
+    python -m meal_jax.reward_training.heads --config=configs/reward_small.py --config.data.path=DIRECTORY_OF_HH_RLHF
 
 Needs the weights (bash launch/fetch_smollm2.sh) and hh-rlhf's directories harmless-base and helpful-base. About 2,100
 pairs (the `test` files alone); 17 minutes on 2 busy CPU cores, 3 GB of memory.
@@ -21,9 +21,11 @@ def get_config() -> ml_collections.ConfigDict:
     c.batch_size = 8  # pairs at a time
     c.l2 = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # strengths of the penalty to choose from
     c.folds = 5  # of the cross-validation that chooses
-    c.command = "python -m meal_jax.rewards.train --config=configs/reward_small.py"  # for the card
+    c.command = "python -m meal_jax.reward_training.heads --config=configs/reward_small.py"  # for the card
 
-    c.objectives = ml_collections.ConfigDict()  # name of each head: its pairs, see meal_jax/rewards/head_pairs.py
+    c.objectives = (
+        ml_collections.ConfigDict()
+    )  # name of each head: its pairs, see meal_jax/reward_training/head_pairs.py
     c.objectives.harmless = "hh_rlhf:harmless-base"
     c.objectives.helpful = "hh_rlhf:helpful-base"
 

@@ -4,7 +4,7 @@
 #
 #   bash launch/bench_gpu.sh [OUT]       OUT: runs/bench_gpu unless given; a folder with JSON and figures for each part
 #   LIMIT=460                            seconds in all; a part that would not fit any more is left out, and said so
-#   PYTHON=python  LARGE=Llama-2-7b  SMALL=SmolLM2-135M      interpreter, and names of meal_jax/models/known.py
+#   PYTHON=python  LARGE=Llama-2-7b  SMALL=SmolLM2-135M      interpreter, and names of meal_jax/hf/known.py
 #   BATCHES=16,128  DECODE=16,128        sequences decoded at once; prompt and response tokens of that part
 #   UPDATE=8,4,256,255  STEP=8,4,64,63   prompts, candidates, prompt tokens, response tokens of the other two; the preference
 #                                        is read through one position more, so that 256 and 64 positions are computed
@@ -27,7 +27,7 @@ repeats="${REPEATS:-5}"
 read -ra flags <<< "${FLAGS:-}"
 rollout=() update=()
 if [[ "${FUSED:-1}" == 1 ]]; then
-  rollout=(--config.rollout.apart=True --config.rollout.attention=triton)
+  rollout=(--config.rollout.unstack_layers=True --config.rollout.attention=triton)
   update=(--config.policy.attention=cudnn) # no forward-mode derivative: for static targets alone
 fi
 export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.93}"

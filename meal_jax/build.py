@@ -23,10 +23,10 @@ from meal_jax.meal.state import Frozen, MealConfig, Micro, Setup
 from meal_jax.meal.weight_net import WeightNet
 from meal_jax.models import lora
 from meal_jax.models.policy import Policy, init_params
-from meal_jax.rewards import sources
 from meal_jax.rollout.sampling import Sampling
 from meal_jax.rollout.weights import RolloutWeights
 from meal_jax.runtime import sharding
+from meal_jax.tasks import attach_rewards
 from meal_jax.tasks.task import Task
 
 PyTree = Any
@@ -37,7 +37,7 @@ def build_task(config: ml_collections.ConfigDict) -> Task:
 
     Raises:
       ValueError: there is no such benchmark, or it and the configuration disagree on the objectives or the batch, or on
-        the rewards (see `rewards.sources.attach`).
+        the rewards (see `tasks.attach_rewards.attach`).
     """
     known = sorted(m.name for m in pkgutil.iter_modules(meal_jax.tasks.__path__) if m.name not in ("task", "language"))
     if config.task not in known:
@@ -55,7 +55,7 @@ def build_task(config: ml_collections.ConfigDict) -> Task:
     for split, prompts, wanted in (("training", task.train, config.batch_size), ("test", task.test, 1)):
         if len(prompts.id) < wanted:
             raise ValueError(f"{task.name}: {len(prompts.id)} {split} prompts are fewer than the {wanted} needed.")
-    return for_method(task if config.stage == "sft" else sources.attach(task, config), config)
+    return for_method(task if config.stage == "sft" else attach_rewards.attach(task, config), config)
 
 
 def for_method(task: Task, config: ml_collections.ConfigDict) -> Task:
@@ -105,7 +105,7 @@ def policy_optimizer(config: ml_collections.ConfigDict, updates: int) -> optax.G
     """AdamW behind a clip of the global norm; warm-up, then cosine decay over the run's updates, so many a step."""
     o = config.optim
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, o.lr, o.warmup, max(updates * config.steps, o.warmup + 1), end_value=o.lr * o.final
+        0.0, o.lr, o.warmup, max(updates * config.steps, o.warmup + 1), end_value=o.lr * o.final_lr_fraction
     )
     adam = optax.adamw(schedule, o.b1, o.b2, o.eps, o.eps_root, weight_decay=o.weight_decay)
     return optax.chain(optax.clip_by_global_norm(o.clip), adam)

@@ -1,14 +1,174 @@
-"""What the command lines share."""
+"""What all commands share: flags before jax, stray arguments refused, a message where a person can act, else a trace.
 
-from absl import app
+A command is a module that imports quickly. It declares its flags, and `main` parses them before it calls the command's own
+function, in which jax is imported: a typing error does not wait for a device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from meal_jax.former_names import RENAMED
+
+# Errors that name what is wrong and what to do; others are faults of the program and keep their trace.
+ERRORS = (ValueError, OSError, FloatingPointError, ImportError)
+CACHE = "~/.cache/meal_jax/xla"
+OPTION = re.compile(r"--?config\.([\w.]+)")
 
 
-def parse(argv):
-    """absl's parser, with a message instead of a trace for a field that is not there."""
+def define_config(required: bool = True) -> flags.FlagHolder:
+    """Declares --config, a file of configs/ whose fields are set by --config.name=value."""
+    holder = config_flags.DEFINE_config_file("config", None, "A file of configs/; fields by --config.name=value.")
+    if required:
+        flags.mark_flag_as_required("config")
+    return holder
+
+
+def main(run: Callable[[], int | None], errors: tuple[type[BaseException], ...] = ERRORS) -> None:
+    """Parses absl's flags and calls `run`, whose result is the exit status; does not return."""
+    app.run(lambda argv: _start(argv, run, errors), flags_parser=parse)
+
+
+def main_with(
+    run: Callable[[argparse.Namespace], int | None],
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str] | None = None,
+    errors: tuple[type[BaseException], ...] = ERRORS,
+) -> None:
+    """The same for a command without --config: parses `arguments` by `parser` and calls `run` with what it found.
+
+    Raises:
+      SystemExit: a message, or the status that is not 0.
+    """
+    given = parser.parse_args(arguments)
+    keep_compiled()
+    status = attempt(run, given, errors=errors)
+    if status:
+        raise SystemExit(status)
+
+
+def _start(argv: Sequence[str], run: Callable[[], int | None], errors: tuple[type[BaseException], ...]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}. Fields are set by --config.name=value.")
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+    keep_compiled()
+    sys.exit(attempt(run, errors=errors))
+
+
+def attempt(run: Callable, *args: Any, errors: tuple[type[BaseException], ...] = ERRORS) -> Any:
+    """run(*args), with an error that a person can act on as a message. --verbosity=1 shows where it arose instead.
+
+    Raises:
+      SystemExit: the message.
+    """
     try:
-        return app.parse_flags_with_usage(argv)
-    except AttributeError as error:
-        raise SystemExit(
-            f"error: a --config.… names a field that the configuration does not have: {error}\n"
-            "All fields and what they mean are in meal_jax/config.py."
-        ) from None
+        return run(*args)
+    except errors as error:
+        if logging.get_verbosity() > logging.INFO:
+            raise
+        raise SystemExit(f"error: {error}") from None
+
+
+def keep_compiled() -> None:
+    """Lets jax, not yet imported, keep compiled programs from one command to the next. MEAL_CACHE=0 switches that off."""
+    if os.environ.get("MEAL_CACHE", "1") != "0":
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.expanduser(CACHE))
+
+
+def parse(argv: Sequence[str]) -> list[str]:
+    """absl's parser, with a message in place of a trace for a field or a file that is not there.
+
+    Raises:
+      SystemExit: the message.
+    """
+    try:
+        return app.parse_flags_with_usage(list(argv))
+    except (
+        AttributeError,
+        KeyError,
+        TypeError,
+    ) as error:  # from ml_collections, or from a configuration file's own code
+        message = wrong_field(argv)
+        if message is None:
+            raise
+        raise SystemExit(f"error: {message}") from error
+    except FileNotFoundError as error:
+        raise SystemExit(f"error: --config names a file that is not there: {error.filename or error}.") from None
+    except ValueError as error:  # the configuration file refuses its argument
+        raise SystemExit(f"error: {error}") from None
+
+
+def wrong_field(argv: Sequence[str]) -> str | None:
+    """What to say of the first --config.NAME in `argv` that the configuration does not have; None if it has them all."""
+    config = _read_config(argv)
+    if config is None:
+        return None
+    known = list(leaves(config))
+    for argument in argv[1:]:
+        option = OPTION.match(argument)
+        if option and not has(config, option[1]):
+            return f"config.{option[1]} is not a field. {_hint(option[1], known)}"
+    return None
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
+    if RENAMED.get(name) in known:
+        return f"It is called config.{RENAMED[name]} now."
+    section, _, leaf = name.rpartition(".")
+    ends = {field: field.rpartition(".") for field in known}
+    siblings = [field for field, (home, _, end) in ends.items() if home == section and _alike(leaf, end)]
+    namesakes = [field for field, (_, _, end) in ends.items() if end == leaf]
+    others = [field for field, (_, _, end) in ends.items() if _alike(leaf, end)]
+    near = (siblings or namesakes or others)[:3]
+    if not near:
+        return "All fields and what they mean are in meal_jax/config.py."
+    return f"Did you mean {' or '.join(f'config.{field}' for field in near)}?"
+
+
+def _alike(one: str, other: str) -> bool:
+    return difflib.SequenceMatcher(None, one, other).ratio() >= 0.75
+
+
+def _read_config(argv: Sequence[str]) -> Mapping[str, Any] | None:
+    """The configuration that --config names, as its file gives it; None where there is no such flag or file."""
+    found = re.findall(r"(?:^|\n)--?config[= \n]([^\n]+)", "\n".join(argv))
+    path, _, argument = found[-1].partition(":") if found else ("", "", "")
+    if not os.path.isfile(path):
+        return None
+    spec = importlib.util.spec_from_file_location("_meal_jax_config", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, os.getcwd())
+    try:
+        spec.loader.exec_module(module)
+        return module.get_config(argument) if argument else module.get_config()
+    finally:
+        sys.path.pop(0)
+
+
+def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
+    """Names of all fields, "meal.tau"."""
+    for name, value in config.items():
+        if isinstance(value, Mapping) or hasattr(value, "items"):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def has(config: Any, name: str) -> bool:
+    """Whether a configuration has a field of that dotted name."""
+    for part in name.split("."):
+        if not hasattr(config, "items") or part not in config:
+            return False
+        config = config[part]
+    return True

@@ -18,16 +18,15 @@ run took in all; the files are then compare_tokens.json and so on. The shorter c
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags
 
+from meal_jax import command
 from meal_jax.runtime import distributed
 
 
@@ -49,13 +48,6 @@ MEASURES = (
     "hypervolume", "share_of_true_hypervolume", "mean_inner_product", "sparsity", "spacing", "non_dominated", "monotonicity",
     "truncated", "repetitive",
 )  # fmt: skip
-
-CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/; fields by --config.name=value.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs write; run again with the same to go on.")
-METHODS = flags.DEFINE_list("methods", ["all"], "Names of meal_jax.methods.METHODS, or all.")
-SEEDS = flags.DEFINE_integer("seeds", 1, "Runs of each method, by config.seed, config.seed + 1 …")
-EQUAL = flags.DEFINE_enum("equal", "steps", list(BASES), "What the methods set side by side have spent alike.")
-SWEEP = flags.DEFINE_string("sweep", None, "FIELD:VALUE,VALUE…, such as meal.tau:0.03,0.1,0.3.")
 
 
 class Variant(NamedTuple):
@@ -274,20 +266,16 @@ def draw_sweep(methods: dict[str, dict[str, Any]], plan: dict[str, Variant], fie
     return root / "sweep.png"
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}. Fields are set by --config.name=value.")
-    logging.set_verbosity(logging.WARNING)
-    import jax
-
-    if os.environ.get("MEAL_CACHE", "1") != "0":
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/meal_jax/xla"))
-    try:
-        run(CONFIG.value, WORKDIR.value, METHODS.value, SEEDS.value, SWEEP.value, EQUAL.value)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
-        raise SystemExit(f"error: {error}") from None
+def compare_as_flags_say() -> None:
+    f = flags.FLAGS
+    run(f.config, f.workdir, f.methods, f.seeds, f.sweep, f.equal)
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    command.define_config()
+    flags.DEFINE_string("workdir", None, "Where the runs write; run again with the same to resume.", required=True)
+    flags.DEFINE_list("methods", ["all"], "Names of meal_jax.methods.METHODS, or all.")
+    flags.DEFINE_integer("seeds", 1, "Runs of each method, by config.seed, config.seed + 1 …")
+    flags.DEFINE_enum("equal", "steps", list(BASES), "What the methods set side by side have spent alike.")
+    flags.DEFINE_string("sweep", None, "FIELD:VALUE,VALUE…, such as meal.tau:0.03,0.1,0.3.")
+    command.main(compare_as_flags_say)

@@ -7,13 +7,14 @@ fields (`--config.meal.tau=0.5`). Unknown fields are refused by ml_collections w
 from __future__ import annotations
 
 import ml_collections
+from ml_collections import config_dict
 
-from meal_jax.meal.bilevel import HYPERGRADIENT, LENGTH_NORM, META
-from meal_jax.meal.preference import ACCEPT, TARGETS
-from meal_jax.models.attention import ATTENTION
-from meal_jax.rewards import sources
-from meal_jax.rollout.sampling import DRAWS
-from meal_jax.rollout.weights import DECODING, KINDS
+
+def number(value: int | None = None) -> config_dict.FieldReference:
+    """An integer field that may be None: decided by other fields."""
+    field = config_dict.placeholder(int)
+    field.set(value)
+    return field
 
 
 def default() -> ml_collections.ConfigDict:
@@ -22,7 +23,7 @@ def default() -> ml_collections.ConfigDict:
     c.stage = "align"  # align = train the policy on its rewards; sft = fine-tune it on preferred responses first
     c.task = "toy"  # benchmark: a module of meal_jax/tasks
     c.method = "meal"  # method to train: a key of meal_jax.methods.METHODS
-    c.beside = ("static",)  # methods trained after it, at as many policy updates, for the same figure
+    c.compare_with = ("static",)  # other methods to train in the same run and plot in the same figure
     c.seed = 0  # of everything random: initial weights, order of prompts, targets, samples
     c.steps = 600  # steps; each makes batch_size × candidates responses and two policy updates
     c.batch_size = 16  # B, prompts a step; even (half for the policy, half for the meta-objective)
@@ -65,15 +66,17 @@ def default() -> ml_collections.ConfigDict:
     m.beta = 0.0  # β, weight of KL(π_θ ‖ π_ref), π_ref being the policy at the start, unconditioned
     m.ratio_clip = 0.2  # importance ratios of the meta-objective are clipped to 1 ± this
     m.length_norm = "response"  # log π(y) is divided by |y| (response) or T (constant, which has no pull to brevity)
-    m.horizon = 10_000.0  # rewards that the running mean and variance look back on
+    m.stats_window = 10_000.0  # the running mean and variance average over about this many rewards
     m.net_hidden = 64  # hidden width of the weight-net
     m.net_epsilon = 1e-4  # ε in log(w + ε): lets a proposal leave a weight of 0
 
     # The methods it is compared with (meal_jax/baselines)
     c.ppo = b = ml_collections.ConfigDict()  # MORLHF, Rewarded Soups, MOD
-    b.divisions = -1  # MORLHF trains a policy for each preference of this lattice; -1 = eval.divisions
+    b.divisions = number()  # MORLHF trains a policy for each preference of this lattice; None = eval.divisions
     b.estimator = "gae"  # of advantages: gae, with a value head, or rloo, against a prompt's other candidates
-    b.candidates = -1  # responses of each policy to a prompt; -1 = as many in all as meal.candidates, or a few more
+    b.candidates = (
+        number()
+    )  # responses of each policy to a prompt; None = as many in all as meal.candidates, or a few more
     b.epochs = 2  # passes over a step's responses
     b.minibatches = 1  # optimizer steps a pass; divides batch_size
     b.clip = 0.2  # probability ratios are clipped to 1 ± this
@@ -86,17 +89,19 @@ def default() -> ml_collections.ConfigDict:
     b.kl_horizon = 10_000.0  # responses in which κ can double or so
     b.soup = "merged"  # what Soups average: merged = the weights' changes, factor = the adapters' factors
     c.ric = b = ml_collections.ConfigDict()  # Rewards-in-Context
-    b.offline = -1  # steps of the offline stage; -1 = half of the run
+    b.offline_steps = number()  # steps of the offline stage; None = half of the run
     b.buffer = 4096  # answers kept to learn from; at least those of one step
     b.keep_quantile = 0.7  # online, an answer is kept if one of its rewards is not below this quantile
-    b.low, b.high = 0.01, 0.99  # quantiles of the rewards seen between which scores are asked for
+    b.low_quantile, b.high_quantile = 0.01, 0.99  # scores are asked for between these quantiles of the rewards seen
     b.map = "l2"  # preference to scores: l2, linf, linear
     c.dpo = b = ml_collections.ConfigDict()  # MODPO, CPO
     b.beta = 0.1  # β of DPO
-    b.divisions = -1  # MODPO trains a policy for each preference of this lattice; -1 = eval.divisions
-    b.candidates = -1  # MODPO: responses of each policy, of which best and worst pair up; -1 as above, at least 2
+    b.divisions = number()  # MODPO trains a policy for each preference of this lattice; None = eval.divisions
+    b.candidates = (
+        number()
+    )  # MODPO: responses of each policy, of which best and worst pair up; None as above, at least 2
     b.epochs = 2  # updates on a step's pairs
-    b.sft = -1  # CPO: steps of its first stage; -1 = half of the run
+    b.sft_steps = number()  # CPO: steps of its first stage; None = half of the run
     b.lam = 1.0  # CPO: weight of the distance from a controlled score
     c.parm = b = ml_collections.ConfigDict()  # PARM
     b.r1, b.r2 = 4, 4  # ranks of the adapter's plain part and of the part that reads the preference
@@ -118,7 +123,7 @@ def default() -> ml_collections.ConfigDict:
     c.rollout = q = ml_collections.ConfigDict()
     q.weights = "same"  # same; merged = adapters folded into kernels; int8 = kernels in eight bits (rollout/weights.py)
     q.gather = False  # weights split over mesh.fsdp are gathered once a rollout and not at every token, if they fit
-    q.apart = False  # layers sliced out of their stack once a rollout and not at every token: faster, compiles longer
+    q.unstack_layers = False  # unstack the scanned layers' weights once per rollout, not at every token
     q.attention = "plain"  # of a decoded token: plain; triton = a kernel for GPUs (models/decode_attention.py)
     c.micro = u = ml_collections.ConfigDict()  # prompts at a time, to save memory; 0 = all; results are the same
     u.rollout = 0  # of a rollout and of an evaluation's answers; divides batch_size and eval.batch_size
@@ -129,7 +134,7 @@ def default() -> ml_collections.ConfigDict:
     c.optim = o = ml_collections.ConfigDict()
     o.lr = 1e-3  # peak learning rate of the policy
     o.warmup = 20  # policy updates to reach it
-    o.final = 0.05  # fraction of it left at the end of the cosine decay
+    o.final_lr_fraction = 0.05  # fraction of it left at the end of the cosine decay
     o.weight_decay = 0.0
     o.clip = 1.0  # global norm the gradient is clipped to
     o.b1, o.b2, o.eps = 0.9, 0.999, 1e-8
@@ -151,7 +156,7 @@ def default() -> ml_collections.ConfigDict:
     # Where it runs and what it keeps
     c.mesh = h = ml_collections.ConfigDict()
     h.data, h.fsdp, h.tensor = -1, 1, 1  # devices per axis; -1 = what is left
-    h.slices = 1  # TPU slices joined by the data center's network, over which data is split first; -1 = as devices say
+    h.slices = number(1)  # TPU slices joined by a slower network; data is split over them first; None = as devices say
     c.checkpoint = k = ml_collections.ConfigDict()
     k.every = 100  # steps between checkpoints
     k.keep = 2  # newest checkpoints kept
@@ -192,6 +197,14 @@ def check(config: ml_collections.ConfigDict) -> None:
       ValueError: names the field, its value and what would do.
       FileNotFoundError: a file or directory that config.reward.sources names is not there.
     """
+
+    # Here, since these bring jax: a command's flags, and with them a file of configs/, are read before it is imported.
+    from meal_jax.meal.bilevel import HYPERGRADIENT, LENGTH_NORM, META
+    from meal_jax.meal.preference import ACCEPT, TARGETS
+    from meal_jax.models.attention import ATTENTION
+    from meal_jax.rewards import sources
+    from meal_jax.rollout.sampling import DRAWS
+    from meal_jax.rollout.weights import DECODING, KINDS
 
     def need(ok: bool, message: str):
         if not ok:
@@ -279,7 +292,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         f"{config.data.prompt_length}, which is a bucket already.",
     )
     need(
-        config.mesh.slices == -1 or config.mesh.slices >= 1,
-        f"config.mesh.slices={config.mesh.slices} must be -1 (as the devices say) or at least 1.",
+        config.mesh.slices is None or config.mesh.slices >= 1,
+        f"config.mesh.slices={config.mesh.slices} must be None (as the devices say) or at least 1.",
     )
     need(config.eval.prompts >= 1, f"config.eval.prompts={config.eval.prompts}: evaluation needs test prompts.")

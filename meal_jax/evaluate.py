@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from meal_jax.data.prompts import Prompts
 from meal_jax.meal.step import Batch, Frozen, Setup, score
 from meal_jax.methods import Cost, Method
 from meal_jax.pareto import front
 from meal_jax.rewards.text import TextScorer
 from meal_jax.rollout.sampling import Sampling
-from meal_jax.tasks.task import Prompts, Task
+from meal_jax.tasks.task import Task
 
 PyTree = Any
 

@@ -36,18 +36,20 @@ import optax
 from absl import logging
 from flax import traverse_util
 
-from meal_jax import build, export, methods, train
+from meal_jax import build, methods, train
 from meal_jax.config import check
 from meal_jax.data import chat as chats
 from meal_jax.data.pipeline import index_at, take
+from meal_jax.data.prompts import Prompts
+from meal_jax.export import model_directory
 from meal_jax.meal.bilevel import token_loss
 from meal_jax.meal.step import Frozen, Setup, read
 from meal_jax.models import lora
 from meal_jax.runtime import checkpoint, compiler, distributed, profiling, sharding
 from meal_jax.runtime.metrics import MetricWriter
-from meal_jax.runtime.run import Run
+from meal_jax.saved_run import Run
 from meal_jax.tasks.language import TUNED
-from meal_jax.tasks.task import Prompts, Task
+from meal_jax.tasks.task import Task
 
 PyTree = Any
 
@@ -179,7 +181,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
 def configure(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The stage's version of a configuration: no preference, no method, no divergence from the start."""
     out = config.copy_and_resolve_references()
-    out.method, out.beside, out.conditioning.kind = "meal", (), "none"
+    out.method, out.compare_with, out.conditioning.kind = "meal", (), "none"
     out.meal.net, out.meal.beta = False, 0.0
     return out
 
@@ -263,11 +265,11 @@ def save(directory: Path, run: Run, results: Mapping[str, Any]) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     flat = traverse_util.flatten_dict(lora.merge(run.state.policy, run.frozen.policy), sep="/")
-    export.save_merged(partial, run, flat, (), None)
-    export.write_json(partial / "generation_config.json", export.special_ids(run))
+    model_directory.save_merged(partial, run, flat, (), None)
+    model_directory.write_json(partial / "generation_config.json", model_directory.special_ids(run))
     tokenizer = run.task.chat.tokenizer
-    export.save_tokenizer(partial, tokenizer, tokenizer.chat_template, run.config.policy.source)
-    export.write_json(partial / TUNED, results)
+    model_directory.save_tokenizer(partial, tokenizer, tokenizer.chat_template, run.config.policy.source)
+    model_directory.write_json(partial / TUNED, results)
     shutil.rmtree(directory, ignore_errors=True)
     partial.rename(directory)
 

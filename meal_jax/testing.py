@@ -57,7 +57,7 @@ def tiny(
     table = tuple(tuple((3 + i % 9, 2 + k) for i in range(11)) for k in range(objectives))
     policy = Policy(config, Conditioning(conditioning, objectives, slots=2, hidden=8, table=table, tail=(3,)))
     base = Policy(TransformerConfig(**(sizes | (model or {}))), Conditioning("none", objectives, tail=(3,)))
-    meal_config = MealConfig(**({"candidates": 4, "horizon": 1e4} | meal))
+    meal_config = MealConfig(**({"candidates": 4, "stats_window": 1e4} | meal))
     setup = Setup(
         policy=policy,
         base=base if meal_config.beta else None,

@@ -8,7 +8,7 @@ Everything a run writes is under its workdir:
     checkpoints/         the newest states; running the same command again goes on from there
     evals/STEP.json      the front at a step
     pareto.json          the last front, the first, hypervolumes, sample answers
-    pareto.png           the front, with those of `config.beside`, which have a folder of their own each
+    pareto.png           the front, with those of `config.compare_with`, which have a folder of their own each
     profile/             the trace of `config.profile_steps`
 """
 
@@ -39,16 +39,17 @@ from meal_jax.rollout.decode import Responses
 from meal_jax.rollout.sampling import Sampling
 from meal_jax.runtime import checkpoint, compiler, distributed, profiling, sharding
 from meal_jax.runtime.metrics import MetricWriter, Preemption, progress
+from meal_jax.tasks import attach_rewards
 from meal_jax.tasks.task import Task
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | None:
-    """Trains `config.method` and then each method of `config.beside`, and draws their fronts in one figure.
+    """Trains `config.method` and then each method of `config.compare_with`, and draws their fronts in one figure.
 
     Returns:
       The results by method as in `pareto.json`, or None if the run was told to stop before its end.
     """
-    root, names = Path(workdir), [config.method, *[n for n in config.beside if n != config.method]]
+    root, names = Path(workdir), [config.method, *[n for n in config.compare_with if n != config.method]]
     check(config)
     configs = {name: methods.configure(name, config) for name in names}
     task = build.build_task(config)
@@ -103,7 +104,9 @@ def train_and_evaluate(
         # ------------------------------------------------------------------------------------------ compiled functions
         batch_placed, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
         place = functools.partial(sharding.put, sharding=batch_placed)
-        scorer = sources.scorer(task, mesh, frozen)  # of rewards that read text; None where the device has them all
+        scorer = attach_rewards.scorer(
+            task, mesh, frozen
+        )  # of rewards that read text; None where the device has them all
         out = (placed, everywhere)
         train_step, programs = compile_step(setup, method, scorer, place, out, config.timed)
         e = config.eval

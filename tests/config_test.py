@@ -25,7 +25,7 @@ def load(name):
 def test_shipped_configs_pass_their_checks(name):
     config = load(name).get_config()
     base.check(config)
-    for method in (config.method, *config.beside):
+    for method in (config.method, *config.compare_with):
         base.check(methods.get(method).configure(config))
 
 
@@ -42,7 +42,7 @@ def test_every_variant_of_the_two_benchmarks_passes_its_checks(name, arg):
     config = load(name).get_config(arg)
     k = len(config.objectives)
     assert ",".join(config.objectives) == ",".join(config.reward.sources) == arg
-    for method in (config.method, *config.beside):
+    for method in (config.method, *config.compare_with):
         base.check(methods.get(method).configure(config))
     assert evaluate.grid(config).shape == ({2: 11, 3: 13}[k], k)
     config.eval.grid = "lattice"

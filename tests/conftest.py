@@ -59,17 +59,17 @@ def chat_model(chat_tokenizer, tmp_path_factory):
     import numpy as np
     from flax import traverse_util
 
-    from meal_jax.models import hf
+    from meal_jax.hf import pretrained
     from meal_jax.models.transformer import TransformerConfig
 
     config = TransformerConfig(vocab_size=320, width=16, layers=2, heads=2, kv_heads=1, head_dim=8, hidden=24)
     rng = np.random.default_rng(0)
     flat = {
         path: (rng.uniform(0.5, 1.5, leaf.shape) if path.endswith("norm") else 0.3 * rng.normal(size=leaf.shape))
-        for path, leaf in hf.param_shapes(config).items()
+        for path, leaf in pretrained.param_shapes(config).items()
     }
     directory = tmp_path_factory.mktemp("chat_model")
-    hf.save(directory, config, jax.tree.map(np.float32, traverse_util.unflatten_dict(flat, sep="/")))
+    pretrained.save(directory, config, jax.tree.map(np.float32, traverse_util.unflatten_dict(flat, sep="/")))
     chat_tokenizer.save_pretrained(directory)
     return directory
 
@@ -84,7 +84,7 @@ def save_run(workdir, config):
     import numpy as np
 
     from meal_jax import build, methods
-    from meal_jax.rewards.normalise import RewardStats
+    from meal_jax.meal.normalise import RewardStats
     from meal_jax.runtime import checkpoint
 
     (workdir / "config.json").write_text(config.to_json_best_effort(indent=2))
@@ -140,7 +140,7 @@ def assistant_run(chat_model, tmp_path_factory):
 
     from meal_jax import config
     from meal_jax.data import chat as chats
-    from meal_jax.models import hf
+    from meal_jax.hf import pretrained
     from meal_jax.rewards import linear_heads
     from meal_jax.tasks import assistant
 
@@ -158,9 +158,9 @@ def assistant_run(chat_model, tmp_path_factory):
             temperature=np.ones(len(objectives), np.float32),
             objectives=objectives,
             features="last+mean",
-            base=linear_heads.fingerprint(hf.load_params(chat_model, hf.load_config(chat_model))),
+            base=linear_heads.fingerprint(pretrained.load_params(chat_model, pretrained.load_config(chat_model))),
             base_name="tiny",
-            format=chats.describe(chats.make(hf.load_tokenizer(chat_model))),
+            format=chats.describe(chats.make(pretrained.load_tokenizer(chat_model))),
             facts={},
         )
         linear_heads.save(heads, workdir / "heads.safetensors")

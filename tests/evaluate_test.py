@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from meal_jax import evaluate
+from meal_jax.data.prompts import Prompts
 from meal_jax.pareto import front
 from meal_jax.rewards.text import TextScorer
-from meal_jax.tasks.task import Prompts
 
 ROWS, PREFERENCES = 5, np.array([[0.0, 1.0], [1.0, 0.0], [0.5, 0.5]])
 PROMPTS = Prompts(

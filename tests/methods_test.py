@@ -22,7 +22,7 @@ def miniature():
     c.policy.heads = c.policy.kv_heads = c.policy.layers = 1
     c.sampling.max_new = 5
     c.eval.prompts, c.eval.divisions = 16, 2
-    c.ric.buffer, c.ric.offline, c.dpo.sft, c.parm.pairs = 64, 1, 1, 2
+    c.ric.buffer, c.ric.offline_steps, c.dpo.sft_steps, c.parm.pairs = 64, 1, 1, 2
     return c
 
 

@@ -12,7 +12,7 @@ import pytest
 from meal_jax import build, sft, train
 from meal_jax import config as base
 from meal_jax.data import chat as chats
-from meal_jax.models import hf
+from meal_jax.hf import pretrained
 from meal_jax.models.policy import Conditioning, Policy
 from meal_jax.rewards import linear_heads
 from meal_jax.runtime import checkpoint, sharding
@@ -75,8 +75,8 @@ def leaves(workdir):
 @functools.cache
 def logits_of(directory):
     """Function of token ids [S], [T] → logits [T, V] of a saved model, one row without padding."""
-    c = hf.load_config(directory)
-    policy, params = Policy(c, Conditioning(kind="none")), hf.load_params(directory, c)
+    c = pretrained.load_config(directory)
+    policy, params = Policy(c, Conditioning(kind="none")), pretrained.load_params(directory, c)
 
     @jax.jit
     def logits(prompt, response):
@@ -126,10 +126,10 @@ def test_what_it_writes(config, finished, chat_model):
     assert results["compiled"] == 1 and [h["step"] for h in results["history"]] == [0, 4, 6]
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in rows if "loss" in r] == list(range(6))
-    before, after = (chats.make(hf.load_tokenizer(at)) for at in (chat_model, workdir / "model"))
+    before, after = (chats.make(pretrained.load_tokenizer(at)) for at in (chat_model, workdir / "model"))
     assert chats.describe(before) == chats.describe(after)  # the prompts of alignment and of reward heads are the same
     assert chats.response_ids(before, "no thank you") == chats.response_ids(after, "no thank you")
-    a, b = (hf.load_params(at, hf.load_config(at)) for at in (chat_model, workdir / "model"))
+    a, b = (pretrained.load_params(at, pretrained.load_config(at)) for at in (chat_model, workdir / "model"))
     changed = [
         p for p, x in linear_heads.fingerprint(a).items() if not np.array_equal(x, linear_heads.fingerprint(b)[p])
     ]
@@ -188,11 +188,11 @@ def test_held_out_loss_does_not_hang_on_batches(config):
 
 def test_reward_heads_of_the_model_before_are_refused_after(config, finished, chat_model, tmp_path):
     rng = np.random.default_rng(0)
-    params = hf.load_params(chat_model, hf.load_config(chat_model))
+    params = pretrained.load_params(chat_model, pretrained.load_config(chat_model))
     heads = linear_heads.Heads(
         rng.normal(size=(2, 16)).astype(np.float32), np.zeros(2, np.float32), np.ones(2, np.float32),
         ("harmless", "helpful"), "mean", linear_heads.fingerprint(params), "tiny",
-        chats.describe(chats.make(hf.load_tokenizer(chat_model))), {},
+        chats.describe(chats.make(pretrained.load_tokenizer(chat_model))), {},
     )  # fmt: skip
     # So light a tune that its matrices correlate as those of a quantized model do.
     light = jax.tree.map(lambda x: x * (1 + 0.02 * rng.normal(size=x.shape)) if x.ndim > 2 else x, params)
@@ -208,7 +208,7 @@ def test_reward_heads_of_the_model_before_are_refused_after(config, finished, ch
     aligned.policy.source = str(finished[0] / "model")
     with pytest.raises(ValueError, match="another model"):
         build.build_task(aligned).weights(None)
-    tuned = hf.load_params(aligned.policy.source, hf.load_config(aligned.policy.source))
+    tuned = pretrained.load_params(aligned.policy.source, pretrained.load_config(aligned.policy.source))
     linear_heads.save(heads._replace(base=linear_heads.fingerprint(tuned)), tmp_path / "heads.safetensors")
     assert build.build_task(aligned).weights(None)  # heads fitted on the tuned model
 

@@ -14,15 +14,16 @@ import numpy as np
 import pytest
 
 from meal_jax import config as base
-from meal_jax import generate, train
+from meal_jax import train
+from meal_jax.generate import answers
 from meal_jax.rollout.sampling import Sampling
 from meal_jax.runtime import checkpoint
 from meal_jax.runtime.metrics import MetricWriter
-from meal_jax.runtime.run import open_run
+from meal_jax.saved_run import open_run
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
-    "steps": 6, "batch_size": 4, "meal.candidates": 2, "sampling.max_new": 4, "beside": (), "policy.width": 16,
+    "steps": 6, "batch_size": 4, "meal.candidates": 2, "sampling.max_new": 4, "compare_with": (), "policy.width": 16,
     "policy.hidden": 16, "policy.layers": 1, "eval.prompts": 16, "eval.batch_size": 16, "eval.every": 3,
     "eval.divisions": 2, "eval.bootstrap": 20, "checkpoint.every": 2, "mesh.data": 1, "mesh.fsdp": 1,
 }  # fmt: skip
@@ -58,7 +59,7 @@ def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:  # `one_device` is not there yet when a module's fixture is made
         patch.setattr(train.sharding, "make_mesh", lambda *axes: MAKE_MESH(1, 1, 1, jax.devices()[:1]))
-        return workdir, train.run(small(beside=("static",)), str(workdir))
+        return workdir, train.run(small(compare_with=("static",)), str(workdir))
 
 
 def test_a_run_writes_all_it_promises_and_compiles_once(finished):
@@ -92,22 +93,22 @@ def test_a_run_writes_all_it_promises_and_compiles_once(finished):
     opened = open_run(tmp_path)
     shown = results["meal"]["samples"][1]
     prompts, grid = opened.task.test.rows(np.array([1])), np.array([a["preference"] for a in shown["answers"]])
-    found = generate.answers(opened, prompts, grid, sampling=Sampling(), max_new=4, seed=0)
+    found = answers.answers(opened, prompts, grid, sampling=Sampling(), max_new=4, seed=0)
     assert opened.task.show(prompts.tokens[0][prompts.mask[0]]) == shown["prompt"]
     for m, given in enumerate(shown["answers"]):
         assert opened.task.show(found.tokens[0, m][found.mask[0, m]]) == given["response"]
         np.testing.assert_allclose(found.scores[0, m], list(given["rewards"].values()), atol=1e-3)
 
     # The same command again: nothing is trained again, and the results are the same.
-    again = train.run(small(beside=("static",)), str(tmp_path))
+    again = train.run(small(compare_with=("static",)), str(tmp_path))
     assert again["meal"]["points"] == results["meal"]["points"]
     assert again["meal"]["compiled"] == 0
 
 
 COMMAND = [
     sys.executable, "-m", "meal_jax.main", "--config=configs/toy.py", "--config.mesh.data=1",
-    *(f"--config.{name}={value}" for name, value in SMALL.items() if name not in ("mesh.data", "beside", "steps")),
-    "--config.beside=()", "--config.steps=300", "--config.checkpoint.every=5", "--config.eval.every=1000",
+    *(f"--config.{name}={value}" for name, value in SMALL.items() if name not in ("mesh.data", "compare_with", "steps")),
+    "--config.compare_with=()", "--config.steps=300", "--config.checkpoint.every=5", "--config.eval.every=1000",
     "--stopped_status=75",
 ]  # fmt: skip
 ENVIRONMENT = os.environ | {
@@ -316,4 +317,4 @@ def test_the_command_line_names_a_wrong_field():
         [sys.executable, "-m", "meal_jax.main", "--config=configs/toy.py", "--workdir=/nowhere", "--config.meal.taus=1"],
         cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True,
     )  # fmt: skip
-    assert run.returncode != 0 and 'Did you mean "tau"' in run.stderr and "Traceback" not in run.stderr
+    assert run.returncode != 0 and "Did you mean config.meal.tau?" in run.stderr and "Traceback" not in run.stderr

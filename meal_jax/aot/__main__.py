@@ -5,44 +5,28 @@
 
 A TPU's compiler comes with `pip install libtpu` and needs no TPU. For GPUs, and with --dry-run for TPUs, the programs are
 compiled for as many fake CPU devices instead: that shows shapes, shardings and collectives, and memory is by arithmetic.
-Weights, data and reward models are not read: `models/known.py` has their sizes. Fields by --config.name=value, as in training.
+Weights, data and reward models are not read: `hf/known.py` has their sizes. Fields by --config.name=value, as in training.
 """
 
 import json
 import os
 from pathlib import Path
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags, logging
 
+from meal_jax import command
 from meal_jax.aot import topology
-from meal_jax.command import parse
-
-CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/; fields by --config.name=value.")
-TOPOLOGY = flags.DEFINE_string("topology", None, f"Devices:\n{topology.known()}")
-DRY = flags.DEFINE_boolean("dry-run", False, "Compile for fake CPU devices, memory by arithmetic.")
-PROGRAMS = flags.DEFINE_list(
-    "programs", [], "Compile these only: rollout, score, update, reward/NAME; step where it is one."
-)
-QUICK = flags.DEFINE_boolean(
-    "quick", False, "The compiler tries less hard: ten minutes become two, and memory is up to a quarter more."
-)
-OUT = flags.DEFINE_string("out", None, "Also write the report there, as JSON.")
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}. Fields are set by --config.name=value.")
-    logging.set_verbosity(logging.ERROR)
-    try:
-        found = run(CONFIG.value, TOPOLOGY.value, DRY.value, PROGRAMS.value, QUICK.value)
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
-        raise SystemExit(f"error: {error}") from None
-    if OUT.value:
-        Path(OUT.value).parent.mkdir(parents=True, exist_ok=True)
-        Path(OUT.value).write_text(json.dumps(found, indent=1) + "\n")
-    if not found["fits"]:
-        raise SystemExit(1)
+def compile_as_flags_say() -> int | None:
+    f = flags.FLAGS
+    if not f["verbosity"].present:
+        logging.set_verbosity(logging.ERROR)
+    found = run(f.config, f.topology, f["dry-run"].value, f.programs, f.quick)
+    if f.out:
+        Path(f.out).parent.mkdir(parents=True, exist_ok=True)
+        Path(f.out).write_text(json.dumps(found, indent=1) + "\n")
+    return None if found["fits"] else 1
 
 
 def run(config, name: str, dry: bool = False, only=(), quick: bool = False) -> dict:
@@ -82,5 +66,12 @@ def run(config, name: str, dry: bool = False, only=(), quick: bool = False) -> d
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "topology"])
-    app.run(main, flags_parser=parse)
+    command.define_config()
+    flags.DEFINE_string("topology", None, f"Devices:\n{topology.known()}", required=True)
+    flags.DEFINE_boolean("dry-run", False, "Compile for fake CPU devices, memory by arithmetic.")
+    flags.DEFINE_list("programs", [], "Compile these only: rollout, score, update, reward/NAME; step where it is one.")
+    flags.DEFINE_boolean(
+        "quick", False, "The compiler tries less hard: ten minutes become two, and memory is up to a quarter more."
+    )
+    flags.DEFINE_string("out", None, "Also write the report there, as JSON.")
+    command.main(compile_as_flags_say)

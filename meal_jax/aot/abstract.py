@@ -19,13 +19,16 @@ import numpy as np
 from flax import traverse_util
 
 from meal_jax import build, methods
+from meal_jax.classifiers import classifier
+from meal_jax.data.prompts import Prompts
+from meal_jax.hf import families, known, pretrained
 from meal_jax.meal.step import Batch, Setup
-from meal_jax.models import classifier, families, hf, known
 from meal_jax.models.policy import Conditioning
 from meal_jax.models.transformer import TransformerConfig
 from meal_jax.rewards import formats, linear_heads, sources
 from meal_jax.runtime import sharding
-from meal_jax.tasks.task import Prompts, Task
+from meal_jax.tasks import attach_rewards
+from meal_jax.tasks.task import Task
 
 PyTree = Any
 # Tokens of the plain templates' generation prompts under Llama 2's tokenizer; a chat template's are taken to be as many.
@@ -45,7 +48,7 @@ def transformer(config) -> TransformerConfig:
         parsed = families.parse(known.DECODERS[source], source)
         return dataclasses.replace(parsed, **settings)
     try:
-        return hf.load_config(source, **settings)
+        return pretrained.load_config(source, **settings)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}\nSizes known without files: {', '.join(known.DECODERS)}.") from None
 
@@ -86,7 +89,7 @@ def make_task(config) -> Task:
         show=str,
         name=config.task,
     )
-    return build.for_method(sources.attach(task, config, load=_unloaded), config)
+    return build.for_method(attach_rewards.attach(task, config, load=_unloaded), config)
 
 
 def _unloaded(source: sources.Source, config, task: Task) -> sources.Source | None:

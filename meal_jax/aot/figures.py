@@ -7,14 +7,13 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
-from meal_jax import cost
+from meal_jax import command, cost
 from meal_jax.chips import CHIPS, Chip
-from meal_jax.models import families, known
+from meal_jax.hf import families, known
 from meal_jax.models.lora import Lora
 
-OUT = flags.DEFINE_string("out", "docs", "Directory of scaling_growth.png and scaling_roofline.png.")
 PHASES = ("rollout", "score", "update")
 COLOURS = {"rollout": "#4477aa", "score": "#ccbb44", "update": "#aa3377"}
 MODELS = {
@@ -143,10 +142,8 @@ def bilevel_ratios() -> str:
     return "\n".join(rows)
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}.")
-    out = Path(OUT.value)
+def run() -> None:
+    out = Path(flags.FLAGS.out)
     out.mkdir(parents=True, exist_ok=True)
     growth(out / "scaling_growth.png")
     roofline(out / "scaling_roofline.png")
@@ -154,4 +151,5 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    flags.DEFINE_string("out", "docs", "Directory of scaling_growth.png and scaling_roofline.png.")
+    command.main(run)

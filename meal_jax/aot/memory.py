@@ -45,7 +45,7 @@ def held(run: cost.Run, mesh: Mapping[str, int] | None = None, base_copies: int 
     }[c.remat]
     how = run.rollout_weights
     gathers = how.gather and mesh.get("fsdp", 1) > 1
-    copies = gathers or how.apart or how.weights != "same"
+    copies = gathers or how.unstack_layers or how.weights != "same"
     copied = base * cost.BYTES["int8" if how.weights == "int8" else c.param_dtype]
     positions = half * run.candidates * (run.chunk or run.max_new)
     return {

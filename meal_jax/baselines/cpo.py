@@ -23,8 +23,8 @@ import ml_collections
 from meal_jax.baselines import dpo, family, ric
 from meal_jax.meal import step as meal
 from meal_jax.meal.bilevel import token_loss
+from meal_jax.meal.normalise import RewardStats, absorb, init_stats
 from meal_jax.meal.step import Batch, Frozen, Rollout, Scores, Setup
-from meal_jax.rewards.normalise import RewardStats, absorb, init_stats
 from meal_jax.rollout.sampling import Sampling
 
 PyTree = Any
@@ -47,8 +47,8 @@ def configure(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Neither net nor adaptation; the first stage is half of the run where nothing else is said."""
     c = config.copy_and_resolve_references()
     c.meal.net = c.meal.adapt = False
-    if c.dpo.sft < 0:
-        c.dpo.sft = c.steps // 2
+    if c.dpo.sft_steps is None:
+        c.dpo.sft_steps = c.steps // 2
     c.dpo.candidates = max(2, c.meal.candidates)  # the pool is Meal's
     return c
 
@@ -67,7 +67,7 @@ def rollout(setup: Setup, state: State, frozen: Frozen, batch: Batch) -> Rollout
     targets = ric.goals(target_key, size, jnp.zeros(k), jnp.ones(k))
     wanted = jnp.broadcast_to(targets[:, None], (size, n, k))
     responses = jax.lax.cond(
-        state.step < setup.options.sft,
+        state.step < setup.options.sft_steps,
         lambda: family.respond_as_base(setup, frozen, batch, sample_key, n),
         lambda: meal.respond(setup, state.policy, None, frozen, batch, wanted, sample_key, setup.sampling).responses,
     )
@@ -86,9 +86,9 @@ def update(
 ) -> tuple[State, dict[str, jax.Array]]:
     """Two updates, by SFT or by DPO according to the stage."""
     o = setup.options
-    stats = absorb(state.rewards, scores.rewards, setup.meal.horizon)
+    stats = absorb(state.rewards, scores.rewards, setup.meal.stats_window)
     obtained = _position(stats, scores.rewards)
-    responses, first = rolled.responses, state.step < o.sft
+    responses, first = rolled.responses, state.step < o.sft_steps
     best, worst, proper = dpo.best_and_worst(targeted(obtained, rolled.w_hat, o.lam))
 
     def logp(theta, w):

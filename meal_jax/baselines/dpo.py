@@ -19,7 +19,7 @@ class DpoConfig:
     divisions: int = 10
     candidates: int = 4
     epochs: int = 2
-    sft: int = -1
+    sft_steps: int | None = None
     lam: float = 1.0
 
     def __post_init__(self):

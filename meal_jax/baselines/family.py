@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import optax
 
 from meal_jax.meal import step as meal
+from meal_jax.meal.normalise import RewardStats, absorb, init_stats, normalise
 from meal_jax.meal.step import Batch, Frozen, Rollout, Scores, Setup
-from meal_jax.rewards.normalise import RewardStats, absorb, init_stats, normalise
 from meal_jax.rollout.decode import Responses
 from meal_jax.rollout.sampling import Sampling
 
@@ -111,7 +111,7 @@ def update(
     Rewards are normalised by their running statistics first: on raw scales a weight would mean something else for each
     reward model.
     """
-    stats = absorb(state.rewards, scores.rewards, setup.meal.horizon)
+    stats = absorb(state.rewards, scores.rewards, setup.meal.stats_window)
     size = state.preferences.shape[0]
     pool = apart((rolled.responses, normalise(stats, scores.rewards), scores.reference), size)
     _, key = meal.step_keys(state, 2)

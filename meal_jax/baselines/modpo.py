@@ -32,9 +32,9 @@ def configure(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     c.meal.net = c.meal.adapt = False
     c.meal.beta = c.dpo.beta  # above 0: scoring then keeps π_ref's hidden states
     c.conditioning.kind = "none"
-    if c.dpo.divisions < 0:
+    if c.dpo.divisions is None:
         c.dpo.divisions = c.eval.divisions
-    if c.dpo.candidates < 0:
+    if c.dpo.candidates is None:
         c.dpo.candidates = max(2, c.meal.candidates // grid_size(c))
     return c
 

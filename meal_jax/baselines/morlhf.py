@@ -32,9 +32,9 @@ def configure(config: ml_collections.ConfigDict, members=grid_size) -> ml_collec
     c.meal.net = c.meal.adapt = False
     c.meal.beta = config.ppo.kl  # above 0: scoring then keeps π_ref's hidden states
     c.conditioning.kind = "none"
-    if c.ppo.divisions < 0:
+    if c.ppo.divisions is None:
         c.ppo.divisions = c.eval.divisions
-    if c.ppo.candidates < 0:
+    if c.ppo.candidates is None:
         least = 2 if c.ppo.estimator == "rloo" else 1
         c.ppo.candidates = max(least, c.meal.candidates // members(c))
     if c.batch_size % c.ppo.minibatches:

@@ -27,9 +27,9 @@ from flax import traverse_util
 
 from meal_jax.baselines import dpo, family
 from meal_jax.meal import step as meal
+from meal_jax.meal.normalise import RewardStats, absorb, init_stats
 from meal_jax.meal.step import Batch, Frozen, Rollout, Scores, Setup
 from meal_jax.models.lora import merge
-from meal_jax.rewards.normalise import RewardStats, absorb, init_stats
 from meal_jax.rollout.decode import decode_mixture, sample_keys
 from meal_jax.rollout.sampling import Sampling
 
@@ -147,7 +147,7 @@ def update(
     metrics = {"loss/base": jnp.mean(values), "grad_norm/policy": norms[-1]} | meal.describe(
         setup, rolled, scores.rewards
     )
-    stats = absorb(state.rewards, scores.rewards, setup.meal.horizon)
+    stats = absorb(state.rewards, scores.rewards, setup.meal.stats_window)
     return state.replace(step=state.step + 1, policy=policy, policy_opt=opt, rewards=stats), metrics
 
 

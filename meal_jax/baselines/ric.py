@@ -27,8 +27,8 @@ import ml_collections
 from meal_jax.baselines import family
 from meal_jax.meal import step as meal
 from meal_jax.meal.bilevel import token_loss
+from meal_jax.meal.normalise import RewardStats, absorb, init_stats
 from meal_jax.meal.step import Batch, Frozen, Rollout, Scores, Setup
-from meal_jax.rewards.normalise import RewardStats, absorb, init_stats
 from meal_jax.rollout.decode import Responses
 from meal_jax.rollout.sampling import Sampling
 
@@ -40,18 +40,18 @@ MAPS = ("l2", "linf", "linear")
 class RicConfig:
     """The choices of RiC; the fields are explained in `meal_jax/config.py`."""
 
-    offline: int = 300
+    offline_steps: int = 300
     buffer: int = 4096
     keep_quantile: float = 0.7
-    low: float = 0.01
-    high: float = 0.99
+    low_quantile: float = 0.01
+    high_quantile: float = 0.99
     map: str = "l2"
 
     def __post_init__(self):
         if self.map not in MAPS:
             raise ValueError(f"config.ric.map={self.map!r} is not one of {', '.join(MAPS)}.")
-        if not 0 <= self.low < self.high <= 1 or not 0 <= self.keep_quantile < 1:
-            raise ValueError("config.ric needs 0 <= low < high <= 1 and 0 <= keep_quantile < 1.")
+        if not 0 <= self.low_quantile < self.high_quantile <= 1 or not 0 <= self.keep_quantile < 1:
+            raise ValueError("config.ric needs 0 <= low_quantile < high_quantile <= 1 and 0 <= keep_quantile < 1.")
 
 
 class Rows(NamedTuple):
@@ -83,8 +83,8 @@ def configure(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Neither net nor adaptation; the offline stage is half of the run where nothing else is said."""
     c = config.copy_and_resolve_references()
     c.meal.net = c.meal.adapt = False
-    if c.ric.offline < 0:
-        c.ric.offline = c.steps // 2
+    if c.ric.offline_steps is None:
+        c.ric.offline_steps = c.steps // 2
     if c.ric.buffer < c.batch_size * c.meal.candidates:
         raise ValueError(
             f"config.ric.buffer={c.ric.buffer} does not hold the {c.batch_size * c.meal.candidates} answers of one step."
@@ -173,7 +173,7 @@ def rollout(setup: Setup, state: State, frozen: Frozen, batch: Batch) -> Rollout
     def online():
         return meal.respond(setup, state.policy, None, frozen, batch, wanted, sample_key, setup.sampling).responses
 
-    responses = jax.lax.cond(state.step < setup.options.offline, offline, online)
+    responses = jax.lax.cond(state.step < setup.options.offline_steps, offline, online)
     return Rollout(jnp.full((size, n, k), 1.0 / k), wanted, None, responses)
 
 
@@ -182,7 +182,7 @@ def update(
 ) -> tuple[State, dict[str, jax.Array]]:
     """Writes the answers to the buffer; two updates on rows of it, each under the scores that it obtained."""
     o = setup.options
-    online = state.step >= o.offline
+    online = state.step >= o.offline_steps
     rows = _write(state.buffer, batch, rolled.responses, scores.rewards, online)
     low, high = _range(setup, rows)
     valid = _valid(rows)
@@ -211,7 +211,7 @@ def update(
     for k, name in enumerate(setup.objectives):
         metrics[f"ric/{name}/low"], metrics[f"ric/{name}/high"] = low[k], high[k]
     metrics |= meal.describe(setup, rolled, scores.rewards)
-    stats = absorb(state.rewards, scores.rewards, setup.meal.horizon)
+    stats = absorb(state.rewards, scores.rewards, setup.meal.stats_window)
     new = state.replace(step=state.step + 1, policy=theta, policy_opt=opt, rewards=stats, buffer=rows)
     return new, metrics
 
@@ -232,7 +232,9 @@ def _valid(rows: Rows) -> jax.Array:
 
 def _range(setup: Setup, rows: Rows) -> tuple[jax.Array, jax.Array]:
     valid = _valid(rows)
-    return quantile(rows.rewards, valid, setup.options.low), quantile(rows.rewards, valid, setup.options.high)
+    return quantile(rows.rewards, valid, setup.options.low_quantile), quantile(
+        rows.rewards, valid, setup.options.high_quantile
+    )
 
 
 def _write(rows: Rows, batch: Batch, responses: Responses, rewards: jax.Array, online: jax.Array) -> Rows:

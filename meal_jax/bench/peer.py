@@ -25,8 +25,8 @@ from flax import traverse_util
 
 from meal_jax import build, cost, methods, train
 from meal_jax.bench.phases import Opened, Side
+from meal_jax.hf import families, pretrained, shapes
 from meal_jax.meal.step import Rollout, Scores
-from meal_jax.models import families, hf, shapes
 from meal_jax.rollout.decode import Responses
 
 PEER = Path(__file__).resolve().parents[2] / "benchmarks" / "peer_hf.py"
@@ -102,7 +102,7 @@ def start(opened: Opened, side: Side, folder: Path, *, merged: bool = False) -> 
         source = ""
         if cost.base_parameters(model) * cost.BYTES[model.param_dtype] <= COPIED:
             source = str(folder / "weights")
-            hf.save(source, model, side.frozen.policy["transformer"])
+            pretrained.save(source, model, side.frozen.policy["transformer"])
     job = {
         "source": source, "shapes": described, "batch": config.batch_size, "candidates": config.meal.candidates,
         "prompt": config.data.prompt_length, "new": config.sampling.max_new, "objectives": len(config.objectives),

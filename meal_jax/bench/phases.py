@@ -19,8 +19,8 @@ from meal_jax import build, cost, methods, train
 from meal_jax.bench import timing
 from meal_jax.config import check
 from meal_jax.data.pipeline import batch_at, prefetch
+from meal_jax.hf import shapes
 from meal_jax.meal.step import Setup
-from meal_jax.models import shapes
 from meal_jax.runtime import sharding
 from meal_jax.tasks.task import Task
 

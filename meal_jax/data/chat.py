@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from meal_jax.tasks.task import Prompts
+from meal_jax.data.prompts import Prompts
 
 Turns = Sequence[tuple[str, str]]
 SPLITS = {"reward": 0.7, "policy": 0.15, "eval": 0.15}  # shares of first human turns; named in docs and heads files

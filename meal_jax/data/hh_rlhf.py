@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from meal_jax.data import files, prepared
+from meal_jax.data import files, read_prepared
 
 SUBSETS = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
 HINT = (
@@ -76,8 +76,8 @@ def read(path: str | os.PathLike, split: str | None = None) -> Pairs:
 
 def rows(path: str | os.PathLike, split: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
     """("file:line", row as published) of `path`; arguments and errors as of `read`."""
-    if prepared.directory(path):
-        yield from prepared.records(path, split)
+    if read_prepared.directory(path):
+        yield from read_prepared.records(path, split)
         return
     found = files.find(path, HINT)
     wanted = [file for file in found if split in (None, files.split_of(file))]

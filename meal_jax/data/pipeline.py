@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from meal_jax.data.prompts import Prompts
 from meal_jax.meal.step import Batch
-from meal_jax.tasks.task import Prompts
 
 
 def batch_at(

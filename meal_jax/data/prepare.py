@@ -19,10 +19,11 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import flags
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
-from meal_jax.data import files, hh_rlhf, prepared
+from meal_jax import command
+from meal_jax.data import files, hh_rlhf, read_prepared
 from meal_jax.data import summarize_from_feedback as sff
 
 DATASETS = ("hh_rlhf", "summarize_from_feedback")
@@ -40,11 +41,6 @@ HUB = {
     ),
 }
 CHECKSUMS = "checksums.json"
-
-FLAGS = flags.FLAGS
-flags.DEFINE_enum("dataset", None, DATASETS, "Data set to prepare.", required=True)
-flags.DEFINE_string("source", "", "Directory or file that holds the published files; empty fetches them from the hub.")
-flags.DEFINE_string("out", "data", "Directory to write to.")
 
 
 def prepare(dataset: str, source: str = "", out: str | Path = "data") -> list[Path]:
@@ -156,7 +152,7 @@ def _digests(sources: Iterable[Path]) -> dict[str, str]:
 
 
 def _counts(directory: Path) -> str:
-    return ", ".join(f"{rows} rows of {split}" for split, rows in prepared.splits(directory).items())
+    return ", ".join(f"{rows} rows of {split}" for split, rows in read_prepared.splits(directory).items())
 
 
 @contextlib.contextmanager
@@ -173,15 +169,14 @@ def _progress(label: str):
         yield lambda done, total: bar.update(task, description=f"writing {label}", completed=done, total=total)
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown arguments: {argv[1:]}")
-    logging.set_verbosity(logging.WARNING)  # TFDS tells much
-    try:
-        prepare(FLAGS.dataset, FLAGS.source, FLAGS.out)
-    except (FileNotFoundError, ConnectionError, ValueError, ImportError) as error:
-        raise SystemExit(f"{error}") from None
+def run() -> None:
+    prepare(flags.FLAGS.dataset, flags.FLAGS.source, flags.FLAGS.out)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    flags.DEFINE_enum("dataset", None, DATASETS, "Data set to prepare.", required=True)
+    flags.DEFINE_string(
+        "source", "", "Directory or file that holds the published files; empty fetches them from the hub."
+    )
+    flags.DEFINE_string("out", "data", "Directory to write to.")
+    command.main(run)

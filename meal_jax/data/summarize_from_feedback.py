@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from meal_jax.data import files, prepared
+from meal_jax.data import files, read_prepared
 
 SUFFIXES = (*files.SUFFIXES, ".json")  # the published batch3.json … hold JSON lines
 CONFIG = "comparisons"
@@ -86,8 +86,8 @@ def rows(path: str | os.PathLike) -> Iterator[Comparison]:
     """The comparisons of `path`, one by one; errors as of `read`."""
     path = Path(path).expanduser()
     path = path / CONFIG if (path / CONFIG).is_dir() else path
-    if prepared.directory(path):
-        for source, record in prepared.records(path):
+    if read_prepared.directory(path):
+        for source, record in read_prepared.records(path):
             yield from_record(record, source)
         return
     for file in files.find(path, HINT, SUFFIXES):

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from meal_jax.data import chat as chats
+from meal_jax.data.prompts import Prompts
 from meal_jax.data.summarize_from_feedback import Post
-from meal_jax.tasks.task import Prompts
 
 TEMPLATES = ("chat", "plain")
 INSTRUCTION = "Generate a one-sentence summary of this post."

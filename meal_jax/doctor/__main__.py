@@ -13,20 +13,16 @@ devices' memory with what XLA needs beside the estimate.
 
 from __future__ import annotations
 
-import sys
+from absl import flags
 
-from absl import app, flags, logging
-
+from meal_jax import command
 from meal_jax.runtime import distributed
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}. Fields are set by --config.name=value.")
-    logging.set_verbosity(logging.WARNING)
+def run() -> int | None:
     config, workdir = flags.FLAGS.config, flags.FLAGS.workdir
     if "policy" not in config or "mesh" not in config:
-        raise SystemExit("error: this --config is not of meal_jax.main, whose runs the doctor knows.")
+        raise ValueError("this --config is not of meal_jax.main, whose runs the doctor knows.")
     with distributed.end_together():
         try:
             distributed.start_as_flags_say()
@@ -39,13 +35,11 @@ def main(argv: list[str]) -> None:
         findings = examine(config, workdir)
         if distributed.is_first():
             report(findings)
-    if any(finding.status == "fail" for finding in findings):
-        sys.exit(1)
+    return 1 if any(finding.status == "fail" for finding in findings) else None
 
 
 if __name__ == "__main__":
-    from meal_jax.main import parse
-
+    command.define_config()
+    flags.DEFINE_string("workdir", None, "Where the run would write.", required=True)
     distributed.define_flags()
-    flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, flags_parser=parse)
+    command.main(run)

@@ -21,8 +21,8 @@ from jax.sharding import PartitionSpec as P
 from meal_jax import cost, testing
 from meal_jax.aot.memory import held, peak
 from meal_jax.doctor.finding import GIB, Finding, fail, ok, warn
+from meal_jax.hf import pretrained
 from meal_jax.meal import step as meal
-from meal_jax.models import hf
 from meal_jax.models.transformer import TransformerConfig
 from meal_jax.rollout.weights import RolloutWeights
 from meal_jax.runtime import sharding
@@ -72,12 +72,12 @@ def laid_out(config: Any) -> tuple[list[Finding], Mesh | None]:
 def kernels(config: Any, backend: str) -> Iterator[Finding]:
     """What a GPU could do faster, and what only a GPU can do."""
     r = config.rollout
-    if backend == "gpu" and not (r.apart and r.attention == "triton"):
+    if backend == "gpu" and not (r.unstack_layers and r.attention == "triton"):
         yield warn(
             "rollout",
             "a GPU copies each layer's weights out of their stack, and attends in a dozen programs, at every token",
-            "config.rollout.apart=True and config.rollout.attention=triton, where there is room for a second copy of the "
-            "weights: 2.7 times as fast for Llama-2-7b on an H100, see docs/performance.md.",
+            "config.rollout.unstack_layers=True and config.rollout.attention=triton, where there is room for a second copy "
+            "of the weights: 2.7 times as fast for Llama-2-7b on an H100, see docs/performance.md.",
         )
     if backend != "gpu" and r.attention == "triton":
         yield warn("rollout", f"config.rollout.attention='triton' is interpreted on {backend}, slowly", "Take 'plain'.")
@@ -103,7 +103,7 @@ def memory(config: Any, mesh: Mesh, model: TransformerConfig | None) -> Iterator
         yield ok("memory", has)
         return
     try:
-        paths = {f"policy/transformer/{path}": shape for path, shape in hf.param_shapes(model).items()}
+        paths = {f"policy/transformer/{path}": shape for path, shape in pretrained.param_shapes(model).items()}
         sharding.shardings(paths, mesh)
     except ValueError as error:
         yield fail("mesh", f"{error}", "Choose other sizes of config.mesh.")

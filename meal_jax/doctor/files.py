@@ -14,11 +14,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from meal_jax.data import prepared
+from meal_jax.data import read_prepared
 from meal_jax.doctor.finding import GIB, Finding, fail, ok, warn
-from meal_jax.models import hf
+from meal_jax.hf import pretrained
+from meal_jax.hf.storage import INDEX, SINGLE, read_json, weight_files
 from meal_jax.models.lora import Lora
-from meal_jax.models.storage import INDEX, SINGLE, read_json, weight_files
 from meal_jax.rewards import formats, linear_heads, sources
 from meal_jax.runtime import distributed
 from meal_jax.tasks.language import need_weights
@@ -85,12 +85,12 @@ def decoder(config: Any) -> Any:
     lora = Lora(p.lora_rank, p.lora_alpha, p.lora_dropout, p.lora_targets) if p.lora_rank else None
     with contextlib.suppress(ValueError, OSError):  # `weights` has told
         if directory is not None:
-            return hf.load_config(directory, dtype=p.dtype, param_dtype=p.param_dtype, remat=p.remat, lora=lora)
+            return pretrained.load_config(directory, dtype=p.dtype, param_dtype=p.param_dtype, remat=p.remat, lora=lora)
     return None
 
 
 def _decoder(directory: Path) -> str:
-    c = hf.load_config(directory)
+    c = pretrained.load_config(directory)
     return f"{c.layers} layers of {c.width}, {_files(directory)}"
 
 
@@ -158,7 +158,7 @@ def data(config: Any) -> Iterator[Finding]:
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         yield fail("data", f"there is nothing at {path}", advice)
     elif path.is_dir():
-        parts = sorted(part for part in (path, *path.iterdir()) if prepared.directory(part))
+        parts = sorted(part for part in (path, *path.iterdir()) if read_prepared.directory(part))
         names = sorted(part.name for part in path.iterdir())
         kind = "prepared" if parts else "files"
         yield ok("data", f"{path}, {kind}: {', '.join(names[:6])}{' …' if len(names) > 6 else ''}")

@@ -46,11 +46,11 @@ def settings(config: Any) -> Finding:
     try:
         check(config)
         if config.stage == "align":
-            for name in (config.method, *config.beside):
+            for name in (config.method, *config.compare_with):
                 check(methods.configure(name, config))
     except Exception as error:  # of many types: a user's file of rewards is run for the check
         known = isinstance(error, ValueError | FileNotFoundError)
         advice = "Change the field in the file of --config, or by --config.name=value."
         return fail("config", f"{error}" if known else f"{type(error).__name__}: {error}", advice)
-    what = "sft" if config.stage == "sft" else ", ".join(dict.fromkeys((config.method, *config.beside)))
+    what = "sft" if config.stage == "sft" else ", ".join(dict.fromkeys((config.method, *config.compare_with)))
     return ok("config", f"{config.task}, {what}, {config.steps} steps of {config.batch_size} prompts")

@@ -13,9 +13,9 @@ import flax.struct
 import jax
 import optax
 
+from meal_jax.meal.normalise import RewardStats
 from meal_jax.meal.weight_net import WeightNet
 from meal_jax.models.policy import Policy
-from meal_jax.rewards.normalise import RewardStats
 from meal_jax.rollout.decode import Responses
 from meal_jax.rollout.sampling import Sampling
 from meal_jax.rollout.weights import AS_STORED, RolloutWeights
@@ -41,7 +41,7 @@ class MealConfig:
     reuse_virtual: bool = False
     ratio_clip: float = 0.2
     length_norm: str = "response"
-    horizon: float = 10_000.0
+    stats_window: float = 10_000.0
 
 
 @dataclasses.dataclass(frozen=True)

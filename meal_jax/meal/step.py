@@ -22,11 +22,11 @@ import optax
 
 from meal_jax.meal import bilevel
 from meal_jax.meal.bilevel import apart, together
+from meal_jax.meal.normalise import absorb, init_stats, normalise
 from meal_jax.meal.preference import accept, adapt, draw_targets, kl, log_accept
 from meal_jax.meal.state import Batch, Frozen, MealConfig, Micro, Rollout, Scores, Setup, State  # noqa: F401
 from meal_jax.models.lora import merge
 from meal_jax.models.policy import TokenStats, token_stats
-from meal_jax.rewards.normalise import absorb, init_stats, normalise
 from meal_jax.rollout.decode import Responses, decode, sample_keys
 from meal_jax.rollout.sampling import Sampling
 from meal_jax.rollout.weights import for_rollout
@@ -199,7 +199,7 @@ def update(
     """
     m = setup.meal
     _, _, accept_key, dropout_key = step_keys(state, 4)
-    stats = absorb(state.rewards, scores.rewards, m.horizon)
+    stats = absorb(state.rewards, scores.rewards, m.stats_window)
     pool = _Pool(batch, rolled, normalise(stats, scores.rewards), scores.reference)
     inner, outer = _half(pool, 0), _half(pool, 1)
     weigh = functools.partial(_preferences, setup, accept_key)

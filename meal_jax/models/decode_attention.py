@@ -30,7 +30,7 @@ def attend_one(q, own, own_mask, prompt, prompt_mask, scale=None, cap=None):
     """`attention.attend` for T = 1, without a gradient; its arguments, and its result to rounding.
 
     On a mesh each device runs the kernel on its own prompts and heads. Out of a stack of layers XLA would copy each layer's
-    keys for it: it goes with `rollout.apart`. Where there is no GPU it is interpreted, slowly.
+    keys for it: it goes with `rollout.unstack_layers`. Where there is no GPU it is interpreted, slowly.
 
     Raises:
       ValueError: C is no power of two.

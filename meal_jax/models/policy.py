@@ -208,10 +208,10 @@ class Conditioner(nn.Module):
 
 
 def empty_cache(config: TransformerConfig, batch: int, candidates: int, length: int) -> KeyValues:
-    """Zeroed keys and values [L, B, N, length, G, C]; if `config.apart`, a tuple of L with one layer each."""
+    """Zeroed keys and values [L, B, N, length, G, C]; if `config.unstack_layers`, a tuple of L with one layer each."""
     shape = (batch, candidates, length, config.kv_heads, config.head_dim)
     blank = lambda layers: jnp.zeros((layers, *shape), config.dtype)  # noqa: E731
-    if config.apart:
+    if config.unstack_layers:
         return tuple(KeyValues(blank(1), blank(1)) for _ in range(config.layers))
     return KeyValues(blank(config.layers), blank(config.layers))
 

@@ -65,7 +65,7 @@ class TransformerConfig:
       attention: over many tokens, "plain" or "cudnn", see attention.py.
       remat: what the backward pass keeps: "none" (everything), "dots" (matrix products), "full" (layer inputs only).
       unroll: layers per iteration of the scan over layers; more compiles longer.
-      apart: each layer has parameters, keys and values of its own, and nothing is scanned: a rollout's choice, see
+      unstack_layers: each layer has parameters, keys and values of its own, and nothing is scanned: a rollout's choice, see
         rollout/weights.py.
       decoding: how a decoded token attends, "plain" or "triton", see decode_attention.py: a rollout's choice too.
       lora: adapters, or None.
@@ -100,7 +100,7 @@ class TransformerConfig:
     attention: str = "plain"
     remat: str = "none"
     unroll: int = 1
-    apart: bool = False
+    unstack_layers: bool = False
     decoding: str = "plain"
     lora: Lora | None = None
 
@@ -295,8 +295,8 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Embedding, L scanned blocks, final norm, output projection. Parameters of the blocks are stacked [L, ...].
 
-    If `config.apart`, nothing is scanned: what has L layers above and below is then a tuple of L with one layer each, and
-    parameters are in `layer_name`.
+    If `config.unstack_layers`, nothing is scanned: what has L layers above and below is then a tuple of L with one layer
+    each, and parameters are in `layer_name`.
     """
 
     config: TransformerConfig
@@ -365,7 +365,7 @@ class Transformer(nn.Module):
         if c.remat != "none":
             block = nn.remat(Block, prevent_cse=False, policy=REMAT[c.remat])
         shared = (choices, write_at)
-        if c.apart:
+        if c.unstack_layers:
             x, cache, fresh = self._one_by_one(block, x, cache, prompt, keep_kv, deterministic, shared)
         else:
             blocks = nn.scan(
@@ -382,7 +382,7 @@ class Transformer(nn.Module):
         return rms_norm(x, self.final_norm, c.norm_eps, c.norm_plus_one), fresh if keep_kv else cache
 
     def _one_by_one(self, block, x, cache, prompt, keep_kv, deterministic, shared):
-        """The blocks without a scan, for `config.apart`: x, and for each layer its cache and its fresh keys and values."""
+        """The blocks without a scan, for `config.unstack_layers`: x, and per layer its cache and its fresh keys and values."""
         c = self.config
         caches, fresh = list(cache or [None] * c.layers), [None] * c.layers
         for i in range(c.layers):

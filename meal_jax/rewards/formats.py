@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from meal_jax.models import hf
+from meal_jax.hf.storage import read_json
 
 MOST = 1024  # tokens that a reward model is ever given
 
@@ -95,18 +95,18 @@ def need_begin(tokenizer, layout: Callable[..., Encoded], where: str) -> None:
 
 
 def trained(directory: str | Path) -> Preset:
-    """How a model that `rewards.finetune` wrote is read, by its config.json.
+    """How a model that `reward_training.model` wrote is read, by its config.json.
 
     Raises:
       FileNotFoundError: no config.json.
       ValueError: it does not say, or names a layout that is none.
     """
     path = Path(directory).expanduser() / "config.json"
-    entry = hf.read_json(path).get(ENTRY)
+    entry = read_json(path).get(ENTRY)
     label = entry.get("label") if isinstance(entry, dict) else None
     if not isinstance(label, int) or not isinstance(entry.get("layout"), str):
         raise ValueError(
-            f"{path} has no entry {ENTRY!r} with a layout and a label, so it is not of meal_jax.rewards.finetune. Name a "
+            f"{path} has no entry {ENTRY!r} with a layout and a label, so it is not of meal_jax.reward_training.model. Name a "
             f"published kind ({', '.join(PRESETS)}) in place of `model`, or add to config.json how prompt and response "
             f'are laid out and which logit is the reward: "{ENTRY}": {{"layout": "plain", "label": 0}}.'
         )

@@ -144,7 +144,7 @@ def check_base(heads: Heads, params: PyTree, where: str, *, tuned: bool = False)
     ours, stored = fingerprint(params), heads.base
     advice = (
         f"The reward heads read the hidden states of {heads.base_name} and mean nothing on another model. Train heads "
-        "for yours (python -m meal_jax.rewards.train --config=configs/reward_small.py --config.source=…), or set "
+        "for yours (python -m meal_jax.reward_training.heads --config=configs/reward_small.py --config.source=…), or set "
         "config.policy.source to that model."
     )
     for path in sorted(ours.keys() | stored.keys()):
@@ -165,7 +165,7 @@ def check_format(heads: Heads, format: str) -> None:
         raise ValueError(
             f"The reward heads were trained on conversations in the format [{heads.format}], here it is [{format}]. "
             "Use the tokenizer files and system message of that format, or train heads on yours "
-            "(python -m meal_jax.rewards.train)."
+            "(python -m meal_jax.reward_training.heads)."
         )
 
 
@@ -192,7 +192,7 @@ def load(path: str | os.PathLike | None = None) -> Heads:
     if not path.is_file():
         raise FileNotFoundError(
             f"There are no reward heads at {path}. Leave config.reward.heads empty for the shipped ones, or train "
-            "some: python -m meal_jax.rewards.train --config=configs/reward_small.py"
+            "some: python -m meal_jax.reward_training.heads --config=configs/reward_small.py"
         )
     try:
         with safe_open(path, framework="numpy") as file:
@@ -206,7 +206,7 @@ def load(path: str | os.PathLike | None = None) -> Heads:
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is not a file of reward heads, or is damaged ({error}). Train heads with python -m "
-            "meal_jax.rewards.train, or leave config.reward.heads empty for the shipped ones."
+            "meal_jax.reward_training.heads, or leave config.reward.heads empty for the shipped ones."
         ) from error
     if heads.features not in FEATURES or heads.w.ndim != 2 or len(heads.w) != len(heads.objectives):
         raise ValueError(

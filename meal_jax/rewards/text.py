@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from meal_jax.models.classifier import Classifier
+from meal_jax.classifiers.classifier import Classifier
 from meal_jax.rewards.formats import Encoded, limit
 from meal_jax.runtime import distributed, sharding
 

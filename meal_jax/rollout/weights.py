@@ -33,15 +33,15 @@ class RolloutWeights:
         learned to the kernels' type; "int8" holds the kernels of linear layers in eight bits with a scale for each output,
         adapters, embeddings and norms as they are.
       gather: split along the mesh's tensor axis alone: one gather along fsdp a rollout, and not one a token.
-      apart: each layer's weights, keys and values are arrays of their own. Stacked, a CPU and a GPU copy each layer's weights
-        out of the stack at every token; apart, once a rollout. It compiles longer, and those copies are held beside the
-        stack.
+      unstack_layers: each layer's weights, keys and values are arrays of their own. Stacked, a CPU and a GPU copy each layer's
+        weights out of the stack at every token; unstacked, once per rollout. It compiles longer, and those copies are held
+        beside the stack.
       attention: "plain", or "triton", a kernel for GPUs (models/decode_attention.py).
     """
 
     weights: str = "same"
     gather: bool = False
-    apart: bool = False
+    unstack_layers: bool = False
     attention: str = "plain"
 
     def __post_init__(self):
@@ -68,13 +68,15 @@ def for_rollout(policy: Policy, params: PyTree, how: RolloutWeights) -> tuple[Po
         params = quantize(params)
     if how.gather:
         params = sharding.without_axis(params, "fsdp")
-    if how.apart:
+    if how.unstack_layers:
         params = take_apart(params)
-    return policy.clone(config=dataclasses.replace(config, apart=how.apart, decoding=how.attention)), params
+    return policy.clone(
+        config=dataclasses.replace(config, unstack_layers=how.unstack_layers, decoding=how.attention)
+    ), params
 
 
 def take_apart(params: PyTree) -> PyTree:
-    """Every leaf [L, ...] of the layers as L leaves, where a policy with `config.apart` looks for them."""
+    """Every leaf [L, ...] of the layers as L leaves, where a policy with `config.unstack_layers` looks for them."""
     out = {}
     for path, leaf in traverse_util.flatten_dict(params, sep="/").items():
         place, layers, name = path.partition("/layers/")

@@ -29,7 +29,7 @@ BATCH_AXES = ("data", "fsdp")
 RULES: tuple[tuple[str, P], ...] = (
     # Baselines: policies side by side with an axis of their own in front, buffers of answers, small cores and heads.
     (r"(^|/)(members|buffer|core|preferences)(/|$)", P()),
-    # Reward models with weights of their own (models/classifier.py): split along the width or the MLP's hidden units alone,
+    # Reward models with weights of their own (classifiers/): split along the width or the MLP's hidden units alone,
     # since a vocabulary of 50,257 and 25 heads divide over little.
     (r"(^|/)reward_models/.*(embedding|positions|types|relative)$", P(None, "fsdp")),
     (r"(^|/)reward_models/.*layers/.*/kernel$", P(None, "fsdp", None)),
@@ -62,14 +62,14 @@ def make_mesh(
     fsdp: int = 1,
     tensor: int = 1,
     devices: Sequence[jax.Device] | None = None,
-    slices: int = 1,
+    slices: int | None = 1,
 ) -> Mesh:
     """The device mesh.
 
     Args:
       data, fsdp, tensor: sizes of the axes; at most one is -1, "the devices that are left".
       devices: defaults to all devices of all processes.
-      slices: groups of devices with a slow network between them (TPU slices joined by the data center's); -1 = as many
+      slices: groups of devices with a slow network between them (TPU slices joined by the data center's); None = as many
         as the devices say. The data axis is split over them first, so that only gradients cross it.
 
     Returns:
@@ -112,20 +112,20 @@ def make_mesh(
     return Mesh(grid, AXES, axis_types=types)
 
 
-def _slices(devices: Sequence[jax.Device], asked: int) -> tuple[int, bool]:
+def _slices(devices: Sequence[jax.Device], asked: int | None) -> tuple[int, bool]:
     """The number of slices, and whether processes stand for them: on CPUs, and where devices name no slice."""
     named = [getattr(device, "slice_index", None) for device in devices]
     by_process = None in named or devices[0].platform == "cpu"
     groups = [device.process_index for device in devices] if by_process else named
     found = len(set(groups))
-    if asked == -1:
+    if asked is None:
         asked = 1 if by_process else found
     if asked == 1:
         return 1, by_process
     unit = "process(es), each of which counts as a slice, since these devices name none" if by_process else "slice(s)"
     if asked != found:
         raise ValueError(
-            f"config.mesh.slices={asked}, but the devices are of {found} {unit}. Set it to {found}, or to -1 to take what "
+            f"config.mesh.slices={asked}, but the devices are of {found} {unit}. Set it to {found}, or to None to take what "
             "the devices say; 1 lays the mesh out as if the network were the same everywhere."
         )
     if len({groups.count(group) for group in groups}) > 1:

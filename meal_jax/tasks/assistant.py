@@ -23,8 +23,9 @@ import numpy as np
 
 from meal_jax.data import chat as chats
 from meal_jax.data import hh_rlhf, own, templates
+from meal_jax.data.prompts import Prompts
 from meal_jax.tasks import language
-from meal_jax.tasks.task import Prompts, Task
+from meal_jax.tasks.task import Task
 
 FOLDERS = ("harmless-base", "helpful-base")
 EVERY = 4  # of the published test rows, one in so many is evaluated on

@@ -15,11 +15,12 @@ import numpy as np
 
 from meal_jax.data import chat as chats
 from meal_jax.data import templates
-from meal_jax.models import hf
+from meal_jax.data.prompts import Prompts
+from meal_jax.hf import pretrained
 from meal_jax.models.lora import Lora
 from meal_jax.models.policy import Conditioning
 from meal_jax.rewards import formats, linear_heads, sources
-from meal_jax.tasks.task import Prompts, Task
+from meal_jax.tasks.task import Task
 
 TUNED = "sft.json"  # in the directory of a model that `config.stage=sft` wrote
 LEVELS = 11  # weights that numerals can spell: 0.0, 0.1 … 1.0
@@ -46,17 +47,17 @@ def build(config, name: str, load: Load, reference: float) -> Task:
     # The heads' objectives are those that no other reward replaces; fine-tuning needs none.
     mine = () if config.stage == "sft" else tuple(objectives[k] for k in sources.own(config))
     heads = linear_heads.load(config.reward.heads).pick(mine) if mine else None
-    chat = templates.make_chat(hf.load_tokenizer(p.source), config.data.template, name)
+    chat = templates.make_chat(pretrained.load_tokenizer(p.source), config.data.template, name)
     if heads:
         linear_heads.check_format(heads, chats.describe(chat))
     train, test, evaluated = load(config, chat, tokenizers_in_play(config, chat))
     lora = Lora(p.lora_rank, p.lora_alpha, p.lora_dropout, p.lora_targets) if p.lora_rank else None
-    transformer = hf.load_config(p.source, dtype=p.dtype, param_dtype=p.param_dtype, remat=p.remat, lora=lora)
+    transformer = pretrained.load_config(p.source, dtype=p.dtype, param_dtype=p.param_dtype, remat=p.remat, lora=lora)
 
     def weights(placed):
-        params = hf.load_params(p.source, transformer, placed)
+        params = pretrained.load_params(p.source, transformer, placed)
         if heads:
-            tuned = (hf.resolve(p.source) / TUNED).exists()
+            tuned = (pretrained.resolve(p.source) / TUNED).exists()
             linear_heads.check_base(heads, params, str(p.source), tuned=tuned)
         return params
 
@@ -104,7 +105,7 @@ def tokenizers_in_play(config, chat: chats.Chat) -> dict[str, Any]:
     for source in map(sources.parse, config.reward.sources):
         if source.kind == "model":
             at = source.directory or formats.PRESETS[source.value].source
-            out[at] = hf.load_tokenizer(at)
+            out[at] = pretrained.load_tokenizer(at)
     return out
 
 

@@ -20,8 +20,9 @@ from typing import Any
 from meal_jax.data import chat as chats
 from meal_jax.data import summarize_from_feedback as sff
 from meal_jax.data import templates, tldr
+from meal_jax.data.prompts import Prompts
 from meal_jax.tasks import language
-from meal_jax.tasks.task import Prompts, Task
+from meal_jax.tasks.task import Task
 
 FIRST = 2000  # ids of the published evaluation
 REFERENCE = (

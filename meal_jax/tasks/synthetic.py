@@ -16,13 +16,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from meal_jax.data.prompts import Prompts
 from meal_jax.data.templates import evaluation_set
-from meal_jax.models import hf, shapes
+from meal_jax.hf import pretrained, shapes
 from meal_jax.models.policy import Conditioning
 from meal_jax.models.transformer import TransformerConfig
 from meal_jax.rewards import linear_heads
 from meal_jax.tasks.language import need_weights
-from meal_jax.tasks.task import Prompts, Task
+from meal_jax.tasks.task import Task
 
 PAD = END = 2  # the end token is forbidden, and no row is padded
 FIRST_ID = 3  # of the tokens that prompts are made of
@@ -51,8 +52,8 @@ def load_policy(config) -> tuple[TransformerConfig, Callable[[Any], Any] | None]
         sizes = {"width": p.width, "layers": p.layers, "heads": p.heads, "kv_heads": p.kv_heads, "hidden": p.hidden}
         return TransformerConfig(vocab_size=64, head_dim=p.width // p.heads, **sizes, **overrides), None
     need_weights(p.source)
-    transformer = hf.load_config(p.source, **overrides)
-    return transformer, lambda placed: hf.load_params(p.source, transformer, placed)
+    transformer = pretrained.load_config(p.source, **overrides)
+    return transformer, lambda placed: pretrained.load_params(p.source, transformer, placed)
 
 
 def build(config) -> Task:

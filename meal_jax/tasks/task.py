@@ -1,6 +1,6 @@
 """What a benchmark gives to a run: prompts, a policy to start from, rewards, and, where it is known, the truth.
 
-Letters: R prompt rows, K objectives, S prompt tokens, V vocabulary, M preferences.
+Letters: K objectives, V vocabulary, M preferences.
 """
 
 from __future__ import annotations
@@ -10,32 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from meal_jax.data.prompts import Prompts
 from meal_jax.models.policy import Conditioning
 from meal_jax.models.transformer import TransformerConfig
 
 PyTree = Any
-
-
-class Prompts(NamedTuple):
-    """Prompts in memory.
-
-    Attributes:
-      tokens: [R, S] int32, left-padded.
-      mask: [R, S] bool, False at padding.
-      id: [R] int32, names the row.
-      text: what a reward that reads text sees of each row, R strings; () where no such reward is used.
-    """
-
-    tokens: np.ndarray
-    mask: np.ndarray
-    id: np.ndarray
-    text: tuple[str, ...] = ()
-
-    def rows(self, index: np.ndarray) -> Prompts:
-        """The rows that `index` picks, numbers or [R] bool."""
-        chosen = np.arange(len(self.id))[index]
-        text = tuple(self.text[i] for i in chosen) if self.text else ()
-        return Prompts(self.tokens[chosen], self.mask[chosen], self.id[chosen], text)
 
 
 class Task(NamedTuple):
@@ -59,7 +38,7 @@ class Task(NamedTuple):
       show: token ids of one response, or of one prompt, to text.
       name: of the benchmark, for titles.
       text_rewards: for each objective, (mesh, Frozen) → a reward of texts (see `rewards/text.py`), or None where `reward`
-        has its column; () if it has all of them. `rewards.sources.attach` fills it in.
+        has its column; () if it has all of them. `tasks.attach_rewards.attach` fills it in.
       judged_by_base: one of `text_rewards` reads the frozen base.
       evaluation_set: name, sha256 and number of the prompts of `test`, see `data.templates.evaluation_set`.
       chat: a `data.chat.Chat`, how conversations become prompts; None for a benchmark that is not of text.

@@ -23,13 +23,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from meal_jax.data.prompts import Prompts
 from meal_jax.data.templates import evaluation_set
 from meal_jax.meal.step import Batch
 from meal_jax.models.policy import Conditioning
 from meal_jax.models.transformer import TransformerConfig
 from meal_jax.rewards import sources
 from meal_jax.rollout.decode import Responses
-from meal_jax.tasks.task import Prompts, Task
+from meal_jax.tasks.task import Task
 from meal_jax.tasks.toy_base import pretrain
 
 PAD, BEGIN, END = 0, 1, 2

@@ -44,5 +44,5 @@ def test_the_rollouts_own_copy_of_the_weights():
     assert copy(split) == copy({"tensor": 2}, gather=True) == 0  # nothing is split that could be gathered
     assert copy(split, gather=True) == 4 * base / 2
     assert copy(split, weights="merged") == 4 * base / 4
-    assert copy(split, apart=True) == 4 * base / 4
+    assert copy(split, unstack_layers=True) == 4 * base / 4
     assert copy(split, weights="int8", gather=True) == base / 2

@@ -81,4 +81,4 @@ def test_what_cannot_run_is_refused():
     with pytest.raises(ValueError, match="config.ric.map='l3'"):
         ric.RicConfig(map="l3")
     with pytest.raises(ValueError, match="low < high"):
-        ric.RicConfig(low=0.9, high=0.1)
+        ric.RicConfig(low_quantile=0.9, high_quantile=0.1)

@@ -15,7 +15,7 @@ import pytest
 from meal_jax.data import chat as chats
 from meal_jax.data import pipeline
 from meal_jax.data.pipeline import batch_at
-from meal_jax.tasks.task import Prompts
+from meal_jax.data.prompts import Prompts
 
 ROWS, BATCH = 11, 4
 PROMPTS = Prompts(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from meal_jax.data import hh_rlhf, prepare, prepared
+from meal_jax.data import hh_rlhf, prepare, read_prepared
 from meal_jax.data import summarize_from_feedback as sff
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -116,7 +116,7 @@ def test_other_source_files_are_noticed(source, write, capsys):
     write(source / "hh" / "helpful-base" / "train.jsonl.gz", [pair(i) for i in range(8)])
     (directory,) = prepare.prepare("hh_rlhf", source / "hh" / "helpful-base", out)
     assert "was made from other files: making it anew" in capsys.readouterr().out
-    assert prepared.splits(directory) == {"test": 4, "train": 8}
+    assert read_prepared.splits(directory) == {"test": 4, "train": 8}
 
 
 def test_a_bad_row_leaves_nothing_behind(source, write):
@@ -145,7 +145,7 @@ def test_the_hubs_parquet_files_are_read(source, monkeypatch):
         parquet.write_table(pyarrow.Table.from_pylist(rows), paths[-1])
     monkeypatch.setattr(prepare, "hub_sources", lambda dataset, config: paths)
     (directory,) = prepare.prepare("summarize_from_feedback", out=source / "out")
-    assert prepared.splits(directory) == {"train": 6, "validation": 6}
+    assert read_prepared.splits(directory) == {"train": 6, "validation": 6}
     assert sff.read(directory, "train")[0].article == "News."
     monkeypatch.setattr(prepare, "hub_sources", None)  # what is there is not fetched again
     assert prepare.prepare("summarize_from_feedback", out=source / "out") == [directory]
@@ -171,7 +171,7 @@ def test_a_source_without_the_files_says_what_it_should_hold(tmp_path, write):
 def test_the_published_rows(tmp_path):
     directories = prepare.prepare("hh_rlhf", SHARED / "hh_rlhf", tmp_path)
     for directory, rows, diverged in zip(directories, (2312, 2354, 2749), (5, 9, 3), strict=True):
-        assert prepared.splits(directory) == {"test": rows}
+        assert read_prepared.splits(directory) == {"test": rows}
         found = hh_rlhf.read(directory)
         assert fields(found) == fields(hh_rlhf.read(SHARED / "hh_rlhf" / directory.parent.name))
         assert found.count(hh_rlhf.DIVERGED) == diverged

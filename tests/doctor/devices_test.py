@@ -104,7 +104,7 @@ def test_devices_sum_and_make_a_step_together():
     ("backend", "changes", "status", "says"),
     [
         ("gpu", {}, "warn", "2.7 times as fast"),
-        ("gpu", {"rollout.attention": "triton", "rollout.apart": True, "policy.attention": "cudnn"}, None, ""),
+        ("gpu", {"rollout.attention": "triton", "rollout.unstack_layers": True, "policy.attention": "cudnn"}, None, ""),
         ("cpu", {}, None, ""),
         ("cpu", {"rollout.attention": "triton"}, "warn", "interpreted on cpu"),
         ("tpu", {"policy.attention": "cudnn"}, "fail", "does not run on tpu"),

@@ -11,10 +11,10 @@ import optax
 import pytest
 
 from meal_jax.meal import bilevel, step
+from meal_jax.meal.normalise import absorb, normalise
 from meal_jax.meal.preference import accept, adapt, draw_targets
 from meal_jax.models.lora import Lora
 from meal_jax.models.policy import token_stats
-from meal_jax.rewards.normalise import absorb, normalise
 from meal_jax.rollout.decode import decode, sample_keys
 from meal_jax.rollout.sampling import Sampling
 from meal_jax.testing import END, PAD, tiny
@@ -59,7 +59,7 @@ def static_step(run, state):
         sampling=setup.sampling, end=END, pad=PAD, forbidden=setup.forbidden,
     )  # fmt: skip
     rewards = setup.reward(frozen.reward, batch, responses)
-    stats = absorb(state.rewards, rewards, m.horizon)
+    stats = absorb(state.rewards, rewards, m.stats_window)
     r = normalise(stats, rewards)
     theta, opt = state.policy, state.policy_opt
     for half in (0, 1):
@@ -147,7 +147,7 @@ def test_hypergradient_of_the_step_is_the_derivative_of_its_own_losses(condition
         return jax.tree.map(jnp.subtract, phi, new.net), rolled, scores.rewards
 
     grad, rolled, rewards = ours(phi)
-    r = normalise(absorb(state.rewards, rewards, setup.meal.horizon), rewards)
+    r = normalise(absorb(state.rewards, rewards, setup.meal.stats_window), rewards)
     inner, outer = (step._half((run.batch, rolled, r), half) for half in (0, 1))
 
     def logp(theta, w, batch, responses):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from meal_jax.models import hf
+from meal_jax.hf import pretrained
 from meal_jax.models.lora import Lora
 from meal_jax.models.policy import Conditioning, Policy
 from meal_jax.models.transformer import Transformer, TransformerConfig
@@ -84,8 +84,8 @@ def policy_logits(config, params, prompts, response):
 def test_logits_equal_torch(torch_decoder, case):
     """Prompts shorter and longer than the windows, padded and not, cut into prompt and response: two sets of keys."""
     model, directory = torch_decoder(case)
-    config = hf.load_config(directory)
-    params = {"transformer": hf.load_params(directory, config)}
+    config = pretrained.load_config(directory)
+    params = {"transformer": pretrained.load_params(directory, config)}
     rng = np.random.default_rng(0)
     response = rng.integers(0, config.vocab_size, (4, 12))
     for lengths in ((15, 4, 9, 1), (15, 15, 15, 15)):
@@ -100,19 +100,19 @@ def test_logits_equal_torch(torch_decoder, case):
 def test_shards_compute_what_one_device_does(torch_decoder):
     """The family with the most switches, on a mesh that splits prompts, width, heads and hidden units."""
     _, directory = torch_decoder("gemma3")
-    config = hf.load_config(directory)
+    config = pretrained.load_config(directory)
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-    shapes = {"transformer": traverse_util.unflatten_dict(hf.param_shapes(config), sep="/")}
+    shapes = {"transformer": traverse_util.unflatten_dict(pretrained.param_shapes(config), sep="/")}
     rules = [("embedding$", jax.P(None, "fsdp")), *sharding.RULES]  # 61 tokens do not divide
     places = sharding.shardings(shapes, mesh, rules)
     rng = np.random.default_rng(2)
     prompts = [rng.integers(0, config.vocab_size, n).tolist() for n in (15, 4, 9, 1)]
     response = rng.integers(0, config.vocab_size, (4, 1, 12))
     batch = jax.device_put((*left_pad(prompts), response), sharding.batch_sharding(mesh))
-    params = {"transformer": hf.load_params(directory, config, places["transformer"])}
+    params = {"transformer": pretrained.load_params(directory, config, places["transformer"])}
     with jax.set_mesh(mesh):
         _, hidden = prefill_and_respond(config, params, *batch)
-    params = {"transformer": hf.load_params(directory, config)}
+    params = {"transformer": pretrained.load_params(directory, config)}
     _, expected = prefill_and_respond(config, params, *left_pad(prompts), response)
     np.testing.assert_allclose(hidden, expected, atol=1e-4, rtol=0)
 
@@ -120,9 +120,9 @@ def test_shards_compute_what_one_device_does(torch_decoder):
 @pytest.mark.parametrize("case", ["llama", "gemma3"])
 def test_a_pass_without_prompt_or_cache_equals_torch(torch_decoder, case):
     model, directory = torch_decoder(case)
-    config = hf.load_config(directory)
+    config = pretrained.load_config(directory)
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (3, 27))
-    logits = full_logits(config, hf.load_params(directory, config), tokens)
+    logits = full_logits(config, pretrained.load_params(directory, config), tokens)
     np.testing.assert_allclose(logits, np.stack(torch_logits(model, tokens.tolist())), atol=1e-4, rtol=0)
 
 
@@ -130,8 +130,8 @@ def test_greedy_decoding_equals_torch_token_for_token(torch_decoder, case):
     import torch
 
     model, directory = torch_decoder(case)
-    config = hf.load_config(directory)
-    params = {"transformer": hf.load_params(directory, config)}
+    config = pretrained.load_config(directory)
+    params = {"transformer": pretrained.load_params(directory, config)}
     rng = np.random.default_rng(1)
     rows = [rng.integers(0, config.vocab_size, n).tolist() for n in (3, 11, 7, 1)]
     tokens, mask = left_pad(rows)
@@ -291,7 +291,7 @@ def test_smollm2_answers_as_torch_does_on_20_prompts():
     transformers = pytest.importorskip("transformers")
     if not SMOLLM2.is_dir():
         pytest.skip(f"no weights at {SMOLLM2}: run launch/fetch_smollm2.sh, or set MEAL_SMOLLM2 to their directory")
-    tokenizer = hf.load_tokenizer(SMOLLM2)
+    tokenizer = pretrained.load_tokenizer(SMOLLM2)
     rows = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
@@ -307,8 +307,8 @@ def test_smollm2_answers_as_torch_does_on_20_prompts():
             out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=32)
         expected.append(out[0, len(row) :].tolist())
     del model
-    config = hf.load_config(SMOLLM2)
-    params = {"transformer": hf.load_params(SMOLLM2, config)}
+    config = pretrained.load_config(SMOLLM2)
+    params = {"transformer": pretrained.load_params(SMOLLM2, config)}
     answers = np.asarray(greedy(config, params, *left_pad(rows, pad), end, pad, max_new=32))
     got = [row[: len(other)].tolist() for row, other in zip(answers, expected, strict=True)]
     assert got == expected

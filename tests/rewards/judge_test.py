@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from meal_jax.models import hf
+from meal_jax.hf import pretrained
 from meal_jax.models.transformer import Transformer
 from meal_jax.rewards import judge
 from meal_jax.runtime import sharding
@@ -27,8 +27,8 @@ def mesh():
 
 @pytest.fixture(scope="module")
 def model(chat_model):
-    config = hf.load_config(chat_model)
-    return config, hf.load_params(chat_model, config)
+    config = pretrained.load_config(chat_model)
+    return config, pretrained.load_params(chat_model, config)
 
 
 def test_log_odds_are_those_of_one_plain_pass_a_pair(model, mesh, chat_tokenizer):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from meal_jax.models import hf
+from meal_jax.hf import pretrained
 from meal_jax.models.policy import Conditioning, Policy
 from meal_jax.rewards import linear_heads
 from meal_jax.rollout.decode import Responses
@@ -23,7 +23,7 @@ def responses(lengths):
 
 @pytest.fixture
 def base(chat_model):
-    return hf.load_params(chat_model, hf.load_config(chat_model))
+    return pretrained.load_params(chat_model, pretrained.load_config(chat_model))
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_the_reward_is_linear_in_the_features(heads, kind):
 
 
 def test_a_decoder_reads_a_response_alike_whatever_pads_it(chat_model, base):
-    policy = Policy(hf.load_config(chat_model), Conditioning(kind="none"))
+    policy = Policy(pretrained.load_config(chat_model), Conditioning(kind="none"))
     variables = {"params": {"transformer": base}}
     prefill = jax.jit(lambda tokens: policy.apply(variables, tokens, jnp.ones(tokens.shape, bool), method="prefill"))
     prompt = prefill(jnp.array([[1, 7, 8]]))
@@ -109,7 +109,7 @@ def test_picking_follows_the_order_asked_for(heads):
 
 
 def test_files_that_are_no_heads_are_refused(tmp_path, heads, chat_model):
-    with pytest.raises(FileNotFoundError, match=r"meal_jax\.rewards\.train"):
+    with pytest.raises(FileNotFoundError, match=r"meal_jax\.reward_training\.heads"):
         linear_heads.load(tmp_path / "none.safetensors")
     with pytest.raises(ValueError, match="not a file of reward heads"):
         linear_heads.load(chat_model / "model.safetensors")

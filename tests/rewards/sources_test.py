@@ -9,14 +9,14 @@ import pytest
 
 from meal_jax import build
 from meal_jax import config as base
+from meal_jax.hf import pretrained
 from meal_jax.meal.step import Batch, Frozen
-from meal_jax.models import hf
 from meal_jax.models.lora import Lora
 from meal_jax.rewards import formats, sources
 from meal_jax.rewards.text import ModelReward
 from meal_jax.rollout.decode import Responses
 from meal_jax.runtime import sharding
-from meal_jax.tasks import toy
+from meal_jax.tasks import attach_rewards, toy
 
 CODE = """
 def words(prompts, responses):
@@ -90,7 +90,7 @@ def test_no_sources_are_the_benchmarks_own():
     config = configured()
     task = build.build_task(config)
     assert sources.own(config) == (0, 1) and task.text_rewards == () and task.truth is not None
-    assert sources.scorer(task, None, None) is None and task.reward is toy.reward
+    assert attach_rewards.scorer(task, None, None) is None and task.reward is toy.reward
 
 
 def columns(task):
@@ -109,7 +109,7 @@ def test_columns_of_the_device_are_mixed_in_order(code):
     own, length = [1.0, 0.0, 0.0], [404.0, 401.0, 403.0]
     task = build.build_task(configured(f"jax:{code}:length", "heads"))
     np.testing.assert_array_equal(columns(task), np.stack([length, own], -1))
-    assert not any(task.text_rewards) and sources.scorer(task, None, None) is None
+    assert not any(task.text_rewards) and attach_rewards.scorer(task, None, None) is None
     task = build.build_task(configured(f"python:{code}:words", "heads"))
     np.testing.assert_array_equal(columns(task), np.array(own)[:, None])
     assert [bool(r) for r in task.text_rewards] == [True, False]
@@ -119,7 +119,7 @@ def test_columns_of_the_device_are_mixed_in_order(code):
 
 def test_the_scorer_reads_what_the_benchmark_shows(code, mesh):
     task = build.build_task(configured(f"jax:{code}:length", f"python:{code}:words"))
-    scorer = sources.scorer(task, mesh, None)
+    scorer = attach_rewards.scorer(task, mesh, None)
     tokens, mask = np.array([[[20, 21, toy.END]]]), np.ones((1, 1, 3), bool)
     prompt = scorer.texts[int(task.train.id[5])]
     assert prompt == toy.show(task.train.tokens[5][task.train.mask[5]]) and prompt.startswith("< ")
@@ -169,8 +169,8 @@ def test_an_id_names_one_text(code, monkeypatch):
 
 def with_weights(monkeypatch, chat_model, lora):
     """The toy benchmark as if its policy had been loaded from `chat_model`."""
-    real, transformer = toy.build, hf.load_config(chat_model, lora=lora)
-    weights = hf.load_params(chat_model, transformer)
+    real, transformer = toy.build, pretrained.load_config(chat_model, lora=lora)
+    weights = pretrained.load_params(chat_model, transformer)
     monkeypatch.setattr(toy, "build", lambda config: real(config)._replace(transformer=transformer, weights=weights))
     return weights
 
@@ -184,7 +184,7 @@ def test_a_judge_shares_the_policys_frozen_base(rank, monkeypatch, chat_model, m
     assert (setup.base is None) == (rank > 0)  # adapters leave the base as it is; else a copy of it is kept
     held = {"transformer": weights}
     frozen = Frozen(held, None, {}) if rank else Frozen({}, held, {})
-    judge = sources.scorer(task, mesh, frozen).rewards[1]
+    judge = attach_rewards.scorer(task, mesh, frozen).rewards[1]
     assert isinstance(judge, ModelReward)
     for ours, theirs in zip(jax.tree.leaves(judge.params), jax.tree.leaves(held), strict=True):
         assert ours is theirs
@@ -194,7 +194,7 @@ def test_a_judge_of_its_own_and_one_that_is_missing(chat_model, mesh):
     config = configured("heads", "judge:Is it polite?", reward__judge=str(chat_model))
     task = build.build_task(config)
     assert not task.judged_by_base
-    scores = sources.scorer(task, mesh, None).rewards[1](["p", "q"], ["yes", "no"])
+    scores = attach_rewards.scorer(task, mesh, None).rewards[1](["p", "q"], ["yes", "no"])
     assert scores.shape == (2,) and np.isfinite(scores).all() and scores[0] != scores[1]
     with pytest.raises(ValueError, match=r"judge:Is it polite\? needs a language model.*config\.reward\.judge"):
         build.build_task(configured("heads", "judge:Is it polite?"))
@@ -237,11 +237,11 @@ def test_a_preset_reads_a_directory_as_torch_does(preset, kind, tokenizer_files,
     shutil.copytree(tokenizer_files, tmp_path / "model")
     model.save_pretrained(tmp_path / "model")
     task = build.build_task(configured("heads", f"{preset}@{tmp_path / 'model'}", reward__batch_size=2))
-    reward = sources.scorer(task, mesh, None).rewards[1]
+    reward = attach_rewards.scorer(task, mesh, None).rewards[1]
     prompts = ["Human: hello \n\nAssistant:", "please", "please", " ".join("please thank you" for _ in range(40))]
     responses = ["thank you yes", "no", "no no no no no no no no no no no no", "yes"]
     ours = reward(prompts, responses)
-    tokenizer = hf.load_tokenizer(tmp_path / "model")
+    tokenizer = pretrained.load_tokenizer(tmp_path / "model")
     for prompt, response, found in zip(prompts, responses, ours, strict=True):
         texts = (response,) if preset == "humor" else (prompt, response)
         ids = tokenizer(*texts, truncation=True, max_length=64, return_tensors="pt")["input_ids"]

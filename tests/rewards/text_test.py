@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from meal_jax.models.classifier import Classifier
+from meal_jax.classifiers.classifier import Classifier
 from meal_jax.rewards import text
 from meal_jax.rewards.formats import Encoded
 from meal_jax.runtime import sharding

@@ -93,10 +93,10 @@ LOCAL = {"window": 3, "local": (True, False), "local_rope_base": 500.0, "tied": 
 @pytest.mark.parametrize(
     ("how", "model"),
     [
-        (RolloutWeights("merged", apart=True), {}),
-        (RolloutWeights("int8", apart=True), LOCAL),
+        (RolloutWeights("merged", unstack_layers=True), {}),
+        (RolloutWeights("int8", unstack_layers=True), LOCAL),
         (RolloutWeights("same", attention="triton"), LOCAL),
-        (RolloutWeights("merged", apart=True, attention="triton"), {}),
+        (RolloutWeights("merged", unstack_layers=True, attention="triton"), {}),
     ],
     ids=["apart", "apart, int8, local layers", "triton, local layers", "apart, triton"],
 )
@@ -118,7 +118,7 @@ def test_layers_apart_and_the_kernel_sample_what_stacked_layers_do(how, model):
 
 def test_layers_apart_are_sliced_outside_of_the_loop_over_tokens(run):
     """No program of the decoding loop takes a whole stack of kernels: what is apart stays apart."""
-    setup = dataclasses.replace(run.setup, rollout_weights=RolloutWeights("merged", apart=True))
+    setup = dataclasses.replace(run.setup, rollout_weights=RolloutWeights("merged", unstack_layers=True))
     jaxpr = jax.make_jaxpr(functools.partial(step.rollout, setup))(run.state, run.frozen, run.batch)
     (loop,) = [e for e in jaxpr.eqns if e.primitive.name == "while" and len(e.invars) > 30]
     kernel = run.frozen.policy["transformer"]["layers"]["mlp"]["gate"]["kernel"].shape
@@ -140,17 +140,17 @@ def test_eight_bits_move_a_real_models_log_probabilities_little(capsys):
     if not source.exists():
         pytest.skip("needs the weights: bash launch/fetch_smollm2.sh")
     from meal_jax.data import chat as chats
-    from meal_jax.models import hf
+    from meal_jax.hf import pretrained
     from meal_jax.models.policy import Conditioning, Policy, token_stats
     from meal_jax.rollout.decode import decode, sample_keys
 
-    chat = chats.make(hf.load_tokenizer(source))
+    chat = chats.make(pretrained.load_tokenizer(source))
     things = ("bread", "a bicycle", "rain", "the moon", "a contract", "fever", "a chess opening", "rust on iron")
     asked = [chats.prompt_ids(chat, (("user", f"Tell me about {thing}."),)) for thing in things]
     prompts = chats.pad_left(asked, max(map(len, asked)), chat.pad)
-    config = hf.load_config(source)
+    config = pretrained.load_config(source)
     policy = Policy(config, Conditioning("none", 2, tail=tuple(chats.tail_ids(chat))))
-    params, w = {"transformer": hf.load_params(source, config)}, jnp.full((len(asked), 1, 2), 0.5)
+    params, w = {"transformer": pretrained.load_params(source, config)}, jnp.full((len(asked), 1, 2), 0.5)
 
     def read(params, tokens):
         apply = functools.partial(policy.apply, {"params": params})

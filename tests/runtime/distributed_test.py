@@ -14,14 +14,14 @@ import pytest
 from configs import toy
 from meal_jax import methods, sft, train
 from meal_jax.runtime import checkpoint, distributed, sharding
-from meal_jax.runtime.run import open_run, read_config
+from meal_jax.saved_run import open_run, read_config
 from tests.runtime.checkpoint_test import META, abstract, make_state, raw
 from tests.runtime.processes import HEARTBEAT, ROOT, Group
 from tests.sft_test import config as tuning  # noqa: F401, a fixture
 from tests.train_test import TEXT_REWARDS, newest
 
 SMALL = {
-    "steps": 24, "batch_size": 4, "meal.candidates": 2, "meal.net": False, "sampling.max_new": 4, "beside": (),
+    "steps": 24, "batch_size": 4, "meal.candidates": 2, "meal.net": False, "sampling.max_new": 4, "compare_with": (),
     "policy.width": 16, "policy.hidden": 16, "policy.layers": 1, "eval.prompts": 16, "eval.batch_size": 16,
     "eval.every": 12, "eval.divisions": 1, "eval.bootstrap": 20, "eval.samples": 16, "checkpoint.every": 2,
     "checkpoint.keep": 3,
@@ -39,7 +39,7 @@ def config_file(folder, run):
     """A file for --config that gives the configuration in another folder's config.json."""
     path = folder / "config.py"
     reads = f"def get_config():\n    return read_config({str(run)!r})\n"
-    path.write_text(f"from meal_jax.runtime.run import read_config\n\n\n{reads}")
+    path.write_text(f"from meal_jax.saved_run import read_config\n\n\n{reads}")
     return path
 
 
@@ -187,7 +187,7 @@ def test_parts_of_a_run_between_two_processes(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [name for name in methods.METHODS if name not in ("meal", "static")])
 def test_the_methods_beside_it_train_in_two_processes_as_in_one(method, tmp_path, cache):
-    few = {"steps": 3, "eval.every": 3, "method": method, "ric.offline": 1, "dpo.sft": 1, "parm.pairs": 1}
+    few = {"steps": 3, "eval.every": 3, "method": method, "ric.offline_steps": 1, "dpo.sft_steps": 1, "parm.pairs": 1}
     workdirs = [tmp_path / "two", tmp_path / "one"]
     with start(workdirs[0], cache, few) as group:
         assert group.wait() == [0, 0], group.output()
@@ -225,7 +225,7 @@ def test_adapters_on_a_base_that_two_processes_share_with_heads_and_a_judge(assi
     ran = assistant_run("text")
     file = tmp_path / "config.py"
     file.write_text(
-        f"from meal_jax.runtime.run import read_config\n\n\ndef get_config():\n    return read_config({str(ran)!r})\n"
+        f"from meal_jax.saved_run import read_config\n\n\ndef get_config():\n    return read_config({str(ran)!r})\n"
     )
     fields = {
         "steps": 3, "eval.every": 3, "eval.prompts": 8, "eval.batch_size": 8, "mesh.data": 2, "mesh.fsdp": 2,
@@ -331,12 +331,11 @@ def test_one_process_decides_alone_and_starts_nothing():
 
 def test_commands_made_for_one_process_refuse_several(monkeypatch, tmp_path):
     from meal_jax import compare
-    from meal_jax.rewards import finetune
-    from meal_jax.rewards import train as heads
+    from meal_jax.reward_training import fit_heads, fit_model
 
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     commands = [
-        lambda: compare.run(None, tmp_path, (), 1), lambda: finetune.run(None), lambda: heads.run(None),
+        lambda: compare.run(None, tmp_path, (), 1), lambda: fit_model.run(None), lambda: fit_heads.run(None),
         lambda: open_run(tmp_path),
     ]  # fmt: skip
     for command in commands:

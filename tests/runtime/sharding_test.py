@@ -6,11 +6,11 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+from meal_jax.meal.normalise import init_stats
 from meal_jax.meal.weight_net import WeightNet
 from meal_jax.models.lora import Lora
 from meal_jax.models.policy import Conditioning, Policy
 from meal_jax.models.transformer import TransformerConfig
-from meal_jax.rewards.normalise import init_stats
 from meal_jax.runtime import sharding
 
 
@@ -103,7 +103,7 @@ class Chip:
         self.process_index = number // 4
 
 
-@pytest.mark.parametrize("asked", [2, -1])
+@pytest.mark.parametrize("asked", [2, None])
 def test_mesh_of_slices_splits_data_over_them_first(asked):
     chips = [Chip(i, slice_index=i % 2) for i in range(16)]  # in whatever order they are named
     mesh = sharding.make_mesh(-1, 2, 2, chips, slices=asked)
@@ -123,7 +123,7 @@ def test_mesh_of_processes_for_slices_where_devices_name_none():
 
 
 def test_as_many_slices_as_the_devices_say_is_one_where_they_say_nothing():
-    assert sharding.make_mesh(slices=-1) == sharding.make_mesh()
+    assert sharding.make_mesh(slices=None) == sharding.make_mesh()
 
 
 @pytest.mark.parametrize(

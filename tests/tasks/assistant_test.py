@@ -13,8 +13,8 @@ import pytest
 from meal_jax import build
 from meal_jax.config import check
 from meal_jax.data import chat as chats
+from meal_jax.hf import pretrained
 from meal_jax.meal.step import Batch, init_state, rollout, score
-from meal_jax.models import hf
 from meal_jax.rewards import linear_heads
 from meal_jax.runtime import sharding
 from meal_jax.tasks import assistant, language
@@ -43,7 +43,7 @@ def config(chat_model, tmp_path):
         head = [f"\n\nHuman: {word} {i}" for i in range(60)] + [f"\n\nHuman: {'long ' * 90}{i}" for i in range(20)]
         rows = [{"chosen": h + "\n\nAssistant: a", "rejected": h + "\n\nAssistant: b"} for h in head]
         write_rows(tmp_path / "data" / folder / "test.jsonl.gz", rows)
-    params = hf.load_params(chat_model, hf.load_config(chat_model))
+    params = pretrained.load_params(chat_model, pretrained.load_config(chat_model))
     heads = linear_heads.Heads(
         w=np.random.default_rng(0).normal(size=(2, 32)).astype(np.float32),
         b=np.zeros(2, np.float32),
@@ -52,7 +52,7 @@ def config(chat_model, tmp_path):
         features="last+mean",
         base=linear_heads.fingerprint(params),
         base_name="tiny",
-        format=chats.describe(chats.make(hf.load_tokenizer(chat_model))),
+        format=chats.describe(chats.make(pretrained.load_tokenizer(chat_model))),
         facts={},
     )
     linear_heads.save(heads, c.reward.heads)
@@ -90,7 +90,7 @@ def test_test_prompts_do_not_hang_on_the_order_of_rows(config):
 def test_special_and_unknown_tokens_are_forbidden_but_the_end_is_not(config):
     task = assistant.build(config)
     assert task.forbidden.shape == (320,) and not task.forbidden[task.end]
-    tokenizer = hf.load_tokenizer(config.policy.source)
+    tokenizer = pretrained.load_tokenizer(config.policy.source)
     for token in ("<|endoftext|>", "<|im_start|>", "<repo_name>"):
         assert task.forbidden[tokenizer.convert_tokens_to_ids(token)]
     assert task.forbidden[len(tokenizer) :].all() and len(tokenizer) < 320

@@ -1,0 +1,201 @@
+"""What a family of classifiers consists of, and its tensors in and out.
+
+A family's table of names (`Family.weights`, rows as in hf/families.py) serves reading and writing. What files that were
+written over the years do differently is settled here: base models leave out the prefix of their names, BERT's first
+files call a norm's parameters gamma and beta, buffers and the heads of other tasks are stored along.
+
+Letters: L layers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+
+from meal_jax.hf import pretrained
+from meal_jax.hf.families import Weight
+
+# Tensors that no classifier reads: buffers that follow from the configuration, and the heads of other tasks.
+REDUNDANT = re.compile(
+    r"(\.attn\.(bias|masked_bias)|(^|\.)position_ids|(encoder|decoder)\.version|\.rotary_emb\.inv_freq|final_logits_bias)$"
+    r"|^(lm_head|cls|vocab_\w+|qa_outputs|mask_predictions|lm_predictions)\."
+)
+
+
+SETTINGS = ("dtype", "param_dtype", "remat", "lora")  # fields of a configuration that no file decides
+
+
+class Family(NamedTuple):
+    """One architecture.
+
+    Attributes:
+      name: config.json's model_type.
+      stem: its torch classes are `stem` + "ForSequenceClassification", "Model" and so on.
+      prefix: of the names of the base model's tensors; files of a base model alone leave it out.
+      config: makes a configuration of `fields`, family, labels and those of SETTINGS.
+      model: module of a config; (tokens [R, T], mask [R, T], types [R, T]) → logits [R, labels] float32.
+      weights: the table of names for a config; rows whose parameter the config lacks are passed over.
+      fields: config.json's entries to fields of `config`; KeyError where an entry is missing.
+      unimplemented: config.json's entries to what they ask for and the model does not do, in words.
+      entries: a config to config.json's entries, the inverse of `fields`.
+      copies: names of tensors that repeat another, tied one: {copy: original}.
+      redundant: more names that are passed over, a pattern.
+    """
+
+    name: str
+    stem: str
+    prefix: str
+    config: Callable[..., Any]
+    model: Callable[[Any], nn.Module]
+    weights: Callable[[Any], tuple[Weight, ...]]
+    fields: Callable[[Mapping[str, Any]], dict[str, Any]]
+    unimplemented: Callable[[Mapping[str, Any]], list[str]]
+    entries: Callable[[Any], dict[str, Any]]
+    copies: Mapping[str, str] = {}
+    redundant: str = r"(?!)"  # matches nothing
+
+
+def token_id(c: Mapping[str, Any], name: str, default: int) -> int:
+    """A token's id out of config.json, whose entry may be absent, null or a list."""
+    value = c.get(name)
+    value = value[0] if isinstance(value, list) and value else value
+    return value if isinstance(value, int) else default
+
+
+def norm_weights(path: str, name: str) -> tuple[Weight, ...]:
+    """Rows of a layer norm."""
+    return Weight(f"{path}/scale", f"{name}.weight"), Weight(f"{path}/bias", f"{name}.bias")
+
+
+def linear_weights(path: str, name: str) -> tuple[Weight, ...]:
+    """Rows of a linear layer of torch, whose matrix is [out, in]."""
+    return Weight(f"{path}/kernel", f"{name}.weight", True), Weight(f"{path}/bias", f"{name}.bias")
+
+
+def _layers(weight: Weight, shapes: Mapping[str, Any]) -> int:
+    """L of a stacked parameter; the encoder's and the decoder's of BART differ."""
+    return shapes[weight.path].shape[0]
+
+
+def expected(
+    weights: Iterable[Weight], shapes: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Name of every tensor of a model to (path of its parameter, its shape in torch's layout)."""
+    out = {}
+    for weight in weights:
+        shape = pretrained.torch_shape(weight, shapes[weight.path].shape)
+        out |= dict.fromkeys(weight.names(_layers(weight, shapes)), (weight.path, shape))
+    return out
+
+
+def canonical(family: Family, name: str, known: Mapping[str, Any]) -> str:
+    """The name in the family's table of a tensor that a file may call otherwise; unknown names come back as they are."""
+    new = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
+    for candidate in (new, family.prefix + new):
+        candidate = family.copies.get(candidate, candidate)
+        if candidate in known:
+            return candidate
+    return name
+
+
+def read(
+    directory: Path,
+    family: Family,
+    config: Any,
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+    places: Mapping[str, jax.sharding.Sharding | None],
+    *,
+    fresh: bool = False,
+) -> dict[str, jax.Array]:
+    """Reads a model's parameters from a directory, after every name and shape was checked against the files' headers.
+
+    Args:
+      directory: with what `pretrained.load_params` reads.
+      family: whose table to read by.
+      config: of the family.
+      shapes: path to shape and type of every parameter that the files should hold.
+      places: path to sharding; None is the default device.
+      fresh: the head is drawn anew: "classifier" is not read, and "pooler" need not be there.
+
+    Returns:
+      Path to parameter; under `fresh` without those that are to be drawn.
+
+    Raises:
+      FileNotFoundError: no weights, or a shard is missing.
+      ModuleNotFoundError: the weights are torch's .bin files and there is no torch.
+      ValueError: a damaged file, or tensors missing, misshapen, of a type that is not floating point, or left over.
+    """
+    weights = [weight for weight in family.weights(config) if weight.path in shapes]
+    names = expected(weights, shapes)
+    with contextlib.ExitStack() as stack:
+        files = pretrained.open_weights(directory, stack)
+        # Of a tensor and its copies, the one that goes by the table's name wins.
+        tensors = {canonical(family, name, names): files[name] for name in sorted(files, key=lambda n: n in names)}
+        if fresh:
+            drawn = {name for name in names if names[name][0].startswith("classifier/")}
+            drawn |= {name for name in names if names[name][0].startswith("pooler/") and name not in tensors}
+            names = {name: names[name] for name in names.keys() - drawn}
+            tensors = {name: tensors[name] for name in tensors.keys() - drawn}
+        _check(directory, family, names, tensors, fresh)
+        kept = {path for path, _ in names.values()}
+        return {
+            weight.path: pretrained.read_weight(
+                weight, tensors, shapes[weight.path], _layers(weight, shapes), places[weight.path]
+            )
+            for weight in weights
+            if weight.path in kept
+        }
+
+
+def _check(directory: Path, family: Family, names, tensors: Mapping[str, Any], fresh: bool) -> None:
+    """Raises ValueError naming every tensor that is missing, misshapen, of a wrong type or left over."""
+    found = {name: tuple(tensor.get_shape()) for name, tensor in tensors.items()}
+    both = sorted(names.keys() & found.keys())
+    passed = rf"{REDUNDANT.pattern}|{family.redundant}" + (
+        r"|^(score|classifier|classification_head)\." if fresh else ""
+    )
+    problems = {
+        "missing": sorted(names.keys() - found.keys()),
+        "misshapen": [
+            f"{name} {list(found[name])} instead of {list(names[name][1])}"
+            for name in both
+            if found[name] != names[name][1]
+        ],
+        "not floating point": [
+            f"{name} ({tensors[name].get_dtype()})"
+            for name in both
+            if tensors[name].get_dtype() not in pretrained.FLOATS
+        ],
+        "left over": sorted(name for name in found.keys() - names.keys() if not re.search(passed, name)),
+    }
+    lines = [f"  {what}: {pretrained.few(which)}" for what, which in problems.items() if which]
+    if lines:
+        raise ValueError(
+            f"The tensors in {directory} are not those of a {family.stem}ForSequenceClassification of its config.json:\n"
+            + "\n".join(lines)
+        )
+
+
+def tensors_of(
+    weights: Iterable[Weight], flat: Mapping[str, jax.Array]
+) -> tuple[dict[str, pretrained.Tensor], dict[str, Any]]:
+    """Parameters by path to tensors by name, in torch's layout, and the type of each: the inverse of `read`."""
+    tensors, dtypes = {}, {}
+    for weight in weights:
+        if weight.path in flat:
+            leaf = flat[weight.path]
+            shape = pretrained.torch_shape(weight, leaf.shape)
+            for i, name in enumerate(weight.names(_layers(weight, flat))):
+                layer = i if "{}" in weight.name else None
+                tensors[name] = pretrained.Tensor(
+                    shape, "", functools.partial(pretrained.torch_slice, leaf, layer, weight.transposed)
+                )
+                dtypes[name] = leaf.dtype
+    return tensors, dtypes

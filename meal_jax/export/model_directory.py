@@ -1,0 +1,281 @@
+"""A trained policy as a directory that servers of Hugging Face models read: merged weights, or a PEFT adapter.
+
+    python -m meal_jax.export --checkpoint=WORKDIR --out=DIR [--kind=merged|adapter] [--preference=0.3,0.7]
+
+How a server then gives a preference hangs on how the policy reads one (`config.conditioning.kind`):
+  text    by the chat template's variable `preference`; --preference sets what it is where a request names none;
+  prefix  with --preference, that one is baked in: its embeddings become tokens that the chat template writes; without, the
+          prefix network goes along in NumPy, for servers that take embeddings;
+  none    not at all.
+The weight-net goes along in NumPy wherever a request can name a preference. README.md in the directory says all of this of
+that model. `preference.json` says it to programs, in token ids.
+
+Letters: K objectives, P slots of a prefix, V vocabulary, D width, L layers, R rank.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+from flax import traverse_util
+from safetensors.numpy import save_file
+
+from meal_jax.export import card, chat_template
+from meal_jax.hf import families, pretrained
+from meal_jax.meal import step as meal
+from meal_jax.models import lora
+from meal_jax.models.policy import Conditioner
+from meal_jax.models.transformer import TransformerConfig
+from meal_jax.saved_run import Run
+
+PyTree = Any
+KINDS = ("merged", "adapter")
+EXPORTED = Path(card.__file__).parent
+
+
+def export(run: Run, out: str | os.PathLike, *, kind: str = "merged", preference: np.ndarray | None = None) -> None:
+    """Writes the directory `out`, whole or not at all.
+
+    Args:
+      run: as from `open_run`.
+      out: a directory that is not there yet, or is empty.
+      kind: "merged" (adapters added to the weights) or "adapter" (PEFT's LoRA format, beside the base model).
+      preference: [K] to bake in, or for "text" to assume where a request names none.
+
+    Raises:
+      ValueError: see `check`; or the run's method answers otherwise than by one policy.
+    """
+    out, task = Path(out).expanduser(), run.task
+    check(run.config, out, kind, preference)
+    if run.method.answer is not meal.answer:
+        raise ValueError(
+            f"{run.method.label} answers a preference by more than telling one policy of it; export writes one policy."
+        )
+    baked = task.conditioning.kind == "prefix" and preference is not None
+    tokenizer, slots = add_slots(run, task.conditioning.slots if baked else 0)
+    template, exact = make_template(run, tokenizer, slots, preference)
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    flat = traverse_util.flatten_dict(lora.merge(run.state.policy, run.frozen.policy), sep="/")
+    if kind == "merged":
+        save_merged(partial, run, flat, slots, preference)
+    else:
+        save_adapter(partial, run, flat)
+    suppressed = sorted({*(() if task.forbidden is None else np.flatnonzero(task.forbidden).tolist()), *slots})
+    special = special_ids(run)
+    write_json(partial / "generation_config.json", special | {"suppress_tokens": suppressed})
+    if tokenizer is not None:
+        save_tokenizer(partial, tokenizer, template, run.config.policy.source)
+    extras = save_networks(partial, run, flat, baked)
+    given = None if preference is None else [float(v) for v in preference]
+    write_json(partial / "preference.json", describe(run, slots, given))
+    write_json(partial / "meal_config.json", json.loads(run.config.to_json_best_effort()))
+    (partial / "README.md").write_text(card.write(run, kind, given, slots, exact, extras), encoding="utf-8")
+    if out.exists():  # empty
+        out.rmdir()
+    partial.rename(out)
+
+
+def check(config: ml_collections.ConfigDict, out: Path, kind: str, preference: np.ndarray | None) -> None:
+    """Refuses what cannot be exported, before anything is loaded.
+
+    Raises:
+      ValueError: names what is asked for, and what would do.
+    """
+    reads = config.conditioning.kind
+    if kind not in KINDS:
+        raise ValueError(f"--kind={kind} is not one of {', '.join(KINDS)}.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"--out={out} is there and not empty: name another directory, or remove it.")
+    if kind == "adapter" and not config.policy.lora_rank:
+        raise ValueError("This run trained all weights (config.policy.lora_rank=0), it has no adapter: --kind=merged.")
+    if kind == "adapter" and not config.policy.source:
+        raise ValueError("This run's base was drawn at random (config.policy.source is empty): --kind=merged.")
+    if kind == "adapter" and reads == "prefix" and preference is not None:
+        raise ValueError(
+            "A preference is baked as embeddings of new tokens, which an adapter does not hold: --kind=merged, or leave "
+            "out --preference to take the prefix network along."
+        )
+    if reads == "none" and preference is not None:
+        raise ValueError(
+            "This run's policy reads no preference (config.conditioning.kind=none): leave out --preference."
+        )
+
+
+def add_slots(run: Run, slots: int) -> tuple[Any, list[int]]:
+    """A tokenizer (None where the benchmark has none) with `slots` new special tokens, and their ids.
+
+    Ids that the embedding has and the tokenizer does not are used up first: many models round V up.
+    """
+    if run.task.chat is None:
+        return None, list(range(run.task.transformer.vocab_size, run.task.transformer.vocab_size + slots))
+    tokenizer, names = copy.deepcopy(run.task.chat.tokenizer), slot_names(slots)
+    tokenizer.add_tokens(names, special_tokens=True)
+    return tokenizer, tokenizer.convert_tokens_to_ids(names)
+
+
+def slot_names(slots: int) -> list[str]:
+    """The tokens that stand for a baked prefix."""
+    return [f"<|preference_{i}|>" for i in range(slots)]
+
+
+def make_template(
+    run: Run, tokenizer: Any, slots: Sequence[int], preference: np.ndarray | None
+) -> tuple[str | None, bool]:
+    """The exported chat template (None without a tokenizer), and whether its text gives exactly training's tokens."""
+    if tokenizer is None:
+        return None, False
+    chat, conditioning = run.task.chat._replace(tokenizer=tokenizer), run.task.conditioning
+    if conditioning.kind == "text":
+        template = chat_template.wrap(chat, chat_template.numerals(chat, conditioning, run.task.objectives, preference))
+        exact = True
+        for level in range(len(conditioning.table[0])):  # each numeral of every objective, though not in all mixtures
+            weights = [level / (len(conditioning.table[0]) - 1)] * conditioning.objectives
+            ids = [i for rows in conditioning.table for i in rows[level]]
+            exact = exact and chat_template.spells(chat, template, ids, preference=weights)
+        return template, exact
+    template = chat_template.wrap(chat, f"{{{{- {chat_template.quote(''.join(slot_names(len(slots))))} -}}}}\n")
+    return template, chat_template.spells(chat, template, slots)
+
+
+def save_merged(
+    directory: Path, run: Run, flat: Mapping[str, Any], slots: Sequence[int], preference: np.ndarray | None
+) -> None:
+    """The decoder with its adapters added, and a row of the embedding for each baked slot."""
+    transformer = traverse_util.unflatten_dict(flat, sep="/")["transformer"]
+    params = lora.fold(transformer, run.task.transformer.lora)
+    config = dataclasses.replace(run.task.transformer, lora=None)
+    if slots:
+        params, config = bake(params, config, slots, prefix_of(run, flat, preference))
+    source = {}
+    if run.config.policy.source:
+        source = json.loads((pretrained.resolve(run.config.policy.source) / "config.json").read_text(encoding="utf-8"))
+    length = {name: source[name] for name in ("max_position_embeddings",) if name in source}
+    pretrained.save(directory, config, params, settings=special_ids(run) | length)
+
+
+def prefix_of(run: Run, flat: Mapping[str, Any], preference: np.ndarray) -> np.ndarray:
+    """The prefix [P, D] of a preference [K], before the tokens' own scaling (Gemma's)."""
+    network = {
+        path.removeprefix("conditioner/"): leaf for path, leaf in flat.items() if path.startswith("conditioner/")
+    }
+    slots = Conditioner(run.task.transformer, run.task.conditioning).apply(
+        {"params": traverse_util.unflatten_dict(network, sep="/")}, np.asarray(preference, np.float32)
+    )
+    return np.asarray(slots, np.float32) / run.task.transformer.embedding_scale
+
+
+def bake(
+    params: PyTree, config: TransformerConfig, ids: Sequence[int], rows: np.ndarray
+) -> tuple[PyTree, TransformerConfig]:
+    """Writes rows [P, D] into the embedding at `ids`, which makes room for them; the output's new rows are zeros."""
+    size = max(config.vocab_size, max(ids) + 1)
+    grown = {}
+    for name in ("embedding", "output") if "output" in params else ("embedding",):
+        table = np.asarray(params[name])
+        grown[name] = np.concatenate([table, np.zeros((size - len(table), table.shape[1]), table.dtype)])
+    grown["embedding"][list(ids)] = rows
+    return {**params, **grown}, dataclasses.replace(config, vocab_size=size)
+
+
+def save_adapter(directory: Path, run: Run, flat: Mapping[str, Any]) -> None:
+    """PEFT's files: A [R, in] and B [out, R] of every adapted layer, float32; the base is left where it is."""
+    config, tensors, modules = run.task.transformer, {}, set()
+    for weight in families.weights(config):
+        layer = f"transformer/{weight.path.removesuffix('/kernel')}"
+        if f"{layer}/lora_a" not in flat:
+            continue
+        factors = zip(weight.names(config.layers), *(np.asarray(flat[f"{layer}/lora_{f}"]) for f in "ab"), strict=True)
+        for name, a, b in factors:
+            module = name.removesuffix(".weight")
+            modules.add(module.rpartition(".")[2])
+            # The writer takes memory as it lies, so a transposed view would be stored wrong.
+            tensors[f"base_model.model.{module}.lora_A.weight"] = np.ascontiguousarray(a.T, np.float32)
+            tensors[f"base_model.model.{module}.lora_B.weight"] = np.ascontiguousarray(b.T, np.float32)
+    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    entries = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(run.config.policy.source),
+        "r": config.lora.rank,
+        "lora_alpha": config.lora.alpha,  # PEFT scales by lora_alpha / r, as we do
+        "lora_dropout": config.lora.dropout,
+        "target_modules": sorted(modules),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    write_json(directory / "adapter_config.json", entries)
+
+
+def save_tokenizer(directory: Path, tokenizer: Any, template: str, source: str) -> None:
+    """The tokenizer's files, the template inside tokenizer_config.json, where every reader looks."""
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(directory, save_jinja_files=False)
+    path = directory / "tokenizer_config.json"
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    base = pretrained.resolve(source) / path.name
+    before = json.loads(base.read_text(encoding="utf-8")) if base.exists() else {}
+    # transformers 5 writes a class that servers on transformers 4 do not have, and facts of this machine.
+    entries["tokenizer_class"] = before.get("tokenizer_class", entries["tokenizer_class"])
+    if entries["tokenizer_class"] == "TokenizersBackend":
+        entries["tokenizer_class"] = "PreTrainedTokenizerFast"
+    write_json(path, {k: v for k, v in entries.items() if k not in ("backend", "is_local", "local_files_only")})
+
+
+def save_networks(directory: Path, run: Run, flat: Mapping[str, Any], baked: bool) -> tuple[str, ...]:
+    """The small networks that a request's preference passes through, each with the NumPy file that applies it.
+
+    Returns:
+      Names of those written, of "weight_net" and "prefix".
+    """
+    kind, networks = run.task.conditioning.kind, {}
+    if run.setup.meal.net and not baked and kind != "none":
+        tensors = traverse_util.flatten_dict(run.state.net, sep="/")
+        networks["weight_net"] = {**tensors, "epsilon": np.float32(run.setup.net.epsilon)}
+    if kind == "prefix" and not baked:
+        width = run.task.transformer.width
+        tensors = {path.removeprefix("conditioner/"): v for path, v in flat.items() if path.startswith("conditioner/")}
+        scale = np.float32(width**-0.5 * run.task.transformer.embedding_scale)
+        networks["prefix"] = {**tensors, "width": np.int32(width), "scale": scale}
+    for name, tensors in networks.items():
+        save_file({path: np.asarray(v) for path, v in tensors.items()}, directory / f"{name}.safetensors")
+        shutil.copyfile(EXPORTED / f"{name}.py", directory / f"{name}.py")
+    return tuple(networks)
+
+
+def special_ids(run: Run) -> dict[str, int]:
+    """Entries of config.json and generation_config.json: what ends an answer, and what fills rows."""
+    bos = getattr(run.task.chat and run.task.chat.tokenizer, "bos_token_id", None)
+    return {"eos_token_id": run.task.end, "pad_token_id": run.task.pad} | ({} if bos is None else {"bos_token_id": bos})
+
+
+def describe(run: Run, slots: Sequence[int], preference: list[float] | None) -> dict[str, Any]:
+    """preference.json: the conditioning in token ids. A prompt is a conversation's, then the preference's, then `tail`.
+
+    The preference's are `slots` where one is baked, and under "text" those of table[k][round(w_k (levels - 1))] for each k.
+    """
+    c = run.task.conditioning
+    return {
+        "objectives": list(run.task.objectives),
+        "kind": c.kind,
+        "preference": preference,
+        "slots": list(slots),
+        "table": c.table,
+        "tail": c.tail,
+        "system": getattr(run.task.chat, "system", None),
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

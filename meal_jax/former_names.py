@@ -1,0 +1,46 @@
+"""Fields of a run's configuration that older versions called otherwise, or gave numbers that stood for a choice.
+
+Saved configurations are read under both names; on the command line a former name is refused with the new one.
+"""
+
+from typing import Any
+
+RENAMED = {
+    "beside": "compare_with",
+    "dpo.sft": "dpo.sft_steps",
+    "meal.horizon": "meal.stats_window",
+    "optim.final": "optim.final_lr_fraction",
+    "ric.high": "ric.high_quantile",
+    "ric.low": "ric.low_quantile",
+    "ric.offline": "ric.offline_steps",
+    "rollout.apart": "rollout.unstack_layers",
+}
+# Where −1 stood for "decided by other fields", which is None now.
+AUTOMATIC = (
+    "dpo.candidates",
+    "dpo.divisions",
+    "dpo.sft_steps",
+    "mesh.slices",
+    "ppo.candidates",
+    "ppo.divisions",
+    "ric.offline_steps",
+)
+
+
+def upgrade(values: dict[str, Any]) -> dict[str, Any]:
+    """A saved configuration, as JSON gives it, under today's names. The argument is left as it is."""
+    values = {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
+
+    def home(name: str) -> tuple[dict[str, Any], str]:
+        section, _, leaf = name.rpartition(".")
+        return (values.get(section, {}) if section else values), leaf
+
+    for old, new in RENAMED.items():
+        fields, leaf = home(old)
+        if leaf in fields:
+            fields[new.rpartition(".")[2]] = fields.pop(leaf)
+    for name in AUTOMATIC:
+        fields, leaf = home(name)
+        if fields.get(leaf) == -1:
+            fields[leaf] = None
+    return values

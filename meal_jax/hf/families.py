@@ -1,0 +1,371 @@
+"""What Hugging Face calls things: config.json and tensor names of each family of decoders, both ways.
+
+`FAMILIES` says what a family's config.json leaves unsaid; `parse` reads an entry list into a TransformerConfig and refuses
+by name what the decoder would silently get wrong; `entries` writes it back. `weights` pairs our parameters with tensors.
+
+Letters: L layers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from meal_jax.models.rotary import RopeScaling
+from meal_jax.models.transformer import TransformerConfig
+
+# Fields of TransformerConfig that no file decides.
+RUNTIME = ("dtype", "param_dtype", "attention", "remat", "unroll", "unstack_layers", "decoding", "lora")
+ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}  # Hugging Face's name to ours
+
+
+class Family(NamedTuple):
+    """Models that one class of transformers serves.
+
+    Attributes:
+      architecture: that class.
+      model_type: its name in config.json.
+      fixed: fields of TransformerConfig that are so for the whole family.
+      defaults: entries of config.json and the values that transformers takes where they are absent.
+      activation: the entry that names the gate's activation.
+    """
+
+    architecture: str
+    model_type: str
+    fixed: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+    activation: str = "hidden_act"
+
+
+BASE = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "hidden_act": "silu"}
+QWEN = BASE | {
+    "num_key_value_heads": 32,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
+GEMMA = {
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+}
+SANDWICH = {"norm_plus_one": True, "post_norms": True, "scaled_embedding": True}
+FAMILIES = {
+    family.model_type: family
+    for family in (
+        Family("LlamaForCausalLM", "llama", {}, BASE),
+        Family("MistralForCausalLM", "mistral", {}, BASE | {"num_key_value_heads": 8, "sliding_window": 4096}),
+        Family("Qwen2ForCausalLM", "qwen2", {"qkv_bias": True}, QWEN),
+        Family("Qwen3ForCausalLM", "qwen3", {"qk_norm": True}, QWEN | {"head_dim": 128}),
+        Family(
+            "Gemma2ForCausalLM",
+            "gemma2",
+            SANDWICH,
+            GEMMA
+            | {
+                "vocab_size": 256_000,
+                "sliding_window_pattern": 2,
+                "attn_logit_softcapping": 50.0,
+                "final_logit_softcapping": 30.0,
+            },
+            "hidden_activation",
+        ),
+        Family(
+            "Gemma3ForCausalLM",
+            "gemma3_text",
+            SANDWICH | {"qk_norm": True},
+            GEMMA
+            | {
+                "vocab_size": 262_208,
+                "sliding_window_pattern": 6,
+                "rope_theta": 1_000_000.0,
+                "rope_local_base_freq": 10_000.0,
+            },
+            "hidden_activation",
+        ),
+    )
+}
+# Entries that change the computation and are not implemented; any value but these three is refused.
+UNIMPLEMENTED = ("attention_bias", "mlp_bias", "rope_interleaved", "quantization_config", "use_bidirectional_attention")
+OFF = (None, False, {})
+
+
+def parse(c: Mapping[str, Any], where: Any) -> TransformerConfig:
+    """The decoder that config.json's entries describe.
+
+    Args:
+      c: the entries.
+      where: the file, for messages.
+
+    Raises:
+      ValueError: they ask for what is not implemented, named in the message; or an entry is missing.
+    """
+    family, c = _family(c, where)
+    c = {**family.defaults, **c}
+    try:
+        fields, bad = _fields(family, c)
+        bad += [name for name in UNIMPLEMENTED if c.get(name) not in OFF]
+        if not bad:
+            return TransformerConfig(**fields, **family.fixed, family=family.model_type)
+    except KeyError as error:
+        raise ValueError(f"{where} has no entry {error}: it does not describe a {family.architecture}.") from None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where} does not describe a {family.architecture}: {error}") from None
+    raise ValueError(f"{where} asks for what is not implemented: {'; '.join(bad)}. Use another model.")
+
+
+def _fields(family: Family, c: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Fields of TransformerConfig, and what is asked for that is not implemented."""
+    rope, bad = _rope(family, c)
+    windows, window_bad = _windows(family, c)
+    bad += window_bad
+    if c[family.activation] not in ACTIVATIONS:
+        bad.append(f"{family.activation} {c[family.activation]} ({', '.join(ACTIVATIONS)} are)")
+    if family.model_type == "gemma3_text" and c.get("attn_logit_softcapping") is not None:
+        bad.append("attn_logit_softcapping in Gemma 3 (transformers passes it over)")
+    gemma = family.model_type.startswith("gemma")
+    number = lambda key: float(c[key]) if gemma and c.get(key) is not None else None  # noqa: E731
+    fields = {
+        "vocab_size": c["vocab_size"],
+        "width": c["hidden_size"],
+        "layers": c["num_hidden_layers"],
+        "heads": c["num_attention_heads"],
+        "kv_heads": c.get("num_key_value_heads") or c["num_attention_heads"],
+        "head_dim": c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"],
+        "hidden": c["intermediate_size"],
+        "norm_eps": float(c["rms_norm_eps"]),
+        "query_scalar": number("query_pre_attn_scalar"),
+        "attention_softcap": number("attn_logit_softcapping"),
+        "logit_softcap": number("final_logit_softcapping"),
+        "activation": ACTIVATIONS.get(c[family.activation]),
+        "tied": bool(c["tie_word_embeddings"]),
+    }
+    return fields | rope | windows, bad
+
+
+def _family(c: Mapping[str, Any], where: Any) -> tuple[Family, Mapping[str, Any]]:
+    """The family that config.json names, and the entries of its decoder: of Gemma 3 with vision those of its text part."""
+    named = c.get("architectures") or [f"model_type {c.get('model_type')}"]
+    if named == ["Gemma3ForConditionalGeneration"] and isinstance(c.get("text_config"), Mapping):
+        return FAMILIES["gemma3_text"], c["text_config"]
+    for family in FAMILIES.values():
+        if named == [family.architecture]:
+            return family, c
+    known = ", ".join(family.architecture for family in FAMILIES.values())
+    raise ValueError(
+        f"{where} asks for what is not implemented: architecture {', '.join(named)} ({known} are). Use another model."
+    )
+
+
+def _rope(family: Family, c: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Fields of rotary positions, and what is not implemented of them, in the old spelling or the new one."""
+    settings = c.get("rope_scaling") or c.get("rope_parameters") or {}
+    if family.model_type != "gemma3_text":
+        base = settings.get("rope_theta") or c.get("rope_theta") or 10_000.0
+        scaling, bad = _scaling(settings, c)
+        return {"rope_base": float(base), "rope_scaling": scaling}, bad
+    old = bool(c.get("rope_scaling")) or not settings
+    everywhere = settings if old else settings.get("full_attention") or {}
+    local = {} if old else settings.get("sliding_attention") or {}
+    scaling, bad = _scaling(everywhere, c)
+    if not old and settings.keys() - {"full_attention", "sliding_attention"}:
+        bad.append("rope_parameters that are not split into full_attention and sliding_attention")
+    if _scaling(local, c) != (None, []):
+        bad.append("rotary scaling of sliding layers")
+    return {
+        "rope_base": float(everywhere.get("rope_theta") or c["rope_theta"]),
+        "rope_scaling": scaling,
+        "local_rope_base": float(local.get("rope_theta") or c["rope_local_base_freq"]),
+    }, bad
+
+
+def _scaling(settings: Mapping[str, Any], c: Mapping[str, Any]) -> tuple[RopeScaling | None, list[str]]:
+    kind = settings.get("rope_type") or settings.get("type") or "default"
+    bad = []
+    if settings.get("partial_rotary_factor", c.get("partial_rotary_factor")) not in (None, 1.0):
+        bad.append("partial_rotary_factor other than 1")
+    if kind == "default":
+        return None, bad
+    if kind == "linear":
+        return RopeScaling("linear", float(settings["factor"])), bad
+    if kind != "llama3":
+        return None, [*bad, f"rotary scaling of type {kind} (linear and llama3 are)"]
+    factor, low, high = (float(settings[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+    context = settings.get("original_max_position_embeddings") or c["max_position_embeddings"]
+    return RopeScaling("llama3", factor, low, high, int(context)), bad
+
+
+def _windows(family: Family, c: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Fields of sliding windows, and what is not implemented of them."""
+    layers, size = c["num_hidden_layers"], c.get("sliding_window")
+    if family.model_type == "mistral":
+        local = (size is not None,) * layers
+    elif family.model_type in ("qwen2", "qwen3"):
+        size = size if c["use_sliding_window"] else None
+        local = tuple(size is not None and i >= c["max_window_layers"] for i in range(layers))
+    elif "sliding_window_pattern" in c:
+        period = c.get("_sliding_window_pattern") or c["sliding_window_pattern"]
+        local = tuple((i + 1) % period != 0 for i in range(layers))
+    else:
+        local = (False,) * layers
+    bad = []
+    if c.get("layer_types"):
+        named = tuple(kind == "sliding_attention" for kind in c["layer_types"])
+        others = sorted(set(c["layer_types"]) - {"sliding_attention", "full_attention"})
+        if others:
+            bad.append(f"layer_types {', '.join(others)}")
+        elif len(named) != layers:
+            bad.append(f"layer_types of {len(named)} layers where num_hidden_layers is {layers}")
+        elif family.model_type in ("llama", "mistral") and named != local:
+            bad.append(f"layer_types in {family.architecture}")
+        local = named
+    if any(local) and not size:
+        bad.append("layers of sliding attention without a size, sliding_window")
+    if bad or not any(local):
+        return {}, bad
+    return {"window": int(size), "local": local}, bad
+
+
+def entries(config: TransformerConfig) -> dict[str, Any]:
+    """What config.json says of a decoder: the inverse of `parse`.
+
+    Raises:
+      ValueError: the decoder is none of the family it names.
+    """
+    family = FAMILIES[config.family]
+    activation = {ours: theirs for theirs, ours in ACTIVATIONS.items()}[config.activation]
+    out = {
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.hidden,
+        family.activation: activation,
+        "rms_norm_eps": config.norm_eps,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": config.tied,
+        "torch_dtype": config.param_dtype,
+        **_rope_entries(family, config),
+        **_window_entries(family, config),
+    }
+    if family.model_type.startswith("gemma"):
+        out["query_pre_attn_scalar"] = int(config.query_scalar or config.head_dim)  # transformers takes whole numbers
+        out["attn_logit_softcapping"] = config.attention_softcap
+        out["final_logit_softcapping"] = config.logit_softcap
+    again = parse(out, "config.json")
+    lost = [
+        field.name
+        for field in dataclasses.fields(config)
+        if field.name not in RUNTIME and getattr(again, field.name) != getattr(config, field.name)
+    ]
+    if lost:
+        raise ValueError(
+            f"A {family.architecture} cannot be written with these fields of TransformerConfig as they are: "
+            f"{', '.join(lost)}. Set `family` to the one that has them: {', '.join(FAMILIES)}."
+        )
+    return out
+
+
+def _rope_entries(family: Family, config: TransformerConfig) -> dict[str, Any]:
+    """Rotary entries, in the spelling of transformers 4 and most servers and in that of transformers 5."""
+    scaling = {}
+    if config.rope_scaling is not None:
+        s = config.rope_scaling
+        scaling = {"rope_type": s.kind, "factor": s.factor}
+        if s.kind == "llama3":
+            scaling |= {
+                "low_freq_factor": s.low,
+                "high_freq_factor": s.high,
+                "original_max_position_embeddings": s.context,
+            }
+    new = {"rope_type": "default", "rope_theta": config.rope_base} | scaling
+    out = {"rope_theta": config.rope_base, "rope_parameters": new}
+    if family.model_type == "gemma3_text":
+        out["rope_local_base_freq"] = config.local_rope_base
+        out["rope_parameters"] = {
+            "full_attention": new,
+            "sliding_attention": {"rope_type": "default", "rope_theta": config.local_rope_base},
+        }
+    return out | ({"rope_scaling": scaling} if scaling else {})
+
+
+def _window_entries(family: Family, config: TransformerConfig) -> dict[str, Any]:
+    size = config.window or None
+    types = ["sliding_attention" if local else "full_attention" for local in config.local or (False,) * config.layers]
+    if family.model_type == "mistral":
+        return {"sliding_window": size}
+    if family.model_type in ("qwen2", "qwen3"):
+        first = types.index("sliding_attention") if size else config.layers
+        switches = {"use_sliding_window": size is not None, "max_window_layers": first}
+        return {"sliding_window": size, "layer_types": types} | switches
+    if family.model_type.startswith("gemma"):
+        return {"sliding_window": size or family.defaults["sliding_window"], "layer_types": types}
+    return {}
+
+
+class Weight(NamedTuple):
+    """One parameter and its tensor.
+
+    Attributes:
+      path: of our parameter; "layers/..." is stacked [L, ...].
+      name: of the tensor; "{}" stands for the layer's number.
+      transposed: torch keeps a linear layer's matrix [out, in], we keep [in, out].
+    """
+
+    path: str
+    name: str
+    transposed: bool = False
+
+    def names(self, layers: int) -> list[str]:
+        """Names of the tensors that make up the parameter: one for each layer, or one."""
+        return [self.name.format(i) for i in range(layers)] if "{}" in self.name else [self.name]
+
+
+LINEAR = {
+    "attention/q": "self_attn.q_proj",
+    "attention/k": "self_attn.k_proj",
+    "attention/v": "self_attn.v_proj",
+    "attention/o": "self_attn.o_proj",
+    "mlp/gate": "mlp.gate_proj",
+    "mlp/up": "mlp.up_proj",
+    "mlp/down": "mlp.down_proj",
+}
+NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+FOUR_NORMS = {
+    "attention_norm": "input_layernorm",
+    "attention_post_norm": "post_attention_layernorm",
+    "mlp_norm": "pre_feedforward_layernorm",
+    "mlp_post_norm": "post_feedforward_layernorm",
+}
+QK_NORMS = {"attention/q_norm": "self_attn.q_norm", "attention/k_norm": "self_attn.k_norm"}
+
+
+def weights(config: TransformerConfig) -> tuple[Weight, ...]:
+    """The decoder's parameters, adapters left out, and their tensors: the one table for reading and writing."""
+    layer = lambda ours, theirs, leaf, *rest: Weight(  # noqa: E731
+        f"layers/{ours}", f"model.layers.{{}}.{theirs}.{leaf}", *rest
+    )
+    norms = (FOUR_NORMS if config.post_norms else NORMS) | (QK_NORMS if config.qk_norm else {})
+    biased = list(LINEAR)[:3] if config.qkv_bias else []
+    return (
+        Weight("embedding", "model.embed_tokens.weight"),
+        *(layer(f"{ours}/kernel", theirs, "weight", True) for ours, theirs in LINEAR.items()),
+        *(layer(f"{ours}/bias", LINEAR[ours], "bias") for ours in biased),
+        *(layer(ours, theirs, "weight") for ours, theirs in norms.items()),
+        Weight("final_norm", "model.norm.weight"),
+        *(() if config.tied else (Weight("output", "lm_head.weight"),)),
+    )

@@ -1,0 +1,363 @@
+"""Weights, settings and tokenizers of Hugging Face directories, in and out, without torch.
+
+A directory holds config.json, one model.safetensors or shards with model.safetensors.index.json, and the tokenizer's
+files. What their entries and tensors are called is in `families`. Weights in torch's own files (pytorch_model.bin) are
+read where torch is installed; a GGUF file is read like a directory.
+
+Letters: L layers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from meal_jax.hf import gguf, sentencepiece
+from meal_jax.hf.families import Weight, parse, weights
+from meal_jax.hf.families import entries as config_entries
+from meal_jax.hf.readers import open_weights
+from meal_jax.hf.storage import (  # noqa: F401 - the names of its files are part of this module too
+    FLOATS,
+    INDEX,
+    PICKLED,
+    SINGLE,
+    Tensor,
+    few,
+    read_json,
+    weight_files,
+    write_files,
+)
+from meal_jax.models.transformer import Transformer, TransformerConfig
+
+PyTree = Any
+PIECES = "tokenizer.model"  # sentencepiece's file
+FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")  # what is fetched of a hub id
+
+
+def resolve(source: str | os.PathLike, patterns: Iterable[str] = FILES) -> Path:
+    """The directory that `source` names: itself where it exists, else the local snapshot of that hub id.
+
+    A GGUF file is unpacked (settings and tokenizer; the weights stay in it) to a directory that lasts as long as this process.
+
+    Raises:
+      FileNotFoundError: it is neither a directory nor a hub id that could be fetched.
+      NotADirectoryError: it is a file, and none of GGUF.
+      ModuleNotFoundError, ValueError: see `gguf.unpack`.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file() and path.suffix == ".gguf":
+        return gguf.unpack(path.absolute())
+    if path.exists():
+        raise NotADirectoryError(f"{source} is a file; a Hugging Face directory, a hub id or a .gguf file is needed.")
+    from huggingface_hub import snapshot_download  # only here: most runs read a directory
+
+    try:
+        # The folders of a repository hold copies of its weights in other formats.
+        return Path(snapshot_download(str(source), allow_patterns=list(patterns), ignore_patterns=["*/*"]))
+    except Exception as error:  # the hub's client raises many unrelated types, from bad ids to lost connections
+        reason = " ".join(str(error).split())
+        raise FileNotFoundError(
+            f"{source} could not be read either way. As a directory: there is none at {path.absolute()}. "
+            f"As a Hugging Face hub id: {type(error).__name__}: {reason} Correct the path, or, for a hub id, check its "
+            "spelling, the network and (for a gated model) `hf auth login`, or download it where there is a network "
+            "and give the directory."
+        ) from error
+
+
+def resolve_weights(source: str | os.PathLike) -> Path:
+    """`resolve`, with torch's .bin files of a hub id that has no safetensors."""
+    directory = resolve(source)
+    if not weight_files(directory) and not Path(source).expanduser().exists():
+        directory = resolve(source, [f"{PICKLED}*.bin", f"{PICKLED}*.json"])
+    return directory
+
+
+def load_config(source: str | os.PathLike, **overrides) -> TransformerConfig:
+    """Reads config.json of a decoder; `families.FAMILIES` are those that are known.
+
+    Args:
+      source: directory, hub id or GGUF file.
+      **overrides: fields of TransformerConfig that no file decides: dtype, param_dtype, remat, unroll, lora.
+
+    Returns:
+      TransformerConfig.
+
+    Raises:
+      FileNotFoundError: no config.json.
+      ValueError: the file asks for something that is not implemented, named in the message; or lacks an entry.
+      TypeError: an override that is not a field.
+    """
+    unknown = set(overrides) - {field.name for field in dataclasses.fields(TransformerConfig)}
+    if unknown:
+        raise TypeError(f"TransformerConfig has no field {', '.join(sorted(unknown))}.")
+    path = resolve(source) / "config.json"
+    return dataclasses.replace(parse(read_json(path), path), **overrides)
+
+
+@functools.cache
+def param_shapes(config: TransformerConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Path "a/b/c" to shape and type of every base parameter of the decoder, adapters left out."""
+    c = dataclasses.replace(config, lora=None)
+    tokens = jax.ShapeDtypeStruct((1, 1, 1), jnp.int32)
+
+    def init(tokens):
+        call = lambda module, tokens: module(module.embed(tokens), tokens, jnp.ones((1, 1, 1, 1), bool))  # noqa: E731
+        return Transformer(c).init(jax.random.key(0), tokens, method=call)["params"]
+
+    return traverse_util.flatten_dict(jax.eval_shape(init, tokens), sep="/")
+
+
+def load_params(source: str | os.PathLike, config: TransformerConfig, sharding: PyTree | None = None) -> PyTree:
+    """Reads the decoder's base parameters, what `Policy.init` without LoRA makes under "transformer".
+
+    Every name and shape is checked against the files' headers before the first value is read. Values are then read tensor
+    by tensor (one layer of one parameter), each device's slice alone, in the parameters' type (`config.param_dtype`;
+    float32 for the norms), and put in their place on the device before the next is read: the host never holds more than
+    one tensor of the file and its copy in the parameters' type.
+
+    Args:
+      source: directory, hub id or GGUF file.
+      config: as from `load_config`.
+      sharding: None for the default device, or a tree like the result with a sharding for each leaf.
+
+    Returns:
+      {"embedding": [V, D], "final_norm": [D], ["output": [V, D],] "layers": {... [L, ...]}}.
+
+    Raises:
+      FileNotFoundError: no weights, or a shard that the index names is missing.
+      ModuleNotFoundError: the weights are torch's .bin files and there is no torch.
+      ValueError: a damaged file, or tensors missing, misshapen, of a type that is not floating point, or left over.
+    """
+    shapes = param_shapes(config)
+    placement = dict.fromkeys(shapes)
+    if sharding is not None:
+        placement = traverse_util.flatten_dict(sharding, sep="/")
+        if placement.keys() != shapes.keys():
+            raise ValueError(f"Parameters and shardings differ in: {', '.join(placement.keys() ^ shapes.keys())}.")
+    directory = resolve_weights(source)
+    with contextlib.ExitStack() as stack:
+        tensors = _rename(open_weights(directory, stack), config)
+        _check(directory, tensors, config)
+        flat = {
+            weight.path: read_weight(weight, tensors, shapes[weight.path], config.layers, placement[weight.path])
+            for weight in weights(config)
+        }
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _rename(tensors: Mapping[str, Tensor], config: TransformerConfig) -> Mapping[str, Tensor]:
+    """Gemma 3 with vision: its text part, by the names that it has alone."""
+    if config.family != "gemma3_text" or not any("language_model." in name for name in tensors):
+        return tensors
+    return {
+        name.replace("language_model.model.", "model.").replace("language_model.", ""): tensor
+        for name, tensor in tensors.items()
+        if "vision_tower." not in name and "multi_modal_projector." not in name
+    }
+
+
+def _check(directory: Path, tensors: Mapping[str, Tensor], config: TransformerConfig) -> None:
+    """Raises ValueError naming every tensor that is missing, misshapen, of a wrong type or left over."""
+    shapes = param_shapes(config)
+    expected = {}
+    for weight in weights(config):
+        shape = torch_shape(weight, shapes[weight.path].shape)
+        expected |= dict.fromkeys(weight.names(config.layers), shape)
+    found = {name: tuple(tensor.get_shape()) for name, tensor in tensors.items()}
+    problems = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "misshapen": [
+            f"{name} {list(found[name])} instead of {list(expected[name])}"
+            for name in sorted(expected.keys() & found.keys())
+            if found[name] != expected[name]
+        ],
+        "not floating point": sorted(
+            f"{name} ({tensor.get_dtype()})"
+            for name, tensor in tensors.items()
+            if name in expected and tensor.get_dtype() not in FLOATS
+        ),
+        "left over": sorted(name for name in found.keys() - expected.keys() if not _is_redundant(name, config)),
+    }
+    lines = [f"  {what}: {few(names)}" for what, names in problems.items() if names]
+    if lines:
+        raise ValueError(f"The tensors in {directory} are not those of its config.json:\n" + "\n".join(lines))
+
+
+def _is_redundant(name: str, config: TransformerConfig) -> bool:
+    """Tensors that some writers add and that follow from others: the tied output, the rotary frequencies."""
+    return (config.tied and name == "lm_head.weight") or name.endswith("rotary_emb.inv_freq")
+
+
+def torch_shape(weight: Weight, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of the tensor behind a parameter of a shape: without L, and reversed if it is transposed."""
+    shape = shape[1:] if "{}" in weight.name else shape
+    return shape[::-1] if weight.transposed else shape
+
+
+def read_weight(
+    weight: Weight, tensors: Mapping[str, Tensor], leaf: jax.ShapeDtypeStruct, layers: int, sharding
+) -> jax.Array:
+    """One parameter on its devices; a stacked one is filled layer by layer in place."""
+    if "{}" not in weight.name:
+        return _read(tensors[weight.name], weight.transposed, leaf.shape, leaf.dtype, sharding)
+    one_layer = sharding
+    if isinstance(sharding, jax.NamedSharding):
+        one_layer = jax.NamedSharding(sharding.mesh, jax.P(*sharding.spec[1:]))
+    stacked = jnp.zeros(leaf.shape, leaf.dtype, device=sharding)
+    set_layer = _set_layer(sharding)
+    for i, name in enumerate(weight.names(layers)):
+        row = _read(tensors[name], weight.transposed, leaf.shape[1:], leaf.dtype, one_layer)
+        stacked = jax.block_until_ready(set_layer(stacked, row, i))  # else rows that wait pile up on the host
+    return stacked
+
+
+@functools.cache
+def _set_layer(sharding):
+    update = lambda stacked, row, i: jax.lax.dynamic_update_index_in_dim(stacked, row, i, 0)  # noqa: E731
+    return jax.jit(update, donate_argnums=0, out_shardings=sharding)
+
+
+def _read(tensor: Tensor, transposed: bool, shape: tuple[int, ...], dtype, sharding) -> jax.Array:
+    """One tensor on its devices, each reading its slice; devices that hold the same slice read it once."""
+
+    def part(index):
+        value = tensor[index[::-1] if transposed else index]
+        return np.ascontiguousarray(value.T if transposed else value, dtype)
+
+    if sharding is None:
+        return jnp.asarray(part((slice(None),) * len(shape)))
+    parts = {}
+
+    def once(index):
+        key = str(index)
+        if key not in parts:
+            parts[key] = part(index)
+        return parts[key]
+
+    return jax.make_array_from_callback(shape, sharding, once)
+
+
+def save(
+    directory: str | os.PathLike,
+    config: TransformerConfig,
+    params: PyTree,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    files: Iterable[str | os.PathLike] = (),
+    max_shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Writes a directory that `load_params`, transformers and others read: the inverse of loading.
+
+    Args:
+      directory: made if it is not there.
+      config: of the decoder; tensors are stored in `config.param_dtype`.
+      params: as from `load_params`, adapters merged into their kernels.
+      settings: more entries of config.json, such as eos_token_id.
+      files: copied along, the tokenizer's for one.
+      max_shard_bytes: weights of more than this are cut into several files; the host holds one at a time.
+
+    Raises:
+      ValueError: parameters missing, misshapen or unknown, or a config that its family cannot express.
+    """
+    flat = traverse_util.flatten_dict(params, sep="/")
+    shapes = param_shapes(config)
+    wrong = sorted(flat.keys() ^ shapes.keys())
+    wrong += sorted(path for path in flat.keys() & shapes.keys() if np.shape(flat[path]) != shapes[path].shape)
+    if wrong:
+        hint = " Merge the adapters into their kernels first." if any("lora_" in path for path in wrong) else ""
+        raise ValueError(f"Parameters that are missing, unknown or misshapen: {few(wrong)}.{hint}")
+    tensors = {}
+    for weight in weights(config):
+        shape = torch_shape(weight, shapes[weight.path].shape)
+        for i, name in enumerate(weight.names(config.layers)):
+            layer = i if "{}" in weight.name else None
+            tensors[name] = Tensor(
+                shape, "", functools.partial(torch_slice, flat[weight.path], layer, weight.transposed)
+            )
+    config_entries(config)  # raises before anything is written
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    for file in map(Path, files):
+        shutil.copyfile(file, directory / file.name)
+    write(directory, config, tensors, settings, max_shard_bytes)
+
+
+def torch_slice(leaf: jax.Array, layer: int | None, transposed: bool, index: Any) -> np.ndarray:
+    """A layer of a parameter in torch's layout; taken from the device only now."""
+    value = np.asarray(leaf if layer is None else leaf[layer])
+    return (value.T if transposed else value)[index]
+
+
+def write(
+    directory: Path,
+    config: TransformerConfig,
+    tensors: Mapping[str, Tensor],
+    settings: Mapping[str, Any] | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Writes config.json, then the weights; the file that names them comes last, so that its presence means completeness.
+
+    Args:
+      directory: exists.
+      config: of the decoder; tensors are stored in `config.param_dtype`.
+      tensors: by Hugging Face name, in torch's layout.
+      settings: more entries of config.json.
+      max_shard_bytes: see `save`.
+    """
+    entries = config_entries(config) | dict(settings or {})
+    write_files(directory, entries, tensors, dict.fromkeys(tensors, jnp.dtype(config.param_dtype)), max_shard_bytes)
+
+
+def load_tokenizer(source: str | os.PathLike):
+    """The directory's tokenizer, with a pad token: its own, else its end token.
+
+    Padding is masked wherever it is read, so any token will do; where pad and end are one token, a response's length
+    comes from its mask and never from comparing ids with pad.
+
+    Raises:
+      FileNotFoundError: no tokenizer there.
+      ValueError: it has neither a pad nor an end token.
+    """
+    from transformers import AutoTokenizer  # seconds to import, and only texts need it
+
+    directory = resolve(source)
+    try:
+        if (directory / PIECES).exists() and not (directory / "tokenizer.json").exists():
+            tokenizer = _from_pieces(directory)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(str(directory))
+    except (OSError, ValueError, KeyError) as error:
+        raise FileNotFoundError(f"{directory} has no tokenizer that can be read: {error}") from error
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ValueError(
+                f"The tokenizer in {directory} has neither a pad nor an end token; name them in tokenizer_config.json."
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _from_pieces(directory: Path):
+    """The tokenizer of a directory that has sentencepiece's file alone, as Llama 2's first repositories."""
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer, settings = sentencepiece.read(directory / PIECES)
+    file = directory / "tokenizer_config.json"
+    named = read_json(file) if file.exists() else {}
+    text = lambda token: token["content"] if isinstance(token, dict) else token  # noqa: E731
+    own = ("bos_token", "eos_token", "unk_token", "pad_token", "chat_template")
+    settings |= {key: text(named[key]) for key in own if named.get(key)}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **settings)

@@ -1,0 +1,49 @@
+"""Running mean and variance of each objective's reward, so that preferences weigh comparable scales.
+
+Letters: K objectives.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class RewardStats(NamedTuple):
+    """Mean [K], variance [K] and the number of rewards they stand for (a scalar), all float32; part of the train state."""
+
+    mean: jax.Array
+    var: jax.Array
+    count: jax.Array
+
+
+def init_stats(objectives: int) -> RewardStats:
+    """Nothing seen yet."""
+    return RewardStats(jnp.zeros(objectives), jnp.ones(objectives), jnp.zeros(()))
+
+
+def absorb(stats: RewardStats, rewards: jax.Array, window: float) -> RewardStats:
+    """Merges a batch of rewards [..., K] into the statistics (the pairwise update of Chan et al. 1979).
+
+    Args:
+      stats: statistics so far.
+      rewards: new rewards.
+      window: the past counts as at most this many rewards, so that the statistics follow a policy that improves.
+
+    Returns:
+      RewardStats.
+    """
+    rewards = rewards.reshape(-1, rewards.shape[-1]).astype(jnp.float32)
+    new, past = rewards.shape[0], jnp.minimum(stats.count, window)
+    share = new / (past + new)
+    gap = jnp.mean(rewards, axis=0) - stats.mean
+    mean = stats.mean + share * gap
+    var = (1.0 - share) * stats.var + share * jnp.var(rewards, axis=0) + share * (1.0 - share) * gap**2
+    return RewardStats(mean, var, past + new)
+
+
+def normalise(stats: RewardStats, rewards: jax.Array) -> jax.Array:
+    """(rewards − mean) / standard deviation, [..., K]; a reward that never varies maps to 0."""
+    return (rewards - stats.mean) * jax.lax.rsqrt(stats.var + 1e-8)

@@ -1,0 +1,404 @@
+"""Trains reward heads on pairs of answers.
+
+    python -m meal_jax.reward_training.heads --config=configs/reward_small.py
+
+reads the pairs of each objective, runs every answer through the frozen decoder once, fits a Bradley–Terry head per
+objective, tests it on pairs whose conversations no head was fitted on, and writes the heads and a card.
+
+Letters: M pairs, K objectives, S prompt tokens, T response tokens, D width, F features of a response.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from meal_jax.data import chat as chats
+from meal_jax.hf import pretrained
+from meal_jax.models.policy import Conditioning, Policy
+from meal_jax.reward_training import head_pairs
+from meal_jax.rewards import linear_heads
+from meal_jax.runtime import distributed
+from meal_jax.runtime.metrics import progress
+from meal_jax.tasks.language import need_weights
+
+BUCKET = 16  # prompts are padded to a multiple of this, so that few shapes are compiled
+Z95 = 1.959963984540054
+
+
+class Encoded(NamedTuple):
+    """One pair in token ids, cut to the lengths of the config.
+
+    Attributes:
+      objective: index.
+      split: key of `chat.SPLITS`.
+      group: hash of the first human turn or the post's id; pairs of one group are never fitted on and validated on.
+      prompt: ids.
+      responses: ids of (chosen, rejected).
+      kind: of pairs within the objective, see `head_pairs.Pair`.
+    """
+
+    objective: int
+    split: str
+    group: int
+    prompt: list[int]
+    responses: tuple[list[int], list[int]]
+    kind: str = ""
+
+
+class Features(NamedTuple):
+    """Pairs as the heads see them: x [M, 2, F] of (chosen, rejected), objective [M], fitted [M] bool, group [M]."""
+
+    x: np.ndarray
+    objective: np.ndarray
+    fitted: np.ndarray
+    group: np.ndarray
+
+
+def encode(config, chat: chats.Chat) -> tuple[list[Encoded], dict[str, str]]:
+    """Reads and tokenises the pairs of every objective, the first `config.data.pairs` that fit.
+
+    Returns:
+      Pairs, and for each objective a sentence on what they are and what was left out.
+
+    Raises:
+      FileNotFoundError, ValueError: as `head_pairs.read`; or no pair is left of an objective.
+    """
+    out, counts = [], {}
+    for k, (name, source) in enumerate(config.objectives.items()):
+        found = head_pairs.read(source, config.data)
+        left_out, before = Counter(found.left_out), len(out)
+        for pair in found.pairs:
+            if config.data.pairs and len(out) - before == config.data.pairs:
+                break
+            prompt = chats.prompt_ids(chat, pair.turns) + chats.tail_ids(chat)
+            responses = tuple(
+                chats.response_ids(chat, text, config.data.max_new) for text in (pair.chosen, pair.rejected)
+            )
+            if len(prompt) > config.data.prompt_length:
+                left_out[f"a prompt over {config.data.prompt_length} tokens"] += 1
+            elif responses[0] == responses[1]:
+                left_out["the same answer twice when cut"] += 1
+            else:
+                group = int(hashlib.sha256(pair.group.casefold().encode()).hexdigest()[:15], 16)
+                split = chats.split_of((("user", pair.group),))
+                out.append(Encoded(k, split, group, prompt, responses, pair.kind))
+        reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "none"
+        counts[name] = f"{len(out) - before} pairs of {found.name}; left out: {reasons}."
+        if len(out) == before:
+            raise ValueError(
+                f"Objective {name} ({source}) has no pair whose prompt fits config.data.prompt_length="
+                f"{config.data.prompt_length} tokens: {counts[name]}"
+            )
+    return out, counts
+
+
+def extract(policy: Policy, params, rows: list[Encoded], *, max_new: int, batch_size: int, pad: int) -> np.ndarray:
+    """Features [M, 2, 2 D] ("last+mean") of the pairs' answers, in the rows' order."""
+
+    @jax.jit
+    def run(params, tokens, mask, responses, response_mask):
+        variables = {"params": {"transformer": params}}
+        prompt = policy.apply(variables, tokens, mask, method="prefill")
+        responses = jnp.pad(responses, ((0, 0), (0, 0), (0, 1)))  # one more: the state after the last token too
+        unused = jnp.zeros((*responses.shape[:2], policy.conditioning.objectives))
+        hidden = policy.apply(variables, prompt, unused, responses, method="respond")
+        return linear_heads.features_of(hidden, response_mask, "last+mean")
+
+    buckets: dict[int, list[int]] = {}
+    for i, row in enumerate(rows):
+        buckets.setdefault(-(-len(row.prompt) // BUCKET) * BUCKET, []).append(i)
+    out = np.empty((len(rows), 2, 2 * policy.config.width), np.float32)
+    done = 0
+    with progress(len(rows), 0, "pairs read") as bar:
+        for length, members in sorted(buckets.items()):
+            for start in range(0, len(members), batch_size):
+                at = members[start : start + batch_size]
+                filled = [rows[i] for i in at] + [rows[at[-1]]] * (batch_size - len(at))  # one shape per bucket
+                prompts = chats.pad_left([row.prompt for row in filled], length, pad)
+                responses = np.full((batch_size, 2, max_new), pad, np.int32)
+                mask = np.zeros(responses.shape, bool)
+                for b, row in enumerate(filled):
+                    for n, ids in enumerate(row.responses):
+                        responses[b, n, : len(ids)] = ids
+                        mask[b, n, : len(ids)] = True
+                out[at] = np.asarray(run(params, prompts.tokens, prompts.mask, responses, mask))[: len(at)]
+                done += len(at)
+                bar.update(done)
+    return out
+
+
+def fit(d: np.ndarray, l2: float, steps: int = 30) -> np.ndarray:
+    """Minimises mean log(1 + exp(-d w)) + l2/2 |w|² by Newton's method with halved steps.
+
+    Args:
+      d: [M, F], features of the chosen answer less those of the rejected one.
+      l2: above 0, else separable pairs have no minimum.
+      steps: at most.
+
+    Returns:
+      w [F], float64.
+    """
+    d = d.astype(np.float64)
+    loss = lambda w: np.mean(np.logaddexp(0.0, -d @ w)) + l2 / 2 * (w @ w)  # noqa: E731
+    w = np.zeros(d.shape[1])
+    for _ in range(steps):
+        p = 1 / (1 + np.exp(np.clip(d @ w, -500, 500)))  # probability of the wrong order
+        gradient = -d.T @ p / len(d) + l2 * w
+        if np.linalg.norm(gradient) < 1e-8:
+            break
+        hessian = (d * (p * (1 - p))[:, None]).T @ d / len(d) + l2 * np.eye(len(w))
+        direction, size = np.linalg.solve(hessian, gradient), 1.0
+        while size > 1e-6 and loss(w - size * direction) > loss(w) - 1e-4 * size * (gradient @ direction):
+            size /= 2
+        w = w - size * direction
+    return w
+
+
+def choose_l2(d: np.ndarray, group: np.ndarray, grid: tuple[float, ...], folds: int) -> tuple[float, list[float]]:
+    """The l2 of the grid with the smallest mean negative log-likelihood over folds that keep groups together.
+
+    Returns:
+      It, and every l2's figure.
+    """
+    fold = group % folds
+    figures = []
+    for l2 in grid:
+        total = 0.0
+        for f in range(folds):
+            inside = fold == f
+            if inside.any() and not inside.all():
+                total += np.logaddexp(0.0, -d[inside] @ fit(d[~inside], l2)).sum()
+        figures.append(float(total / len(d)))
+    return grid[int(np.argmin(figures))], figures
+
+
+def wilson(right: int, total: int) -> tuple[float, float]:
+    """95 % interval of a proportion (Wilson's, which stays inside [0, 1])."""
+    share, n = right / total, total
+    centre = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
+    half = Z95 * np.sqrt(share * (1 - share) / n + Z95**2 / (4 * n**2)) / (1 + Z95**2 / n)
+    return float(centre - half), float(centre + half)
+
+
+class Report(NamedTuple):
+    """A head on pairs it was not fitted on, and how it was fitted.
+
+    Attributes:
+      fitted, tested: pairs.
+      l2: chosen.
+      accuracy: share of pairs in the right order, a tie counting half.
+      interval: its 95 % interval.
+      nll: mean negative log-likelihood; 0.693 is that of a coin.
+      confidence: mean probability given to the order the head prefers; equal to accuracy where calibrated.
+    """
+
+    fitted: int
+    tested: int
+    l2: float
+    accuracy: float
+    interval: tuple[float, float]
+    nll: float
+    confidence: float
+
+
+def fit_heads(
+    features: Features, objectives: tuple[str, ...], grid: tuple[float, ...], folds: int
+) -> tuple[dict[str, np.ndarray], dict[str, Report], float]:
+    """Fits and tests a head for each objective.
+
+    Returns:
+      {"w": [K, F], "b": [K], "temperature": [K]} as in `Heads`, a Report for each objective, and the mean correlation
+      of different heads' scores over the held-out answers (nan for one head).
+
+    Raises:
+      ValueError: an objective has too few pairs to fit or to test on.
+    """
+    x = features.x.astype(np.float64)
+    train = x[features.fitted].reshape(-1, x.shape[-1])
+    scale = np.maximum(train.std(axis=0), 1e-6)  # so that l2 weighs all features alike; hidden states have outliers
+    held = x[~features.fitted].reshape(-1, x.shape[-1])
+    w, b, temperature, reports, scores = [], [], [], {}, []
+    for k, name in enumerate(objectives):
+        mine = features.objective == k
+        d = (x[:, 0] - x[:, 1]) / scale
+        inside, outside = mine & features.fitted, mine & ~features.fitted
+        if inside.sum() < 2 * folds or not outside.any():
+            raise ValueError(
+                f"Objective {name} has {inside.sum()} pairs to fit and {outside.sum()} to test on; it needs at least "
+                f"{2 * folds} and 1. Give more pairs, or raise config.data.prompt_length to leave fewer out."
+            )
+        l2, _ = choose_l2(d[inside], features.group[inside], grid, folds)
+        v = fit(d[inside], l2)
+        margin = d[outside] @ v
+        right = float(np.sum(margin > 0) + 0.5 * np.sum(margin == 0))
+        reports[name] = Report(
+            fitted=int(inside.sum()),
+            tested=int(outside.sum()),
+            l2=l2,
+            accuracy=right / outside.sum(),
+            interval=wilson(right, int(outside.sum())),
+            nll=float(np.mean(np.logaddexp(0.0, -margin))),
+            confidence=float(np.mean(1 / (1 + np.exp(-np.abs(margin))))),
+        )
+        score = held @ (v / scale)
+        mean, std = score.mean(), max(score.std(), 1e-12)
+        w.append(v / scale / std)
+        b.append(-mean / std)
+        temperature.append(std)
+        scores.append((score - mean) / std)
+    correlation = np.corrcoef(scores)[np.triu_indices(len(scores), 1)].mean() if len(scores) > 1 else float("nan")
+    params = {"w": np.stack(w), "b": np.array(b), "temperature": np.array(temperature)}
+    return {name: value.astype(np.float32) for name, value in params.items()}, reports, float(correlation)
+
+
+def narrow(features: Features, kind: str) -> Features:
+    """Features "last+mean" to `kind`."""
+    width = features.x.shape[-1] // 2
+    part = {"last": slice(width), "mean": slice(width, None), "last+mean": slice(None)}[kind]
+    return features._replace(x=features.x[..., part])
+
+
+def by_kind(features: Features, heads: dict[str, np.ndarray], kinds: np.ndarray) -> dict[str, tuple[float, int]]:
+    """Share in the right order, and number, of the held-out pairs of each kind [M] that has a name."""
+    scores = np.take_along_axis(features.x @ heads["w"].T, features.objective[:, None, None], axis=2)[..., 0]
+    margin, out = scores[:, 0] - scores[:, 1], {}
+    for kind in sorted({*kinds} - {""}):
+        of = margin[(kinds == kind) & ~features.fitted]
+        if len(of):
+            out[kind] = float(np.mean((of > 0) + 0.5 * (of == 0))), len(of)
+    return out
+
+
+def card(config, heads: linear_heads.Heads, reports: dict[str, Report], counts: dict[str, str], correlation) -> str:
+    """The heads' card in Markdown."""
+    facts = heads.facts
+    lines = [
+        f"# Reward heads: {', '.join(heads.objectives)}",
+        "",
+        f"Linear Bradley–Terry heads on the frozen hidden states of {heads.base_name}, made by",
+        f"`{facts['command']}` in {facts['seconds'] / 60:.0f} minutes ({facts['machine']}).",
+        "",
+        "| objective | pairs fitted | pairs held out | held-out accuracy | 95 % interval | negative log-likelihood (a "
+        "coin's: 0.693) | mean confidence |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, r in reports.items():
+        low, high = r.interval
+        lines.append(
+            f"| {name} | {r.fitted} | {r.tested} | {r.accuracy:.3f} | {low:.3f} … {high:.3f} | {r.nll:.3f} | "
+            f"{r.confidence:.3f} |"
+        )
+    lines += [
+        "",
+        f"- Data: {config.data.name}; licence: {config.data.licence}. "
+        + " ".join(f"{name}: {said}" for name, said in counts.items()),
+        f"- Answers are cut to {config.data.max_new} tokens, in fitting and in testing, as long as the policy's are: "
+        "a cut answer has no end token, and its head judges the beginning that it sees.",
+        "- Held out: every pair whose first human turn (of posts: whose id) falls into the splits `policy` and `eval` "
+        "of `meal_jax/data/chat.py`; no head was fitted on a conversation that opens alike. l2: "
+        + ", ".join(f"{name} {r.l2:g}" for name, r in reports.items())
+        + f", by cross-validation in {config.folds} folds on the fitted pairs.",
+        f"- A head reads {heads.features} ({heads.w.shape[1]} features) of the format [{heads.format}].",
+        "- Scores have mean 0 and standard deviation 1 over all held-out answers. Difference of scores × temperature = "
+        "log-odds: "
+        + ", ".join(f"{n} {t:.2f}" for n, t in zip(heads.objectives, heads.temperature, strict=True))
+        + ".",
+        f"- Correlation of the heads over held-out answers: {correlation:.2f}.",
+        *(
+            f"- Of the held-out pairs that are {kind}, {share:.3f} of {number} are in the right order."
+            for kind, (share, number) in facts["kinds"].items()
+        ),
+        "",
+        f"Limits. {config.data.limits} A policy that is trained long against a linear head will find what the head gets "
+        "wrong: read its answers.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def run(config: ml_collections.ConfigDict) -> tuple[linear_heads.Heads, dict[str, Report]]:
+    """The whole command; writes config.out (.safetensors) and its card beside it (.md)."""
+    distributed.refuse_several("python -m meal_jax.reward_training.heads")
+    if config.features not in linear_heads.FEATURES:
+        raise ValueError(f"config.features={config.features!r} is not one of {', '.join(linear_heads.FEATURES)}.")
+    start = time.monotonic()
+    objectives = tuple(config.objectives)
+    need_weights(config.source)
+    chat = chats.make(pretrained.load_tokenizer(config.source), config.data.system)
+    rows, counts = encode(config, chat)
+    for name, count in counts.items():
+        print(f"{name}: {count}")
+    transformer = pretrained.load_config(config.source)
+    params = pretrained.load_params(config.source, transformer)
+    policy = Policy(transformer, Conditioning(kind="none", objectives=len(objectives)))
+    base = linear_heads.fingerprint(params)
+    key = _cache_key(rows, base, config.data.max_new)
+    x, earlier = _cached(config.cache, key)
+    if x is None:
+        began = time.monotonic()
+        x = extract(policy, params, rows, max_new=config.data.max_new, batch_size=config.batch_size, pad=chat.pad)
+        if config.cache:
+            Path(config.cache).parent.mkdir(parents=True, exist_ok=True)
+            np.savez(config.cache, key=key, x=x, seconds=time.monotonic() - began)
+    features = Features(
+        x,
+        np.array([row.objective for row in rows]),
+        np.array([row.split == "reward" for row in rows]),
+        np.array([row.group for row in rows]),
+    )
+    features = narrow(features, config.features)
+    fitted, reports, correlation = fit_heads(features, objectives, tuple(config.l2), config.folds)
+    facts = {
+        "command": config.command,
+        "data": config.data.name,
+        "max_new": config.data.max_new,
+        "prompt_length": config.data.prompt_length,
+        "reports": {name: report._asdict() for name, report in reports.items()},
+        "kinds": by_kind(features, fitted, np.array([row.kind for row in rows])),
+        "correlation": correlation,
+        "seconds": round(earlier + time.monotonic() - start, 1),  # reading kept features would flatter
+        "machine": f"{jax.device_count()} × {jax.devices()[0].device_kind}, jax {jax.__version__}",
+    }
+    heads = linear_heads.Heads(
+        **fitted,
+        objectives=objectives,
+        features=config.features,
+        base=base,
+        base_name=config.base_name or str(config.source),
+        format=chats.describe(chat),
+        facts=facts,
+    )
+    linear_heads.save(heads, config.out)
+    Path(config.out).with_suffix(".md").write_text(card(config, heads, reports, counts, correlation), encoding="utf-8")
+    for name, r in reports.items():
+        low, high = r.interval
+        print(f"{name}: {r.accuracy:.3f} of {r.tested} held-out pairs in order (95 % {low:.3f} … {high:.3f}), "
+              f"nll {r.nll:.3f}, confidence {r.confidence:.3f}, l2 {r.l2:g}, fitted on {r.fitted}")  # fmt: skip
+    print(f"Wrote {config.out} and its card in {facts['seconds']:.0f} s.")
+    return heads, reports
+
+
+def _cache_key(rows: list[Encoded], base: dict[str, np.ndarray], max_new: int) -> str:
+    """Names the features: equal for equal rows, base and cut."""
+    digest = hashlib.sha256(json.dumps([max_new, [(r.prompt, r.responses) for r in rows]]).encode())
+    for name in sorted(base):
+        digest.update(base[name].tobytes())
+    return digest.hexdigest()
+
+
+def _cached(path: str, key: str) -> tuple[np.ndarray | None, float]:
+    """Features kept from an earlier run of the same rows, base and cut, or None; and the seconds they took."""
+    if not path or not Path(path).is_file():
+        return None, 0.0
+    with np.load(path) as file:
+        return (file["x"], float(file["seconds"])) if str(file["key"]) == key else (None, 0.0)

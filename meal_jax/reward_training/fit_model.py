@@ -1,0 +1,382 @@
+"""Trains a reward model, a whole classifier, on pairs of responses.
+
+    python -m meal_jax.reward_training.model --config=configs/reward_model.py --config.source=DIR --config.data.path=PAIRS
+
+loads any model of classifiers/classifier.py (with a new head where it has none), fits its head, adapters or all weights to
+−log σ(score(chosen) − score(rejected)), tests it on pairs whose prompts it was not fitted on, and writes a Hugging Face
+directory: model, tokenizer, report and card. `model@DIRECTORY` in config.reward.sources trains a policy on it. (Small heads
+on a frozen decoder are `reward_training.heads`'s.)
+
+One process; nothing is kept of a run that is stopped.
+
+Letters: M pairs, B pairs of a batch, S tokens of a row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from meal_jax.classifiers import classifier
+from meal_jax.hf import families, pretrained
+from meal_jax.models import lora
+from meal_jax.reward_training import calibration, card, pairs
+from meal_jax.reward_training.fit_heads import wilson
+from meal_jax.rewards import formats, text
+from meal_jax.runtime import compiler, distributed, metrics, sharding
+
+PyTree = Any
+HEAD = ("classifier/", "pooler/")
+TRAINED: dict[str, Callable[[str], bool]] = {  # config.train to a test of a parameter's path
+    "head": lambda path: path.startswith(HEAD),
+    "lora": lambda path: path.startswith(HEAD) or path.endswith(lora.ADAPTER_LEAVES),
+    "all": lambda path: True,
+}
+FEWEST = 10  # held-out pairs under which no figure is worth its name
+REPORT, FIGURE = "reward_report.json", "reliability.png"
+
+
+class Report(NamedTuple):
+    """What is known of a trained reward model; all figures are of held-out pairs, of the model as it is written.
+
+    Attributes:
+      fitted, tested, prompts: pairs fitted on, pairs held out, and different prompts among those.
+      left_out: pairs that were not used, by reason.
+      steps, loss: updates, and the mean loss of each epoch.
+      before, after: share of pairs in the right order before and after, a tie counting half.
+      interval_before, interval: their 95 % intervals.
+      nll: mean −log σ(margin / T), T fitted without the pair's prompt; 0.693 is that of a coin.
+      temperature: of all held-out pairs: log-odds = difference of scores / temperature.
+      error_raw, error: expected calibration error of σ(margin), and under the cross-fitted temperatures.
+      bins: of the latter.
+      mean, std: of the scores of held-out responses.
+    """
+
+    fitted: int
+    tested: int
+    prompts: int
+    left_out: dict[str, int]
+    steps: int
+    loss: list[float]
+    before: float
+    interval_before: tuple[float, float]
+    after: float
+    interval: tuple[float, float]
+    nll: float
+    temperature: float
+    error_raw: float
+    error: float
+    bins: list[calibration.Bin]
+    mean: float
+    std: float
+
+
+def check(config) -> Callable[..., formats.Encoded]:
+    """What can be said of a config without model or data; returns the layout.
+
+    Raises:
+      ValueError: names the field.
+    """
+    layout = formats.layout_of(config.layout, "config.layout")
+    if config.train not in TRAINED:
+        raise ValueError(f"config.train={config.train!r} is not one of {', '.join(TRAINED)}.")
+    if config.train == "all" and config.param_dtype != "float32":
+        raise ValueError(
+            f"config.train=all with config.param_dtype={config.param_dtype} would round small updates away; store the "
+            "weights in float32 (config.dtype may be bfloat16)."
+        )
+    for name in ("epochs", "batch_size", "lr", "clip"):
+        if not config[name] > 0:
+            raise ValueError(f"config.{name}={config[name]} must be above 0.")
+    if not 0 < config.data.held_out < 1:
+        raise ValueError(f"config.data.held_out={config.data.held_out} must lie between 0 and 1.")
+    out = Path(config.out).expanduser()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"config.out={config.out} is not an empty directory. Name another, or remove what is there.")
+    return layout
+
+
+def load(config, mesh: jax.sharding.Mesh) -> classifier.Classifier:
+    """The model to begin with, its weights on the mesh, with adapters where they are to be fitted.
+
+    Raises:
+      FileNotFoundError, ValueError: as `classifier.load`; or it has no such label, or no layer for an adapter.
+    """
+    named = pretrained.read_json(pretrained.resolve(config.source) / "config.json").get("architectures") or []
+    has_head = not named or any(name.endswith(classifier.CLASSIFIER) for name in named)
+    adapters = lora.Lora(**config.lora) if config.train == "lora" else None
+    model = classifier.load(
+        config.source,
+        fresh_head=None if has_head and not config.fresh_head else 1,
+        seed=config.seed,
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+        remat=config.remat,
+        lora=adapters,
+        sharding=lambda tree: sharding.shardings({"reward_models": tree}, mesh)["reward_models"],
+    )
+    if not 0 <= config.label < model.labels:
+        raise ValueError(f"config.label={config.label}, but the model has {model.labels} labels, the first being 0.")
+    if adapters and not jax.tree.leaves(lora.split(model.params, lambda p: p.endswith(lora.ADAPTER_LEAVES))[0]):
+        raise ValueError(
+            f"config.lora.targets={adapters.targets!r} is in the path of no linear layer of {config.source}."
+        )
+    return model
+
+
+def loss_of(
+    trainable: PyTree, frozen: PyTree, apply: Callable, label: int, tokens, mask, types
+) -> tuple[jax.Array, jax.Array]:
+    """The Bradley–Terry loss, mean −log σ(score(chosen) − score(rejected)), and the share of pairs in the right order.
+
+    Args:
+      trainable, frozen: the classifier's parameters, apart.
+      apply: `Classifier.apply`.
+      label: the logit that is the score.
+      tokens, mask, types: [B, 2, S], the chosen response first.
+    """
+    flat = (array.reshape(-1, array.shape[-1]) for array in (tokens, mask, types))
+    scores = apply(lora.merge(trainable, frozen), *flat)[:, label].reshape(-1, 2)
+    margin = scores[:, 0] - scores[:, 1]
+    return jnp.mean(jax.nn.softplus(-margin)), jnp.mean(margin > 0)
+
+
+def make_tx(config, steps: int) -> optax.GradientTransformation:
+    """AdamW under a warm-up and a cosine to 0; matrices alone decay."""
+    warmup = min(round(config.warmup * steps), steps - 1)
+    schedule = optax.warmup_cosine_decay_schedule(0.0 if warmup else config.lr, config.lr, warmup, steps)
+
+    def matrices(tree: PyTree) -> PyTree:
+        return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", *lora.ADAPTER_LEAVES), tree)
+
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip),
+        optax.adamw(schedule, weight_decay=config.weight_decay, mask=matrices),
+    )  # fmt: skip
+
+
+def make_step(
+    apply: Callable, label: int, tx: optax.GradientTransformation, trainable: PyTree, opt: PyTree
+) -> Callable:
+    """The jitted update (trainable, opt, frozen, tokens, mask, types) → (trainable, opt, loss, right); the first two are
+    donated and stay where those given here lie. One program for each S."""
+
+    def step(trainable, opt, frozen, *rows):
+        (loss, right), gradient = jax.value_and_grad(loss_of, has_aux=True)(trainable, frozen, apply, label, *rows)
+        updates, opt = tx.update(gradient, opt, trainable)
+        return optax.apply_updates(trainable, updates), opt, loss, right
+
+    places = jax.tree.map(lambda leaf: leaf.sharding, (trainable, opt))
+    told = compiler.options(jax.tree.leaves(places)[0])
+    return jax.jit(step, donate_argnums=(0, 1), out_shardings=(*places, None, None), compiler_options=told)
+
+
+def fit(
+    model: classifier.Classifier, rows: list[pairs.Rows], config, most: int, mesh: jax.sharding.Mesh
+) -> tuple[PyTree, list[float]]:
+    """Fits the model to pairs.
+
+    Args:
+      model: as `load` gives it; what of its parameters is fitted is donated, the rest stays.
+      rows: M of them, at least a batch.
+      config: of the run.
+      most: tokens of the longest row.
+      mesh: rows are split over its data axes.
+
+    Returns:
+      All parameters, adapters apart; and the mean loss of each epoch.
+
+    Raises:
+      FloatingPointError: the loss is not a finite number.
+    """
+    lengths = pairs.lengths_of(rows, most)
+    a_epoch = len(rows) // config.batch_size
+    total, placed = config.epochs * a_epoch, sharding.batch_sharding(mesh)
+    trainable, frozen = lora.split(model.params, TRAINED[config.train])
+    tx = make_tx(config, total)
+    # Moments lie as their parameters do; counters must be told, or the second step would be compiled anew.
+    opt = jax.tree.map(lambda a: a if a.ndim else jax.device_put(a, sharding.replicated(mesh)), tx.init(trainable))
+    step = make_step(model.apply, config.label, tx, trainable, opt)
+    losses: list[float] = []
+    done = 0
+    with metrics.progress(total, 0, "reward model") as meter:
+        for epoch in range(config.epochs):
+            for length, index in pairs.batches(lengths, config.batch_size, config.seed, epoch):
+                batch = pairs.collate([rows[i] for i in index], length, model.pad)
+                trainable, opt, loss, right = step(trainable, opt, frozen, *jax.device_put(batch, placed))
+                losses.append(float(loss))  # waits for the step, so that a loss that is none stops at once
+                done += 1
+                if not np.isfinite(losses[-1]):
+                    raise FloatingPointError(
+                        f"The loss is {losses[-1]} at step {done} of {total}: training stopped and nothing was written. "
+                        f"Lower config.lr={config.lr}, or compute in float32 if config.dtype={config.dtype} is not that."
+                    )
+                meter.update(done, epoch=epoch + 1, loss=losses[-1], right=float(right))
+    return lora.merge(trainable, frozen), np.reshape(losses, (config.epochs, a_epoch)).mean(axis=1).tolist()
+
+
+def accuracy(scores: np.ndarray) -> tuple[float, tuple[float, float]]:
+    """Share of pairs in the right order, a tie counting half, and its 95 % interval; scores [M, 2], chosen first."""
+    margin = scores[:, 0] - scores[:, 1]
+    right = float(np.sum(margin > 0) + 0.5 * np.sum(margin == 0))
+    return right / len(margin), wilson(right, len(margin))
+
+
+def score(reward: text.ModelReward, held: list[pairs.Rows]) -> np.ndarray:
+    """Scores [M, 2] of the pairs' responses, the chosen one first.
+
+    Raises:
+      FloatingPointError: one is not finite.
+    """
+    prompts = [row.pair.prompt for row in held for _ in range(2)]
+    scores = reward(prompts, [response for row in held for response in (row.pair.chosen, row.pair.rejected)])
+    if not np.isfinite(scores).all():
+        raise FloatingPointError(f"{(~np.isfinite(scores)).sum()} of {scores.size} held-out scores are not finite.")
+    return scores.reshape(-1, 2)
+
+
+def report_of(before: np.ndarray, after: np.ndarray, held: list[pairs.Rows], **facts) -> tuple[Report, list]:
+    """The Report of scores [M, 2] before and after, and the bins of the uncalibrated probabilities; facts are its rest."""
+    margins = after[:, 0] - after[:, 1]
+    groups = [row.pair.group for row in held]
+    won = calibration.cross_fitted(margins, groups)
+    raw, bins = calibration.reliability(calibration.probability(margins)), calibration.reliability(won)
+    (share_before, interval_before), (share, interval) = accuracy(before), accuracy(after)
+    return Report(
+        tested=len(held),
+        prompts=len({row.pair.prompt for row in held}),
+        before=share_before,
+        interval_before=interval_before,
+        after=share,
+        interval=interval,
+        nll=float(-np.mean(np.log(np.maximum(won, 1e-12)))),
+        temperature=calibration.temperature(margins),
+        error_raw=calibration.error(raw),
+        error=calibration.error(bins),
+        bins=bins,
+        mean=float(after.mean()),
+        std=float(after.std()),
+        **facts,
+    ), raw
+
+
+def read(config, layout: Callable[[str, str], formats.Encoded]) -> tuple[list[pairs.Rows], list[pairs.Rows], dict]:
+    """Pairs fitted and held out, in token ids, and how many were left out by reason.
+
+    Raises:
+      FileNotFoundError, ValueError: as `pairs.read`; or too few.
+    """
+    d = config.data
+    found, left_out = pairs.read(d.kind, d.path, d.split or None, d.prompt)
+    found = found[: d.pairs or None]
+    parts = pairs.divide(found, d.held_out)
+    if shared := len(found) - sum(map(len, parts)):
+        left_out["a fitted prompt that is also held out"] = shared
+    fitted, held = (pairs.encode(part, layout, left_out) for part in parts)
+    prompts = len({row.pair.group for row in held})
+    if len(fitted) < config.batch_size or len(held) < FEWEST or prompts < 2:
+        raise ValueError(
+            f"{d.path} gives {len(fitted)} pairs to fit and {len(held)}, of {prompts} prompts, to test on; it takes at least "
+            f"{config.batch_size} (config.batch_size), {FEWEST} and 2. Give more pairs, or change config.data.held_out="
+            f"{d.held_out}. Left out: {dict(left_out) or 'none'}."
+        )
+    return fitted, held, dict(left_out)
+
+
+def need_ids(rows: list[pairs.Rows], model: classifier.Classifier, source: str) -> None:
+    """Raises ValueError where the tokenizer has ids that the model's embedding has not."""
+    most = max(max(encoded.ids) for row in rows for encoded in (row.chosen, row.rejected))
+    if most >= model.config.vocab_size:
+        raise ValueError(
+            f"The tokenizer of {source} gives the id {most}, and the model has {model.config.vocab_size} embeddings: they do "
+            "not belong together."
+        )
+
+
+def save(config, model: classifier.Classifier, params: PyTree, tokenizer, report: Report, raw: list, seconds: float):
+    """Writes the directory; the weights come last, so that their presence means completeness."""
+    out = Path(config.out).expanduser()
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(out)
+    calibration.draw(out / FIGURE, {"as trained": raw, "with the temperature": report.bins})
+    facts = {"config": json.loads(config.to_json_best_effort())} | report._asdict()
+    facts["bins"] = [b._asdict() for b in report.bins]
+    facts |= {"seconds": round(seconds, 1), "machine": machine()}
+    finite = facts if np.isfinite(report.temperature) else facts | {"temperature": None}
+    (out / REPORT).write_text(json.dumps(finite, indent=2) + "\n", encoding="utf-8")
+    text_of_card = card.write(config, model, report, seconds, machine(), FIGURE)
+    (out / "README.md").write_text(text_of_card, encoding="utf-8")
+    settings: dict[str, Any] = {formats.ENTRY: {"layout": config.layout, "label": config.label}}
+    if model.family == "gpt2" or model.family in families.FAMILIES:
+        # torch finds a row's last token by this id, so it must be the one that its tokenizer pads with.
+        settings["pad_token_id"] = tokenizer.pad_token_id
+    classifier.save(out, model.config, params, settings=settings)
+
+
+def machine() -> str:
+    return f"{jax.device_count()} × {jax.devices()[0].device_kind}, jax {jax.__version__}"
+
+
+def run(config: ml_collections.ConfigDict) -> Report:
+    """The whole command; writes config.out.
+
+    Raises:
+      FileNotFoundError, ValueError: the config, the model or the data do not do; nothing is written.
+      FloatingPointError: training went astray; nothing is written.
+    """
+    start = time.monotonic()
+    distributed.refuse_several("python -m meal_jax.reward_training.model")
+    layout = check(config)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    sharding.check_batch(mesh, config.batch_size, "config.batch_size")
+    tokenizer = pretrained.load_tokenizer(config.source)
+    formats.need_begin(tokenizer, layout, f"config.layout={config.layout}")
+    positions = classifier.load_config(config.source, fresh_head=1).positions
+    most = min(formats.limit(tokenizer, positions), config.data.length or positions)
+    tokenizer.model_max_length = most  # saved along, so that rows are cut alike wherever the model is read
+    encode = lambda prompt, response: layout(tokenizer, prompt, response, most)  # noqa: E731
+    fitted, held, left_out = read(config, encode)
+    model = load(config, mesh)
+    need_ids(fitted + held, model, config.source)
+    print(f"{len(fitted)} pairs to fit, {len(held)} held out; left out: {left_out or 'none'}.", flush=True)
+
+    adapters = model.config.lora
+    plain = classifier.of(without_adapters(model.config), None)  # figures are of the model as it is written
+    reward = text.ModelReward(
+        encode,
+        lambda params, *rows: plain.apply(params, *rows)[:, config.label],
+        lora.fold(model.params, adapters),
+        mesh,
+        limit=most,
+        pad=model.pad,
+        batch_size=2 * config.batch_size,
+        kept=0,
+    )
+    before = score(reward, held)
+    reward.params = None  # the weights that are fitted are donated
+    params, losses = fit(model, fitted, config, most, mesh)
+    reward.params = lora.fold(params, adapters)
+    after = score(reward, held)
+    steps = config.epochs * (len(fitted) // config.batch_size)
+    report, raw = report_of(before, after, held, fitted=len(fitted), left_out=left_out, steps=steps, loss=losses)
+    save(config, model, reward.params, tokenizer, report, raw, time.monotonic() - start)
+    print(card.line(report))
+    print(f"Wrote {config.out} in {time.monotonic() - start:.0f} s.")
+    return report
+
+
+def without_adapters(config):
+    """A classifier's configuration without LoRA."""
+    if hasattr(config, "decoder"):
+        return dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, lora=None))
+    return dataclasses.replace(config, lora=None)

@@ -1,0 +1,185 @@
+"""A run's workdir, opened for reading: its configuration, benchmark, newest state and frozen parts, on this machine.
+
+It is what `train.train_and_evaluate` sets up before its loop. Nothing in the workdir is written, moved or removed, so it may
+be that of a run still going; and the devices need not be those that the run trained on.
+
+Letters: K objectives.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+from absl import logging
+
+from meal_jax import build, former_names, methods
+from meal_jax import config as defaults
+from meal_jax.meal.step import Frozen, Setup, State
+from meal_jax.runtime import checkpoint, distributed, sharding
+from meal_jax.tasks.task import Task
+
+
+class Run(NamedTuple):
+    """An opened run.
+
+    Attributes:
+      workdir: where it was read.
+      config: as run, changes applied.
+      method: its functions.
+      task, setup: the benchmark, and what the run held fixed.
+      step: steps that `state` has done.
+      state, frozen: the newest checkpoint, and what training only read.
+    """
+
+    workdir: Path
+    config: ml_collections.ConfigDict
+    method: methods.Method
+    task: Task
+    setup: Setup
+    step: int
+    state: State
+    frozen: Frozen
+
+
+def open_run(workdir: str | os.PathLike, config: ml_collections.ConfigDict | None = None, devices: int = 1) -> Run:
+    """Opens the run in `workdir` at its newest checkpoint.
+
+    Args:
+      workdir: of one method: the run's own, or the folder in it of a method that was trained beside.
+      config: as from `read_config`, which is also the default.
+      devices: that the weights are spread over.
+
+    Raises:
+      FileNotFoundError: no run there, or no checkpoint yet, or what the run's benchmark reads is not here.
+      ValueError: see `read_config`; or another configuration than the checkpoint's; or this is one of several processes.
+    """
+    distributed.refuse_several("Reading a run (generate, export)")
+    workdir = Path(workdir).expanduser()
+    config = read_config(workdir) if config is None else config
+    checkpoints = checkpoint.open_checkpoints(workdir / "checkpoints", keep=None)
+    if not checkpoint.steps(checkpoints):  # before the benchmark is loaded, which may take minutes
+        raise FileNotFoundError(
+            f"{workdir} holds no checkpoint yet: its run saves one every {config.checkpoint.every} steps and at its end "
+            "(config.checkpoint.every). Wait for it, or start it again if it has stopped."
+        )
+    if not 1 <= devices <= jax.device_count():
+        raise ValueError(f"devices={devices}: there are {jax.device_count()} here, take 1 to {jax.device_count()}.")
+    mesh = sharding.make_mesh(1, devices, 1, jax.devices()[:devices])
+    method = methods.get(config.method)
+    task = build.build_task(config)
+    setup = build.build_setup(config, task)
+
+    # As in training: a base that was drawn at random is drawn again by the same key.
+    key, policy_key = jax.random.split(jax.random.key(config.seed))
+    init = lambda key: build.init_policy(setup, task, key)  # noqa: E731
+    theta, _ = jax.eval_shape(init, policy_key)
+    state = jax.eval_shape(lambda theta, key: method.init(setup, theta, key), theta, key)
+    placed = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        state,
+        sharding.shardings(state, mesh),
+    )
+    step, state, _ = checkpoint.restore_latest(checkpoints, placed)
+    _, frozen = build.make_policy(setup, task, policy_key, mesh)
+    return Run(workdir, config, method, task, setup, step, state, frozen)
+
+
+def read_config(workdir: str | os.PathLike, changes: Sequence[str] = ()) -> ml_collections.ConfigDict:
+    """The configuration in `workdir`/config.json, as a run has it: typed, with tuples, checked.
+
+    A field that the file lacks, since it was written before there was one, has its default.
+
+    Args:
+      workdir: of a run.
+      changes: fields that differ here, "data.path=DIRECTORY".
+
+    Raises:
+      FileNotFoundError: no config.json.
+      ValueError: a field that this version does not have, of another type, or that cannot run; or no change.
+    """
+    workdir = Path(workdir).expanduser()
+    path = workdir / "config.json"
+    if not path.exists():
+        inside = sorted(str(p.parent) for p in workdir.glob("*/config.json"))
+        hint = f" These are: {', '.join(inside)}." if inside else ""
+        raise FileNotFoundError(f"{workdir} is not a run's workdir: it has no config.json.{hint}")
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}).") from None
+    config = defaults.default()
+    absent = _fill(config, former_names.upgrade(values), path)
+    if absent:
+        logging.info("%s was written before there was %s: defaults are taken.", path, ", ".join(absent))
+    for change in changes:
+        _change(config, change)
+    defaults.check(config)
+    return config
+
+
+def _fill(config: ml_collections.ConfigDict, values: Mapping[str, Any], path: Path, prefix: str = "") -> list[str]:
+    """Writes the values of a JSON object into the configuration, and returns the fields that it lacks."""
+    absent = [prefix + name for name in config if name not in values]
+    for name, value in values.items():
+        if name not in config:
+            raise ValueError(f"{path} has a field {prefix}{name}, which this version of meal_jax does not know.")
+        if isinstance(value, Mapping) and isinstance(config[name], ml_collections.ConfigDict):
+            absent += _fill(config[name], value, path, f"{prefix}{name}.")
+            continue
+        try:
+            config[name] = _tuples(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {prefix}{name}={value!r} does not fit ({error}).") from None
+    return absent
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has no tuples and a configuration no lists: every list was a tuple."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _change(config: ml_collections.ConfigDict, change: str) -> None:
+    """Applies "field=value"; a value is a Python literal, or text where the field is one."""
+    name, equals, text = change.partition("=")
+    *parents, leaf = name.split(".")
+    try:
+        if not equals:
+            raise ValueError("there is no =")
+        for parent in parents:
+            config = config[parent]
+        is_text = isinstance(config[leaf], str)
+        config[leaf] = text if is_text else ast.literal_eval(text)
+    except (KeyError, TypeError, ValueError, SyntaxError) as error:
+        raise ValueError(f"--set={change} is not field=value with a field of the configuration: {error}") from None
+
+
+def read_preference(text: str, objectives: Sequence[str]) -> np.ndarray:
+    """A preference [K] from "0.3,0.7".
+
+    Raises:
+      ValueError: not one weight for each objective, negative, or not of sum 1; says what would do.
+    """
+    k, example = len(objectives), ",".join(f"{1 / len(objectives):.4g}" for _ in objectives)
+    needed = (
+        f"needed are {k} weights, of {', '.join(objectives)}, that are not negative and sum to 1, such as {example}"
+    )
+    try:
+        w = np.array([float(part) for part in text.split(",")])
+    except ValueError:
+        raise ValueError(f"The preference {text!r} is not numbers with commas between: {needed}.") from None
+    if len(w) != k:
+        raise ValueError(f"The preference {text!r} has {len(w)} weight(s): {needed}.")
+    if not np.all(np.isfinite(w)) or np.any(w < 0):
+        raise ValueError(f"The preference {text!r} has a weight that is negative or not a number: {needed}.")
+    if abs(w.sum() - 1) > 1e-3:
+        would = f" {','.join(f'{v:.4g}' for v in w / w.sum())} would do." if w.sum() > 0 else ""
+        raise ValueError(f"The preference {text!r} sums to {w.sum():.4g}: {needed}.{would}")
+    return w / w.sum()

@@ -1,0 +1,123 @@
+"""Every command: quick to refuse, with two lines and not a trace; the former names of fields; stray arguments."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from meal_jax import command, former_names
+from meal_jax import config as base
+
+ROOT = Path(__file__).parents[1]
+TOY, BENCH, REWARD = (f"--config=configs/{name}.py" for name in ("toy", "bench_smollm2", "reward_model"))
+# Command to flags that it would take.
+WITH_CONFIG = {
+    "main": [TOY, "--workdir=/nowhere"],
+    "doctor": [TOY, "--workdir=/nowhere"],
+    "compare": [TOY, "--workdir=/nowhere"],
+    "aot": [TOY, "--topology=v5e:2x2"],
+    "bench": [BENCH],
+    "reward_training.heads": ["--config=configs/reward_small.py"],
+    "reward_training.model": [REWARD],
+}
+WITHOUT = {
+    "generate": ["--checkpoint=/nowhere", "--prompt=a"],
+    "export": ["--checkpoint=/nowhere", "--out=/nowhere"],
+    "parity": ["--model=/nowhere"],
+    "hf.convert_gguf": ["--source=/nowhere", "--out=/nowhere"],
+    "data.prepare": ["--dataset=hh_rlhf"],
+}
+# Runs a module as a command and says on the last line of stderr whether jax was imported on the way.
+WATCHED = """
+import runpy, sys
+try:
+    runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+finally:
+    print("jax" in sys.modules, file=sys.stderr)
+"""
+
+
+def start(name, *arguments):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-c", WATCHED, f"meal_jax.{name}", *arguments],
+        cwd=ROOT, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*WITH_CONFIG, *WITHOUT])
+def test_help_and_a_stray_argument_do_not_wait_for_jax(name):
+    found = start(name, "--help")
+    assert "--" in found.stdout and found.stderr.endswith("False\n"), found.stderr
+    found = start(name, *(WITH_CONFIG | WITHOUT)[name], "stray")
+    assert found.returncode != 0 and "stray" in found.stdout + found.stderr
+    assert "Traceback" not in found.stderr and found.stderr.endswith("False\n"), found.stderr
+
+
+@pytest.mark.parametrize("name", WITH_CONFIG)
+def test_a_wrong_field_is_named_whole(name):
+    found = start(name, *WITH_CONFIG[name], "--config.optim.taau=1")
+    jax, *lines = found.stderr.splitlines()  # the interpreter prints the message last
+    assert found.returncode == 1 and jax == "False"
+    assert len(lines) <= 2 and lines[0].startswith("error: config.optim.taau is not a field."), found.stderr
+
+
+def test_a_wrong_field_of_a_section_finds_its_own():
+    argv = ["main", TOY, "--config.tau=1"]
+    assert command.wrong_field(argv) == "config.tau is not a field. Did you mean config.meal.tau?"
+    argv = ["main", "--config", "configs/toy.py:k=3", "--config.meal.taau=1"]
+    assert command.wrong_field(argv).endswith("Did you mean config.meal.tau?")
+    assert command.wrong_field(["main", TOY, "--config.meal.tau=1"]) is None
+    assert "meal_jax/config.py" in command.wrong_field(["main", TOY, "--config.zzzzzz=1"])
+
+
+def test_a_former_name_is_refused_with_the_new_one():
+    found = command.wrong_field(["main", TOY, "--config.rollout.apart=True"])
+    assert found == "config.rollout.apart is not a field. It is called config.rollout.unstack_layers now."
+
+
+def test_a_configuration_that_is_not_there_is_named():
+    found = start("main", "--config=configs/toyy.py", "--workdir=/nowhere")
+    assert found.returncode == 1 and "configs/toyy.py" in found.stderr and "Traceback" not in found.stderr
+
+
+def test_former_names_lead_to_fields_that_are_there():
+    known = list(command.leaves(base.default()))
+    assert set(former_names.RENAMED.values()) | set(former_names.AUTOMATIC) <= set(known)
+    assert not former_names.RENAMED.keys() & set(known)
+
+
+def test_a_saved_configuration_is_read_under_its_former_names():
+    old = {"beside": ["ric"], "optim": {"final": 0.1, "lr": 1.0}, "ppo": {"divisions": -1}, "mesh": {"slices": 2}}
+    new = former_names.upgrade(old)
+    assert new == {
+        "compare_with": ["ric"],
+        "optim": {"final_lr_fraction": 0.1, "lr": 1.0},
+        "ppo": {"divisions": None},
+        "mesh": {"slices": 2},
+    }
+    assert "beside" in old and old["ppo"]["divisions"] == -1
+
+
+def test_an_error_that_nobody_can_act_on_keeps_its_trace():
+    def fail(error):
+        raise error
+
+    with pytest.raises(SystemExit, match="error: too long"):
+        command.attempt(fail, ValueError("too long"))
+    with pytest.raises(ZeroDivisionError):
+        command.attempt(fail, ZeroDivisionError())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITH_CONFIG)
+def test_a_wrong_field_takes_less_than_a_second_and_a_half(name):
+    """CPU seconds of the process and its children; an idle core is not needed for that."""
+    before, began = os.times(), time.monotonic()
+    start(name, *WITH_CONFIG[name], "--config.optim.taau=1")
+    after = os.times()
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    assert spent < 1.5, (spent, time.monotonic() - began)

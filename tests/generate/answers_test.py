@@ -1,0 +1,83 @@
+"""The command line that answers a prompt: under one preference, under a grid, on text and on the toy; and what it refuses."""
+
+import numpy as np
+import pytest
+
+from meal_jax.generate import __main__ as command_line
+from meal_jax.generate import answers as generate
+from meal_jax.saved_run import open_run
+
+
+def call(capsys, *argv):
+    command_line.main(list(map(str, argv)))
+    return capsys.readouterr().out
+
+
+def refusal(*argv):
+    with pytest.raises(SystemExit) as error:
+        command_line.main(list(map(str, argv)))
+    return str(error.value)
+
+
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch):
+    monkeypatch.setenv("MEAL_CACHE", "0")
+    monkeypatch.setenv("COLUMNS", "140")
+
+
+def test_a_grid_shows_what_the_evaluation_of_the_same_prompt_gives(capsys, toy_run):
+    run = open_run(toy_run)
+    out = call(capsys, f"--checkpoint={toy_run}", "--prompt_row=3", "--grid", "--temperature=0")
+    grid = np.array([[0, 1], [0.5, 0.5], [1, 0]])
+    sampling = generate.Sampling(temperature=0.0)
+    found = generate.answers(run, run.task.test.rows(np.array([3])), grid, sampling=sampling, max_new=4)
+    assert run.task.show(run.task.test.tokens[3][run.task.test.mask[3]]) in out
+    for m, w in enumerate(grid):
+        cells = [f"{w[0]:.2f} {w[1]:.2f}", " ".join(f"{v:.2f}" for v in found.proposals[0, m])]
+        cells += [run.task.show(found.tokens[0, m][found.mask[0, m]]), *(f"{v:.2f}" for v in found.scores[0, m])]
+        assert any([c.strip() for c in line.split("│")[1:-1]] == cells for line in out.splitlines()), (cells, out)
+
+
+def test_a_prompt_of_toy_tokens_is_the_row_it_spells(toy_run):
+    task = open_run(toy_run).task
+    for row in (0, 5):
+        spelled = generate.read_prompt(task, task.show(task.test.tokens[row][task.test.mask[row]]))
+        np.testing.assert_array_equal(spelled.tokens[0], task.test.tokens[row])
+        np.testing.assert_array_equal(spelled.mask[0], task.test.mask[row])
+    with pytest.raises(ValueError, match=r"has x, 64: tokens here are written \. < > 3 4 .* 63\."):
+        generate.read_prompt(task, "< x 64")
+    with pytest.raises(ValueError, match="has 7 tokens, there is room for 1 to 6"):
+        generate.read_prompt(task, "< 3 7 11 11 11 11")
+
+
+def test_text_in_text_out_and_a_preference_changes_the_text(capsys, assistant_run, monkeypatch):
+    opened = open_run(assistant_run("prefix"))
+    monkeypatch.setattr(generate, "open_run", lambda *args: opened)  # once for both calls
+    command = [f"--checkpoint={assistant_run('prefix')}", "--prompt=Is it late?", "--temperature=0", "--max_new=4"]
+    alone = call(capsys, *command, "--preference=1,0")
+    assert alone.strip() and "│" not in alone
+    both = call(capsys, *command, "--preference=0,1", "--preference=1,0")
+    rows = [[c.strip() for c in line.split("│")[1:-1]] for line in both.splitlines() if line.startswith("│")]
+    assert "Is it late?" in both and "harmless helpful" in both
+    assert [row[0] for row in rows] == ["0.00 1.00", "1.00 0.00"]
+    assert rows[1][2] == alone.strip() != rows[0][2] and len(rows[0]) == 5
+
+
+def test_what_is_wrong_is_said_before_the_run_is_opened(monkeypatch, toy_run, tmp_path):
+    monkeypatch.setattr(generate, "open_run", lambda *args: pytest.fail("opened"))
+    row = [f"--checkpoint={toy_run}", "--prompt_row=0"]
+    assert "first, second" in refusal(*row, "--preference=0.2,0.3,0.5")
+    assert "0.4286,0.5714 would do" in refusal(*row, "--preference=0.3,0.4")
+    assert "negative" in refusal(*row, "--preference=-0.3,1.3")
+    assert "not numbers" in refusal(*row, "--preference=first")
+    assert "--preference=0.3,0.7 (one weight an objective), or --grid" in refusal(*row)
+    assert "room for 1 token" in refusal(*row, "--grid", "--max_new=0")
+    assert "temperature >= 0" in refusal(*row, "--grid", "--temperature=-1")
+    assert "has no config.json" in refusal(f"--checkpoint={tmp_path}", "--prompt_row=0", "--grid")
+
+
+def test_prompts_that_do_not_fit_are_refused(toy_run, assistant_run):
+    row = [f"--checkpoint={toy_run}", "--grid"]
+    assert "rows 0 to 15" in refusal(*row, "--prompt_row=16")
+    message = refusal(f"--checkpoint={assistant_run('text')}", "--grid", f"--prompt={'long ' * 99}")
+    assert "there is room for 48" in message and "config.data.prompt_length" in message

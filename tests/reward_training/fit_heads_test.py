@@ -1,0 +1,232 @@
+"""Training of reward heads: the fit, its figures, and the whole command on a tiny model."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from meal_jax import command
+from meal_jax.data import chat as chats
+from meal_jax.hf import pretrained
+from meal_jax.models.policy import Conditioning, Policy
+from meal_jax.reward_training import fit_heads as heads
+from meal_jax.reward_training.fit_heads import Encoded, Features
+from meal_jax.rewards import linear_heads
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "reward_small.py"
+
+
+def planted(pairs, width=6, noise=0.5, seed=0):
+    """Features whose order is decided by a direction, up to logistic noise; and the direction."""
+    rng = np.random.default_rng(seed)
+    direction = rng.normal(size=width)
+    x = rng.normal(size=(pairs, 2, width))
+    swap = (x[:, 0] - x[:, 1]) @ direction + noise * rng.logistic(size=pairs) < 0
+    x[swap] = x[swap][:, ::-1]
+    return x, direction
+
+
+def test_the_fit_is_the_minimum():
+    x, _ = planted(200)
+    d, l2 = x[:, 0] - x[:, 1], 0.03
+    w = heads.fit(d, l2)
+    loss = lambda w: np.mean(np.log1p(np.exp(-d @ w))) + l2 / 2 * w @ w  # noqa: E731
+    rng = np.random.default_rng(1)
+    assert all(loss(w + 1e-3 * rng.normal(size=w.shape)) > loss(w) for _ in range(50))
+
+
+def test_the_fit_recovers_the_planted_direction_and_scale():
+    x, direction = planted(20_000, noise=1.0)
+    np.testing.assert_allclose(heads.fit(x[:, 0] - x[:, 1], 1e-6), direction, atol=0.1)
+
+
+def test_separable_pairs_have_a_finite_fit():
+    w = heads.fit(np.array([[1.0, 0.0], [2.0, 0.0]]), 1e-3)
+    assert np.isfinite(w).all() and w[0] > 1 and w[1] == 0
+
+
+def test_l2_is_strong_for_noise_and_weak_for_signal():
+    grid = (1e-3, 1e-1, 10.0)
+    group = np.arange(300)
+    x, _ = planted(300, noise=0.1)
+    assert heads.choose_l2(x[:, 0] - x[:, 1], group, grid, 5)[0] == grid[0]
+    noise = np.random.default_rng(0).normal(size=(300, 50))
+    assert heads.choose_l2(noise, group, grid, 5)[0] == grid[-1]
+
+
+def test_folds_keep_groups_together():
+    # Pairs come in copies with labels that nothing explains: only a leak between folds makes a weak penalty look good.
+    d = np.repeat(np.random.default_rng(0).normal(size=(40, 60)), 5, axis=0)
+    grid = (1e-4, 100.0)
+    assert heads.choose_l2(d, np.arange(200), grid, 5)[0] == grid[0]
+    assert heads.choose_l2(d, np.repeat(np.arange(40), 5), grid, 5)[0] == grid[1]
+
+
+@pytest.mark.parametrize(
+    "right, total, low, high", [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (81, 263, 0.2553, 0.3662)]
+)
+def test_wilsons_interval(right, total, low, high):
+    np.testing.assert_allclose(heads.wilson(right, total), (low, high), atol=2e-4)  # published examples
+
+
+def features(noise=0.3):
+    """Two objectives that want different directions; three quarters of the pairs are for fitting."""
+    a, _ = planted(800, noise=noise, seed=1)
+    b, _ = planted(800, noise=noise, seed=2)
+    x = np.concatenate([a, b]) * np.array([1, 10, 100, 0.1, 1, 1]) + 5.0  # scales that differ, a mean that is not 0
+    return Features(x.astype(np.float32), np.repeat([0, 1], 800), np.arange(1600) % 4 != 0, np.arange(1600))
+
+
+def test_heads_are_right_on_pairs_they_never_saw_and_normalised():
+    f = features()
+    params, reports, _ = heads.fit_heads(f, ("a", "b"), (1e-3, 1e-2, 1e-1), 3)
+    scores = f.x @ params["w"].T + params["b"]
+    held = scores[~f.fitted].reshape(-1, 2)
+    np.testing.assert_allclose(held.mean(axis=0), 0.0, atol=1e-3)
+    np.testing.assert_allclose(held.std(axis=0), 1.0, atol=1e-3)
+    for k, (name, report) in enumerate(reports.items()):
+        outside = ~f.fitted & (f.objective == k)
+        margin = scores[outside, 0, k] - scores[outside, 1, k]
+        assert (report.fitted, report.tested) == (600, 200)
+        assert (
+            report.accuracy
+            == np.mean(margin > 0)
+            > 0.9
+            > np.mean(scores[outside, 0, 1 - k] > scores[outside, 1, 1 - k])
+        )
+        assert report.interval[0] < report.accuracy < report.interval[1]
+        log_odds = params["temperature"][k] * margin
+        np.testing.assert_allclose(report.nll, np.mean(np.log1p(np.exp(-log_odds))), rtol=1e-3)
+        assert abs(report.confidence - report.accuracy) < 0.05, name  # log-odds are calibrated
+
+
+def test_held_out_pairs_do_not_reach_the_weights():
+    f = features()
+    first, *_ = heads.fit_heads(f, ("a", "b"), (1e-2,), 3)
+    spoiled = f.x.copy()
+    spoiled[~f.fitted] = spoiled[~f.fitted][:, ::-1] * 3.0
+    second, reports, _ = heads.fit_heads(f._replace(x=spoiled), ("a", "b"), (1e-2,), 3)
+    direction = lambda params: params["w"] / np.linalg.norm(params["w"], axis=1, keepdims=True)  # noqa: E731
+    np.testing.assert_allclose(direction(first), direction(second), rtol=1e-4, atol=1e-6)
+    assert all(report.accuracy < 0.1 for report in reports.values())
+
+
+def test_too_few_pairs_are_refused_by_name():
+    f = features()
+    with pytest.raises(ValueError, match="Objective b has 0 pairs to fit and 800 to test on"):
+        heads.fit_heads(f._replace(fitted=f.fitted & (f.objective == 0)), ("a", "b"), (1e-2,), 3)
+
+
+def test_narrowing_keeps_the_features_asked_for():
+    f = features()
+    assert heads.narrow(f, "last+mean").x.shape[-1] == 6
+    np.testing.assert_array_equal(heads.narrow(f, "last").x, f.x[..., :3])
+    np.testing.assert_array_equal(heads.narrow(f, "mean").x, f.x[..., 3:])
+
+
+def test_extraction_does_not_hang_on_batches_or_buckets(chat_model):
+    config = pretrained.load_config(chat_model)
+    params = pretrained.load_params(chat_model, config)
+    policy = Policy(config, Conditioning(kind="none"))
+    ids = lambda low, count: list(range(low, low + count))  # noqa: E731
+    rows = [
+        Encoded(0, "reward", 0, ids(10, 5), (ids(40, 3), ids(50, 6))),
+        Encoded(0, "reward", 1, ids(20, 20), (ids(60, 1), ids(70, 4))),  # of another bucket
+        Encoded(0, "reward", 2, ids(30, 9), (ids(80, 2), ids(90, 2))),
+        Encoded(0, "reward", 3, ids(30, 16), (ids(95, 5), ids(50, 6))),  # a batch that is not full
+    ]
+    together = heads.extract(policy, params, rows, max_new=6, batch_size=2, pad=2)
+    assert together.shape == (4, 2, 32)
+    rest = [row._replace(responses=row.responses[::-1]) for row in (rows[3], rows[2], rows[0])]
+    apart = heads.extract(policy, params, rest, max_new=7, batch_size=3, pad=0)
+    np.testing.assert_allclose(apart[:, ::-1], together[[3, 2, 0]], rtol=1e-3, atol=1e-4)
+    assert np.abs(together[0, 0] - together[0, 1]).max() > 1e-2
+
+
+@pytest.fixture
+def config(chat_model, tmp_path):
+    """configs/reward_small.py on a tiny model and invented pairs, in which a polite answer is always preferred."""
+    spec = importlib.util.spec_from_file_location("reward_small", CONFIG)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    c = module.get_config()
+    c.source, c.out, c.cache = str(chat_model), str(tmp_path / "out" / "h.safetensors"), str(tmp_path / "features.npz")
+    c.data.path, c.data.max_new, c.data.prompt_length, c.batch_size, c.folds, c.l2 = (
+        str(tmp_path),
+        6,
+        64,
+        8,
+        2,
+        (1e-2, 1.0),
+    )
+    for source in c.objectives.values():
+        folder = source.partition(":")[2]
+        (tmp_path / folder).mkdir()
+        lines = []
+        for i in range(40):
+            head = f"\n\nHuman: {folder[:4]} {i}"
+            lines.append({"chosen": f"{head}\n\nAssistant: please {i}", "rejected": f"{head}\n\nAssistant: no {i}"})
+        lines.append(
+            {
+                "chosen": f"\n\nHuman: {'long ' * 90}\n\nAssistant: a",
+                "rejected": f"\n\nHuman: {'long ' * 90}\n\nAssistant: b",
+            }
+        )
+        lines.append(
+            {"chosen": f"{head}\n\nAssistant: {'yes ' * 20}a", "rejected": f"{head}\n\nAssistant: {'yes ' * 20}b"}
+        )
+        (tmp_path / folder / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return c
+
+
+def test_the_command_writes_heads_that_order_pairs(config, chat_model, tmp_path, monkeypatch):
+    _, reports = heads.run(config)
+    fitted = linear_heads.load(config.out)
+    assert fitted.objectives == ("harmless", "helpful") and fitted.w.shape == (2, 16)
+    assert all(report.accuracy == 1.0 for report in reports.values())  # "please" against "no" is easy
+    linear_heads.check_base(fitted, pretrained.load_params(chat_model, pretrained.load_config(chat_model)), "here")
+    linear_heads.check_format(fitted, chats.describe(chats.make(pretrained.load_tokenizer(chat_model))))
+    card = Path(config.out).with_suffix(".md").read_text()
+    for fact in (
+        config.command,
+        "MIT",
+        "40 pairs of harmless-base; left out: 1 a prompt over 64 tokens, 1 the same answer twice when cut.",
+        "1.000",
+    ):
+        assert fact in card
+    # Again, from the kept features: no answer is read, and the heads are the same.
+    monkeypatch.setattr(heads, "extract", None)
+    again, _ = heads.run(config)
+    np.testing.assert_array_equal(again.w, fitted.w)
+    config.data.max_new = 5  # other features: those kept will not do
+    with pytest.raises(TypeError):
+        heads.run(config)
+
+
+def test_fitted_and_held_out_conversations_are_disjoint(config, chat_model):
+    rows, counts = heads.encode(config, chats.make(pretrained.load_tokenizer(chat_model)))
+    fitted = {row.group for row in rows if row.split == "reward"}
+    held = {row.group for row in rows if row.split != "reward"}
+    assert fitted and held and not fitted & held
+    assert len(rows) == 80 and counts["helpful"].startswith("40 pairs of helpful-base; left out: 1 a")
+    assert all(len(ids) <= 6 for row in rows for ids in row.responses)
+
+
+def test_what_is_missing_is_said(config, tmp_path):
+    with pytest.raises(SystemExit, match=r"fetch_smollm2\.sh"):
+        config.source = str(tmp_path / "nowhere")
+        command.attempt(heads.run, config)
+
+
+def test_missing_pairs_are_said(config, tmp_path):
+    config.data.path = str(tmp_path / "nowhere")
+    with pytest.raises(SystemExit, match=r"harmless-base.*Anthropic/hh-rlhf"):
+        command.attempt(heads.run, config)
+
+
+def test_unknown_features_are_refused(config):
+    config.features = "first"
+    with pytest.raises(SystemExit, match=r"config\.features='first' is not one of last, mean, last\+mean"):
+        command.attempt(heads.run, config)

@@ -1,0 +1,382 @@
+"""The reward-model trainer on tiny models that learn which word people like; and everything that it says and refuses."""
+
+import importlib.util
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from meal_jax import build, command
+from meal_jax import config as base
+from meal_jax.classifiers import bert, classifier, gpt2
+from meal_jax.data import chat as chats
+from meal_jax.models import lora
+from meal_jax.reward_training import calibration, pairs
+from meal_jax.reward_training import fit_model as training
+from meal_jax.rewards import formats, sources
+from meal_jax.runtime import sharding
+from meal_jax.tasks import attach_rewards
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "reward_model.py"
+# The tokenizer pads with 2, so 5 must not find its way into the directory that torch reads.
+SIZES = dict(vocab_size=300, width=16, layers=1, heads=2, hidden=24, positions=48, labels=1, pad=5)
+
+
+def draw(config, seed=0):
+    """Parameters of a classifier, none of them 0 or 1."""
+    rng = np.random.default_rng(seed)
+    flat = {
+        path: rng.uniform(0.5, 1.5, leaf.shape) if path.endswith("scale") else 0.3 * rng.normal(size=leaf.shape)
+        for path, leaf in classifier.param_shapes(config).items()
+    }
+    return jax.tree.map(jnp.float32, traverse_util.unflatten_dict(flat, sep="/"))
+
+
+@pytest.fixture(scope="session")
+def tiny(chat_tokenizer, tmp_path_factory):
+    """Directories of a tiny GPT-2 without a head (a language model's) and of a tiny BERT with one of two labels."""
+    out = {}
+    config = gpt2.Config(family="gpt2", activation="gelu_new", **SIZES)
+    out["gpt2"] = tmp_path_factory.mktemp("gpt2")
+    classifier.save(out["gpt2"], config, draw(config), settings={"architectures": ["GPT2LMHeadModel"]})
+    config = bert.BERT.config(family="bert", **SIZES | {"labels": 2})
+    out["bert"] = tmp_path_factory.mktemp("bert")
+    classifier.save(out["bert"], config, draw(config))
+    for directory in out.values():
+        chat_tokenizer.save_pretrained(directory)
+    return out
+
+
+def lines(count):
+    """Pairs in which an answer with "yes" is preferred to one with "no"."""
+    rng = np.random.default_rng(0)
+    words = ["please", "thank", "user", "system"]
+    say = lambda word: " ".join([*rng.permutation(words)[: rng.integers(1, 4)], word])  # noqa: E731
+    return [{"prompt": f"{i}", "chosen": say("yes"), "rejected": say("no")} for i in range(count)]
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines(120)))
+    return path
+
+
+def configured(source, data, out, **fields):
+    spec = importlib.util.spec_from_file_location("reward_model", CONFIG)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    c = module.get_config()
+    c.source, c.data.path, c.out = str(source), str(data), str(out)
+    c.batch_size, c.epochs, c.lr, c.mesh.data, c.data.prompt = 8, 2, 0.03, 8, "last"
+    c.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+    return c
+
+
+def flat(params):
+    return {path: np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(params, sep="/").items()}
+
+
+def mesh(**sizes):
+    return sharding.make_mesh(**sizes)
+
+
+@pytest.fixture(scope="session")
+def gpt2_run(tiny, data, tmp_path_factory):
+    """(config, Report) of GPT-2 under adapters, with a new head, longer rows cut."""
+    config = configured(tiny["gpt2"], data, tmp_path_factory.mktemp("out") / "gpt2", data__length=40)
+    return config, training.run(config)
+
+
+@pytest.fixture(scope="session")
+def bert_run(tiny, data, tmp_path_factory):
+    """(config, Report) of BERT, all weights, its own head's second label, pairs of prompt and response."""
+    out = tmp_path_factory.mktemp("out") / "bert"
+    config = configured(tiny["bert"], data, out, train="all", layout="prompt_pair", label=1, lr=0.01)
+    return config, training.run(config)
+
+
+@pytest.mark.parametrize("name", ["gpt2_run", "bert_run"])
+def test_a_preference_is_learned(name, request):
+    config, report = request.getfixturevalue(name)
+    assert report.fitted + report.tested == 120 and report.tested == report.prompts >= 20
+    assert report.before < 0.8 and report.after > 0.9 and report.loss[-1] < 0.3 * report.loss[0]
+    assert report.interval[0] < report.after and report.interval_before[0] < report.before < report.interval_before[1]
+    assert report.nll < 0.4 and sum(b.pairs for b in report.bins) == report.tested
+    out = Path(config.out)
+    written = json.loads((out / training.REPORT).read_text())
+    assert written["after"] == report.after and written["config"]["source"] == config.source
+    assert (out / training.FIGURE).stat().st_size > 5000
+    card = (out / "README.md").read_text()
+    for fact in (f"**{report.after:.3f}**", f"| held-out pairs | {report.tested}", f"`{config.layout}`"):
+        assert fact in card
+
+
+@pytest.mark.parametrize("name", ["gpt2_run", "bert_run"])
+def test_torch_gives_the_same_scores_by_the_cards_own_code(name, request, monkeypatch):
+    torch = pytest.importorskip("torch", reason="torch, the reference, is not installed")
+    pytest.importorskip("transformers")
+    torch.set_num_threads(1)
+    config, _ = request.getfixturevalue(name)
+    monkeypatch.chdir(config.out)
+    code = Path("README.md").read_text().split("```python")[1].split("```")[0]
+    rows = [("7", "please yes"), ("8", "thank system no"), ("please x" * 20, "user yes")]  # the last one is cut
+    ours = sources_reward(config.out)(*zip(*rows, strict=True))
+    for (prompt, response), found in zip(rows, ours, strict=True):
+        names = {"prompt": prompt, "response": response}
+        exec(code, names)
+        np.testing.assert_allclose(found, names["score"], atol=1e-4)
+    model, tokenizer, inputs = (names[name] for name in ("model", "tokenizer", "inputs"))
+    assert inputs["input_ids"].shape[1] == (config.data.length or 48)
+    # Padded texts are read by torch as each alone: its pad id is the tokenizer's.
+    texts = ["please yes", "no", "thank system no"]
+    with torch.no_grad():
+        batch = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits
+        alone = torch.cat([model(**tokenizer(text, return_tensors="pt")).logits for text in texts])
+    np.testing.assert_allclose(batch, alone, atol=1e-4)
+
+
+def sources_reward(out, objectives=("first", "second")):
+    config = base.default()
+    config.objectives, config.sampling.max_new = objectives, 4
+    config.reward.sources = ("heads", f"model@{out}")
+    base.check(config)
+    return attach_rewards.scorer(build.build_task(config), mesh(data=1, devices=jax.devices()[:1]), None).rewards[1]
+
+
+def test_a_policy_is_given_the_trained_reward(gpt2_run):
+    config, report = gpt2_run
+    reward = sources_reward(config.out)
+    rows = [line for line in lines(120) if chats.position_of(line["prompt"]) >= 0.7]
+    scores = [reward([row["prompt"] for row in rows], [row[which] for row in rows]) for which in ("chosen", "rejected")]
+    assert np.mean(scores[0] > scores[1]) == report.after
+    np.testing.assert_allclose([np.mean(scores), np.std(scores)], [report.mean, report.std], rtol=1e-4)
+
+
+def test_the_head_alone_leaves_the_rest_as_it_was(tiny, data, tmp_path):
+    config = configured(tiny["bert"], data, tmp_path / "out", train="head", epochs=1, lr=0.1, layout="prompt_pair")
+    report = training.run(config)
+    before, after = (flat(classifier.load(d).params) for d in (tiny["bert"], config.out))
+    changed = {path for path in before if not np.array_equal(before[path], after[path])}
+    # All logits move by the bias alike, so the loss says nothing of it.
+    assert changed == {"classifier/kernel", "pooler/kernel", "pooler/bias"}
+    # The other label's weights are no one's business.
+    np.testing.assert_array_equal(before["classifier/kernel"][:, 1], after["classifier/kernel"][:, 1])
+    assert report.steps == report.fitted // 8
+
+
+def test_folded_adapters_give_the_adapters_logits_and_a_length_is_compiled_once(tiny, data, tmp_path, monkeypatch):
+    config = configured(tiny["gpt2"], data, tmp_path, mesh__data=4, mesh__fsdp=2)
+    at = mesh(data=4, fsdp=2)
+    model = training.load(config, at)
+    fitted, held, _ = training.read(config, encoder(tiny["gpt2"]))
+    steps, make = [], training.make_step
+    monkeypatch.setattr(training, "make_step", lambda *args: steps.append(make(*args)) or steps[-1])
+    start = flat(model.params)
+    params, losses = training.fit(model, fitted, config, 48, at)
+    trained = flat(params)
+    changed = {path for path in start if not np.array_equal(start[path], trained[path])}
+    ours = {"classifier/kernel", *(f"layers/attention/{layer}/lora_{f}" for layer in ("qkv", "o") for f in "ab")}
+    assert changed == ours and len(losses) == 2
+    assert set(pairs.lengths_of(fitted, 48)) == {32} and steps[0]._cache_size() == 1
+    tokens, mask, types = (a[:, 0] for a in pairs.collate(held[:8], 32, model.pad))
+    plain = classifier.of(training.without_adapters(model.config), None)
+    apply = jax.jit(plain.apply)
+    with_adapters = jax.jit(model.apply)(params, tokens, mask, types)
+    folded, untrained = (
+        apply(lora.fold(tree, model.config.lora), tokens, mask, types)
+        for tree in (params, traverse_util.unflatten_dict(start, sep="/"))
+    )
+    np.testing.assert_allclose(folded, with_adapters, atol=1e-4)
+    assert np.abs(with_adapters - untrained).max() > 0.1
+
+
+def encoder(directory, most=48):
+    from meal_jax.hf import pretrained
+
+    tokenizer = pretrained.load_tokenizer(directory)
+    return lambda prompt, response: formats.plain(tokenizer, prompt, response, most)
+
+
+def test_the_loss_and_its_gradient_by_hand():
+    """With scores linear in a token's row, d loss = −σ(−margin) (row(chosen) − row(rejected)) / B."""
+    table = jnp.asarray(np.random.default_rng(0).normal(size=(9, 2)), jnp.float32)
+    apply = lambda p, tokens, mask, types: jnp.sum(p["w"][tokens] * mask[..., None], axis=1) + p["shift"]  # noqa: E731
+    tokens = jnp.array([[[1, 2], [3, 4]], [[5, 6], [7, 0]]])
+    mask = jnp.array([[[1, 1], [1, 1]], [[1, 1], [1, 0]]], bool)
+    frozen = {"shift": jnp.array([3.0, -1.0])}
+    rows = (tokens, mask, np.zeros((2, 2, 2), np.int32))
+    grad = jax.jit(jax.value_and_grad(lambda p: training.loss_of(p, frozen, apply, 1, *rows), has_aux=True))
+    (loss, right), gradient = grad({"w": table})
+    w = np.asarray(table[:, 1], np.float64)
+    margin = np.array([w[1] + w[2] - w[3] - w[4], w[5] + w[6] - w[7]])
+    np.testing.assert_allclose(loss, np.mean(np.log(1 + np.exp(-margin))), rtol=1e-5)
+    assert right == np.mean(margin > 0)
+    pull = -1 / (1 + np.exp(margin)) / 2
+    wanted = np.zeros((9, 2))
+    wanted[[1, 2, 3, 4], 1] = pull[0] * np.array([1, 1, -1, -1])
+    wanted[[5, 6, 7], 1] = pull[1] * np.array([1, 1, -1])
+    np.testing.assert_allclose(gradient["w"], wanted, atol=1e-6)
+
+
+def pair(group, prompt=None):
+    return pairs.Pair(group, prompt or f"p {group}", "a", "b")
+
+
+def test_no_prompt_is_in_both_parts():
+    rows = [pair(f"turn {i % 50}", f"turn {i % 50}, then {i}") for i in range(200)]
+    fitted, held = pairs.divide(rows, 0.3)
+    assert len(fitted) + len(held) == 200 and 30 < len(held) < 90
+    assert not {p.group for p in fitted} & {p.group for p in held}
+    assert (fitted, held) == tuple(sorted(part, key=rows.index) for part in pairs.divide(rows[::-1], 0.3))
+    # As a policy's splits are cut: what is fitted at the default share is "reward", case and spaces aside.
+    assert {chats.split_of((("user", p.group),)) for p in fitted} == {"reward"}
+    assert {chats.split_of((("user", p.group.upper() + " "),)) for p in held} == {"policy", "eval"}
+    twice = [pair(held[0].group, "the same post"), pair(fitted[0].group, "the same post"), fitted[0]]
+    assert pairs.divide(twice, 0.3) == ([fitted[0]], [twice[0]])
+
+
+def test_an_epochs_batches():
+    lengths = np.array([32] * 13 + [64] * 9 + [128] * 3)
+    first, again, other = (pairs.batches(lengths, 4, 0, epoch) for epoch in (0, 0, 1))
+    assert [(n, list(i)) for n, i in first] == [(n, list(i)) for n, i in again]
+    assert [(n, list(i)) for n, i in first] != [(n, list(i)) for n, i in other]
+    for found in (first, other):
+        assert len(found) == 25 // 4 and all((lengths[index] <= length).all() for length, index in found)
+        used = np.concatenate([index for _, index in found])
+        assert len(used) == len(set(used.tolist())) == 24
+    assert Counter(n for n, _ in first) == {32: 3, 64: 2, 128: 1}
+
+
+def test_pairs_of_every_kind_become_what_a_policys_reward_reads(tmp_path):
+    hh = tmp_path / "hh.jsonl"
+    head = "\n\nHuman: hi\n\nAssistant: ho\n\nHuman: well?"
+    rows = [{"chosen": f"{head}\n\nAssistant: good ", "rejected": f"{head}\n\nAssistant: bad"}]
+    rows.append({"chosen": f"{head}\n\nAssistant: good", "rejected": f"{head}\n\nAssistant: good"})
+    hh.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found, left_out = pairs.read("hh_rlhf", str(hh))
+    assert found == [pairs.Pair("hi", f"{head} \n\nAssistant:", "good", "bad")]
+    assert left_out == {"the same answer twice": 1}
+    assert pairs.read("hh_rlhf", str(hh), prompt="last")[0][0].prompt == "well?"
+
+    posts = tmp_path / "sff.jsonl"
+    row = {"info": {"id": "t3_1", "post": "one\ntwo"}, "summaries": [{"text": " bad"}, {"text": " good"}]}
+    posts.write_text("".join(json.dumps(row | {"choice": 1, "split": s}) + "\n" for s in ("train", "valid1")))
+    assert pairs.read("summarize_from_feedback", str(posts), "train") == (
+        [pairs.Pair("t3_1", "one two", "good", "bad")],
+        Counter(),
+    )
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text(json.dumps({"prompt": "q", "chosen": "a", "rejected": "b"}) + "\n" + json.dumps({"prompt": "bare"}))
+    found, left_out = pairs.read("jsonl", str(mine))
+    assert found == [pairs.Pair("q", "\n\nHuman: q \n\nAssistant:", "a", "b")]
+    assert left_out == {"a prompt without answers": 1}
+    cut = Counter()
+    letters = lambda prompt, response: formats.Encoded([ord(c) for c in (prompt + response)[:3]], [0] * 3)  # noqa: E731
+    rows = pairs.encode([pair("g", "pp"), pair("g", "long")], letters, cut)
+    assert [row.pair.prompt for row in rows] == ["pp"] and cut == {"the same row twice, when cut": 1}
+
+
+def test_the_temperature_is_found_and_held_out():
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=4000) * 2
+    margins = 5 * np.abs(truth) * np.where(rng.uniform(size=4000) < 1 / (1 + np.exp(-np.abs(truth))), 1, -1)
+    assert abs(calibration.temperature(margins) - 5) < 0.5
+    groups = [f"g{i}" for i in range(4000)]
+    raw = calibration.reliability(calibration.probability(margins))
+    fitted = calibration.reliability(calibration.cross_fitted(margins, groups))
+    assert calibration.error(raw) > 0.1 > 0.03 > calibration.error(fitted)
+    assert calibration.temperature(-np.abs(margins)) == np.inf and np.isfinite(calibration.temperature(np.abs(margins)))
+    # A group that is unlike all others does not reach its own temperature.
+    odd = np.where(np.arange(4000) < 800, margins / 100, margins)
+    names = ["odd"] * 800 + [f"g{i % 4}" for i in range(3200)]
+    alone = calibration.probability(odd[:800], calibration.temperature(odd[800:]))
+    np.testing.assert_allclose(calibration.cross_fitted(odd, names)[:800], alone, rtol=1e-6)
+
+
+def test_the_calibration_error_by_hand():
+    p = np.array([0.9, 0.9, 0.1, 0.5, 0.62])
+    bins = calibration.reliability(p)
+    assert [b.pairs for b in bins] == [1, 1, 3] and [b.right for b in bins] == [0.5, 1.0, pytest.approx(2 / 3)]
+    assert calibration.error(bins) == pytest.approx((0 + 0.38 + 3 * abs(0.9 - 2 / 3)) / 5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"layout": "prety"}, r"config\.layout: there is no layout 'prety', only plain, response_only"),
+        ({"train": "some"}, r"config\.train='some' is not one of head, lora, all"),
+        ({"train": "all", "param_dtype": "bfloat16"}, "would round small updates away"),
+        ({"lr": 0.0}, r"config\.lr=0\.0 must be above 0"),
+        ({"data__held_out": 1.0}, r"held_out=1\.0 must lie between"),
+        ({"data__kind": "csv"}, r"config\.data\.kind='csv' is not one of jsonl, hh_rlhf"),
+        ({"data__prompt": "first"}, r"config\.data\.prompt='first' is not one of transcript, last"),
+        ({"data__pairs": 9}, r"gives \d pairs to fit and \d, of \d prompts, to test on; it takes at least 8"),
+        ({"data__held_out": 0.01}, r"Give more pairs, or change config\.data\.held_out=0\.01"),
+        ({"label": 1}, r"config\.label=1, but the model has 1 labels"),
+        ({"lora__targets": "nothing"}, r"config\.lora\.targets='nothing' is in the path of no linear layer"),
+        ({"batch_size": 6}, r"config\.batch_size: 6 does not divide over data=8"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_and_nothing_is_written(fields, message, tiny, data, tmp_path):
+    with pytest.raises(SystemExit, match=message):
+        command.attempt(training.run, configured(tiny["gpt2"], data, tmp_path / "out", **fields))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tiny, data, tmp_path, monkeypatch):
+    losses = iter([0.7, 0.6, float("nan"), 0.5])
+    monkeypatch.setattr(training, "make_step", lambda *_: lambda t, opt, *_: (t, opt, next(losses), 0.5))
+    monkeypatch.setattr(training, "score", lambda reward, held: np.zeros((len(held), 2)))
+    with pytest.raises(SystemExit, match=r"The loss is nan at step 3 of 22: .*Lower config\.lr=0\.03"):
+        command.attempt(training.run, configured(tiny["gpt2"], data, tmp_path / "out"))
+    assert not (tmp_path / "out").exists() and next(losses) == 0.5
+
+
+def test_scores_that_are_no_numbers_are_not_reported():
+    rows = [pairs.Rows(pair("g"), None, None)]
+    with pytest.raises(FloatingPointError, match="1 of 2 held-out scores are not finite"):
+        training.score(lambda prompts, responses: np.array([1.0, np.inf]), rows)
+
+
+def test_what_is_there_is_not_overwritten(tiny, data, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(SystemExit, match="is not an empty directory"):
+        command.attempt(training.run, configured(tiny["gpt2"], data, tmp_path))
+
+
+def test_a_tokenizer_of_another_model_is_refused(tiny, data, tmp_path):
+    shutil.copytree(tiny["gpt2"], tmp_path / "model")
+    config = gpt2.Config(family="gpt2", activation="gelu_new", **SIZES | {"vocab_size": 99})
+    classifier.save(tmp_path / "model", config, draw(config))
+    with pytest.raises(SystemExit, match=r"gives the id \d+, and the model has 99 embeddings"):
+        command.attempt(training.run, configured(tmp_path / "model", data, tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (None, r"config\.json has no entry 'meal_jax' with a layout and a label.*\"layout\": \"plain\""),
+        ({"layout": "plain"}, "has no entry 'meal_jax' with a layout and a label"),
+        ({"layout": "mine", "label": 0}, r"config\.json: there is no layout 'mine', only plain"),
+    ],
+)
+def test_a_directory_that_does_not_say_how_it_is_read_is_refused(entry, message, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({} if entry is None else {"meal_jax": entry}))
+    config = base.default()
+    config.reward.sources = ("heads", f"model@{tmp_path}")
+    with pytest.raises(ValueError, match=message):
+        base.check(config)
+
+
+def test_the_form_of_a_trained_model():
+    assert sources.parse("model@/a/b") == ("model", "model", "/a/b")
+    for wrong in ("model", "model@"):
+        with pytest.raises(ValueError, match="model@DIRECTORY"):
+            sources.parse(wrong)
