@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-import pkgutil
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,6 @@ import ml_collections
 import numpy as np
 import optax
 
-import meal_jax.tasks
 from meal_jax import methods
 from meal_jax.meal.state import Frozen, MealConfig, Micro, Setup
 from meal_jax.meal.weight_net import WeightNet
@@ -26,7 +25,7 @@ from meal_jax.models.policy import Policy, init_params
 from meal_jax.rollout.sampling import Sampling
 from meal_jax.rollout.weights import RolloutWeights
 from meal_jax.runtime import sharding
-from meal_jax.tasks import attach_rewards
+from meal_jax.tasks import BENCHMARKS, attach_rewards
 from meal_jax.tasks.task import Task
 
 PyTree = Any
@@ -39,9 +38,8 @@ def build_task(config: ml_collections.ConfigDict) -> Task:
       ValueError: there is no such benchmark, or it and the configuration disagree on the objectives or the batch, or on
         the rewards (see `tasks.attach_rewards.attach`).
     """
-    known = sorted(m.name for m in pkgutil.iter_modules(meal_jax.tasks.__path__) if m.name not in ("task", "language"))
-    if config.task not in known:
-        raise ValueError(f"config.task={config.task!r} is not one of {', '.join(known)}.")
+    if config.task not in BENCHMARKS:
+        raise ValueError(f"config.task={config.task!r} is not one of {', '.join(BENCHMARKS)}.")
     task = importlib.import_module(f"meal_jax.tasks.{config.task}").build(config)
     k = len(config.objectives)
     if config.eval.reference:
@@ -109,6 +107,53 @@ def policy_optimizer(config: ml_collections.ConfigDict, updates: int) -> optax.G
     )
     adam = optax.adamw(schedule, o.b1, o.b2, o.eps, o.eps_root, weight_decay=o.weight_decay)
     return optax.chain(optax.clip_by_global_norm(o.clip), adam)
+
+
+def mesh_of(
+    config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None, evaluates: bool = True
+) -> jax.sharding.Mesh:
+    """The configuration's mesh over the devices, once every batch that will be split over it is known to divide.
+
+    Args:
+      config: of a run, or of its stage sft.
+      devices: all of JAX's by default.
+      evaluates: the run also answers `config.eval.batch_size` prompts at a time.
+
+    Raises:
+      ValueError: the mesh does not fit the devices, or a batch does not divide; names the field.
+    """
+    h = config.mesh
+    mesh = sharding.make_mesh(h.data, h.fsdp, h.tensor, jax.devices() if devices is None else devices, h.slices)
+    if config.stage == "sft":
+        sharding.check_batch(mesh, config.batch_size, "config.batch_size")
+    else:
+        sharding.check_batch(mesh, config.batch_size // 2, "half of config.batch_size")
+        for name, prompts in config.micro.items():
+            if prompts:
+                sharding.check_batch(mesh, prompts, f"config.micro.{name}")
+    if evaluates:
+        sharding.check_batch(mesh, config.eval.batch_size, "config.eval.batch_size")
+    return mesh
+
+
+def run_keys(seed: int) -> tuple[jax.Array, jax.Array]:
+    """The keys of a run's state and of its initial weights; a base drawn at random is drawn again by the same key."""
+    state_key, policy_key = jax.random.split(jax.random.key(seed))
+    return state_key, policy_key
+
+
+def abstract_state(setup: Setup, task: Task, init: Callable, mesh: jax.sharding.Mesh) -> tuple[PyTree, Frozen]:
+    """Shapes, types and shardings of a run's state and frozen parts, without a number of them.
+
+    Args:
+      setup, task: of the run.
+      init: (setup, θ, key) → the state at step 0.
+      mesh: of devices, which need not exist.
+    """
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    theta, frozen = jax.eval_shape(functools.partial(init_policy, setup, task), key)
+    state = jax.eval_shape(functools.partial(init, setup), theta, key)
+    return tuple(sharding.abstract(tree, sharding.shardings(tree, mesh)) for tree in (state, frozen))
 
 
 def make_policy(setup: Setup, task: Task, key: jax.Array, mesh: jax.sharding.Mesh) -> tuple[PyTree, Frozen]:

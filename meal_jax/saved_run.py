@@ -77,17 +77,9 @@ def open_run(workdir: str | os.PathLike, config: ml_collections.ConfigDict | Non
     task = build.build_task(config)
     setup = build.build_setup(config, task)
 
-    # As in training: a base that was drawn at random is drawn again by the same key.
-    key, policy_key = jax.random.split(jax.random.key(config.seed))
-    init = lambda key: build.init_policy(setup, task, key)  # noqa: E731
-    theta, _ = jax.eval_shape(init, policy_key)
-    state = jax.eval_shape(lambda theta, key: method.init(setup, theta, key), theta, key)
-    placed = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        state,
-        sharding.shardings(state, mesh),
-    )
-    step, state, _ = checkpoint.restore_latest(checkpoints, placed)
+    abstract, _ = build.abstract_state(setup, task, method.init, mesh)
+    step, state, _ = checkpoint.restore_latest(checkpoints, abstract)
+    _, policy_key = build.run_keys(config.seed)
     _, frozen = build.make_policy(setup, task, policy_key, mesh)
     return Run(workdir, config, method, task, setup, step, state, frozen)
 

@@ -98,10 +98,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
             f"config.batch_size={config.batch_size} and 1. Left out: {_list(left_out)}. Raise config.sampling.max_new or "
             "config.data.prompt_length, or give more data."
         )
-    h = config.mesh
-    mesh = sharding.make_mesh(h.data, h.fsdp, h.tensor, jax.devices(), h.slices)
-    sharding.check_batch(mesh, config.batch_size, "config.batch_size")
-    sharding.check_batch(mesh, config.eval.batch_size, "config.eval.batch_size")
+    mesh = build.mesh_of(config)
     distributed.check_shared(root)
     train.write_config(config, root)
 

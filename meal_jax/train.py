@@ -82,13 +82,7 @@ def train_and_evaluate(
       FloatingPointError: a reward or a loss is not a finite number; the last checkpoint is from before it.
     """
     # ---------------------------------------------------------------------------------------------- devices
-    h = config.mesh
-    mesh = sharding.make_mesh(h.data, h.fsdp, h.tensor, jax.devices(), h.slices)
-    sharding.check_batch(mesh, config.batch_size // 2, "half of config.batch_size")
-    sharding.check_batch(mesh, config.eval.batch_size, "config.eval.batch_size")
-    for name, at_a_time in config.micro.items():
-        if at_a_time:
-            sharding.check_batch(mesh, at_a_time, f"config.micro.{name}")
+    mesh = build.mesh_of(config)
     distributed.check_shared(workdir)
     write_config(config, workdir)
 
@@ -104,9 +98,7 @@ def train_and_evaluate(
         # ------------------------------------------------------------------------------------------ compiled functions
         batch_placed, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
         place = functools.partial(sharding.put, sharding=batch_placed)
-        scorer = attach_rewards.scorer(
-            task, mesh, frozen
-        )  # of rewards that read text; None where the device has them all
+        scorer = attach_rewards.scorer(task, mesh, frozen)  # of rewards that read text; None without such
         out = (placed, everywhere)
         train_step, programs = compile_step(setup, method, scorer, place, out, config.timed)
         e = config.eval
@@ -205,15 +197,13 @@ def begin(
     Returns:
       Steps done, the state, what training only reads, and the state's shardings.
     """
-    key, policy_key = jax.random.split(jax.random.key(config.seed))
+    key, policy_key = build.run_keys(config.seed)
+    abstract, _ = build.abstract_state(setup, task, init, mesh)
+    placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     theta, frozen = build.make_policy(setup, task, policy_key, mesh)
-    init = functools.partial(init, setup)
-    abstract = jax.eval_shape(init, theta, key)
-    placed = sharding.shardings(abstract, mesh)
-    abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, placed)
     restored = None if checkpoints is None else checkpoint.restore_latest(checkpoints, abstract)
     if restored is None:
-        return 0, jax.jit(init, out_shardings=placed)(theta, key), frozen, placed
+        return 0, jax.jit(functools.partial(init, setup), out_shardings=placed)(theta, key), frozen, placed
     start, state, _ = restored
     logging.info("going on from step %d of %d", start, config.steps)
     return start, state, frozen, placed

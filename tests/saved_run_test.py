@@ -22,7 +22,7 @@ def test_a_configuration_comes_back_with_its_types(tmp_path):
     (tmp_path / "config.json").write_text(config.to_json_best_effort())
     again = read_config(tmp_path)
     assert again.to_dict() == config.to_dict()
-    assert isinstance(again.objectives, tuple) and isinstance(again.beside, tuple) and again.is_locked
+    assert isinstance(again.objectives, tuple) and isinstance(again.compare_with, tuple) and again.is_locked
 
 
 def test_the_newest_state_is_read_to_the_bit_on_one_device_or_several_and_nothing_is_written(toy_run):

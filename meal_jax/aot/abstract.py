@@ -9,7 +9,6 @@ Letters: B prompts, N candidates, K objectives, S prompt tokens, T response toke
 from __future__ import annotations
 
 import dataclasses
-import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,14 +127,11 @@ def plan(config, devices) -> Plan:
       ValueError: as a run's own checks do, before anything is compiled.
     """
     method = methods.get(config.method)
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices, config.mesh.slices)
-    sharding.check_batch(mesh, config.batch_size // 2, "half of config.batch_size")
+    mesh = build.mesh_of(config, devices, evaluates=False)
     task = make_task(config)
     setup = build.build_setup(config, task)
-    key = jax.eval_shape(lambda: jax.random.key(0))
     with jax.set_mesh(mesh):
-        theta, frozen = jax.eval_shape(functools.partial(build.init_policy, setup, task), key)
-        state = jax.eval_shape(functools.partial(method.init, setup), theta, key)
+        state, frozen = build.abstract_state(setup, task, method.init, mesh)
     of = jax.ShapeDtypeStruct
     shape = (config.batch_size, task.train.tokens.shape[1])
     batch = Batch(of(shape, jnp.int32), of(shape, jnp.bool_), of(shape[:1], jnp.int32))
@@ -145,18 +141,10 @@ def plan(config, devices) -> Plan:
         if source is not None and source.kind == "model":
             model = _classifier(source, config)
             # Copied to every device, as `rewards.text.of_classifier` does.
-            classifiers[name] = model._replace(params=place(model.params, sharding.replicated(mesh)))
+            classifiers[name] = model._replace(params=sharding.abstract(model.params, sharding.replicated(mesh)))
     return Plan(
-        setup, mesh, task, place(state, sharding.shardings(state, mesh)), place(frozen, sharding.shardings(frozen, mesh)),
-        place(batch, rows), classifiers,
+        setup, mesh, task, state, frozen, sharding.abstract(batch, rows), classifiers,
     )  # fmt: skip
-
-
-def place(tree: PyTree, shardings: PyTree) -> PyTree:
-    """Shapes with shardings: a tree of them, or one for all."""
-    if isinstance(shardings, jax.sharding.Sharding):
-        shardings = jax.tree.map(lambda _: shardings, tree)
-    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, shardings)
 
 
 def _classifier(source: sources.Source, config) -> classifier.Classifier:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from meal_jax import methods, train
 from meal_jax.aot import hlo
-from meal_jax.aot.abstract import Plan, place
+from meal_jax.aot.abstract import Plan
 from meal_jax.rewards import formats, text
 from meal_jax.runtime import sharding
 
@@ -86,8 +86,8 @@ def programs(plan: Plan, config) -> Iterator[Program]:
         return
     rows = sharding.batch_sharding(plan.mesh)
     with jax.set_mesh(plan.mesh):
-        rolled = place(jax.eval_shape(jitted[0], plan.state, frozen, batch), rows)
-        scores = place(jax.eval_shape(jitted[1], frozen, batch, rolled.responses)[0], rows)
+        rolled = sharding.abstract(jax.eval_shape(jitted[0], plan.state, frozen, batch), rows)
+        scores = sharding.abstract(jax.eval_shape(jitted[1], frozen, batch, rolled.responses)[0], rows)
     yield Program("rollout", jitted[0], (plan.state, frozen, batch), rewards)
     yield Program("score", jitted[1], (frozen, batch, rolled.responses), (rewards, plan.state, rolled))
     count = math.prod(rolled.w.shape[:2])

@@ -71,8 +71,7 @@ def open_bench(config: ml_collections.ConfigDict, random: bool = False) -> Opene
             "Rewards that read text are scored on the host and are not measured here. Take config.reward.sources=() or "
             "configs/bench_smollm2.py."
         )
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    sharding.check_batch(mesh, config.batch_size // 2, "half of config.batch_size")
+    mesh = build.mesh_of(config, evaluates=False)
     return Opened(config, task, mesh)
 
 

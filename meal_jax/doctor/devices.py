@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from meal_jax import cost, testing
+from meal_jax import build, cost, testing
 from meal_jax.aot.memory import held, peak
 from meal_jax.doctor.finding import GIB, Finding, fail, ok, warn
 from meal_jax.hf import pretrained
@@ -50,14 +50,8 @@ def seen() -> Iterator[Finding]:
 
 def laid_out(config: Any) -> tuple[list[Finding], Mesh | None]:
     """The configuration's mesh over the devices, and None in its place if they or the batches do not fit it."""
-    h = config.mesh
     try:
-        mesh = sharding.make_mesh(h.data, h.fsdp, h.tensor, jax.devices(), h.slices)
-        if config.stage == "sft":
-            sharding.check_batch(mesh, config.batch_size, "config.batch_size")
-        else:
-            sharding.check_batch(mesh, config.batch_size // 2, "half of config.batch_size")
-        sharding.check_batch(mesh, config.eval.batch_size, "config.eval.batch_size")
+        mesh = build.mesh_of(config)
     except ValueError as error:
         advice = "Set config.mesh.data, fsdp and tensor for these devices, and batch sizes that data × fsdp divides."
         return [fail("mesh", f"{error}", advice)], None

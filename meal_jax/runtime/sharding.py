@@ -133,6 +133,13 @@ def _slices(devices: Sequence[jax.Device], asked: int | None) -> tuple[int, bool
     return found, by_process
 
 
+def abstract(tree: PyTree, placed: PyTree) -> PyTree:
+    """Shapes and types with shardings: those of a tree, or one for all leaves."""
+    if isinstance(placed, jax.sharding.Sharding):
+        placed = jax.tree.map(lambda _: placed, tree)
+    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, placed)
+
+
 def shardings(tree: PyTree, mesh: Mesh, rules: Sequence[tuple[str, P]] = RULES) -> PyTree:
     """A NamedSharding for every leaf.
 
