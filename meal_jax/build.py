@@ -62,7 +62,9 @@ def for_method(task: Task, config: ml_collections.ConfigDict) -> Task:
     adapters = lora.Lora(p.lora_rank, p.lora_alpha, p.lora_dropout, p.lora_targets) if p.lora_rank else None
     return task._replace(
         transformer=dataclasses.replace(task.transformer, lora=adapters, attention=p.attention),
-        conditioning=dataclasses.replace(task.conditioning, kind=config.conditioning.kind),
+        conditioning=dataclasses.replace(
+            task.conditioning, kind=config.conditioning.kind, prompt=config.conditioning.prompt
+        ),
     )
 
 

@@ -46,7 +46,12 @@ def default() -> ml_collections.ConfigDict:
 
     # How the policy reads a preference
     c.conditioning = d = ml_collections.ConfigDict()
-    d.kind = "prefix"  # prefix = embeddings computed from w; text = numerals; none = it does not
+    # prefix = embeddings computed from w; text = numerals; adapter = blocks of the adapters' rank scaled by w;
+    # adapter+prefix, adapter+text = both; none = it does not
+    d.kind = "prefix"
+    d.prompt = (
+        "uniform"  # what adapter kinds read in the prompt: uniform = one prefill a prompt; preference = one a candidate
+    )
     d.slots = 2  # embeddings of the prefix
     d.hidden = 64  # hidden width of the prefix network
 
@@ -202,6 +207,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     from meal_jax.meal.bilevel import HYPERGRADIENT, LENGTH_NORM, META
     from meal_jax.meal.preference import ACCEPT, TARGETS
     from meal_jax.models.attention import ATTENTION
+    from meal_jax.models.policy import CONDITIONING, PROMPT
     from meal_jax.rewards import sources
     from meal_jax.rollout.sampling import DRAWS
     from meal_jax.rollout.weights import DECODING, KINDS
@@ -221,7 +227,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         ("rollout.weights", config.rollout.weights, KINDS),
         ("rollout.attention", config.rollout.attention, DECODING),
         ("sampling.draw", s.draw, DRAWS),
-        ("conditioning.kind", config.conditioning.kind, ("prefix", "text", "none")),
+        ("conditioning.kind", config.conditioning.kind, CONDITIONING),
+        ("conditioning.prompt", config.conditioning.prompt, PROMPT),
         ("policy.attention", config.policy.attention, ATTENTION),
         ("policy.dtype", config.policy.dtype, ("float32", "bfloat16")),
         ("eval.grid", config.eval.grid, ("lattice", "paper")),
@@ -253,6 +260,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         f"config.policy.attention={config.policy.attention!r} has no forward-mode derivative, which "
         f"config.meal.hypergradient={m.hypergradient!r} needs: take 'none', or config.policy.attention=plain.",
     )
+    _check_conditioning(config, need)
     need(m.candidates >= 1, f"config.meal.candidates={m.candidates} must be at least 1.")
     need(m.tau > 0, f"config.meal.tau={m.tau} must be above 0; for best-of-N use config.meal.accept=top1.")
     need(m.lam >= 0, f"config.meal.lam={m.lam} must not be negative; 0 keeps preferences where they are.")
@@ -296,3 +304,25 @@ def check(config: ml_collections.ConfigDict) -> None:
         f"config.mesh.slices={config.mesh.slices} must be None (as the devices say) or at least 1.",
     )
     need(config.eval.prompts >= 1, f"config.eval.prompts={config.eval.prompts}: evaluation needs test prompts.")
+
+
+def _check_conditioning(config: ml_collections.ConfigDict, need) -> None:
+    """Adapters that read a preference need a rank to split, and stay apart from the weights."""
+    kind, rank, k = config.conditioning.kind, config.policy.lora_rank, len(config.objectives)
+    if config.stage != "align" or not kind.startswith("adapter"):
+        return
+    need(
+        rank > 0,
+        f"config.conditioning.kind={kind!r} scales adapters by the preference, and config.policy.lora_rank=0 has none: set "
+        f"a rank that {k} objectives divide, such as {8 * k}.",
+    )
+    need(
+        rank % max(k, 1) == 0,
+        f"config.policy.lora_rank={rank} cannot be split evenly among {k} objectives, as config.conditioning.kind={kind!r} "
+        f"does: take {rank // k * k or k} or {(rank // k + 1) * k}.",
+    )
+    need(
+        config.rollout.weights != "merged",
+        f"config.rollout.weights='merged' folds the adapters into weights that all candidates share, but under "
+        f"config.conditioning.kind={kind!r} adapters differ from candidate to candidate: take 'same' or 'int8'.",
+    )

@@ -44,6 +44,7 @@ def tiny(
     max_new: int = 6,
     seed: int = 0,
     conditioning: str = "prefix",
+    prompt: str = "uniform",
     adapters: lora.Lora | None = None,
     policy_tx: optax.GradientTransformation | None = None,
     sampling: Sampling | None = None,
@@ -55,7 +56,9 @@ def tiny(
     sizes = {"vocab_size": VOCABULARY, "width": 16, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 4, "hidden": 24}
     config = TransformerConfig(**(sizes | (model or {})), lora=adapters)
     table = tuple(tuple((3 + i % 9, 2 + k) for i in range(11)) for k in range(objectives))
-    policy = Policy(config, Conditioning(conditioning, objectives, slots=2, hidden=8, table=table, tail=(3,)))
+    policy = Policy(
+        config, Conditioning(conditioning, objectives, slots=2, hidden=8, table=table, tail=(3,), prompt=prompt)
+    )
     base = Policy(TransformerConfig(**(sizes | (model or {}))), Conditioning("none", objectives, tail=(3,)))
     meal_config = MealConfig(**({"candidates": 4, "stats_window": 1e4} | meal))
     setup = Setup(

@@ -22,7 +22,7 @@ from meal_jax.classifiers import classifier
 from meal_jax.data.prompts import Prompts
 from meal_jax.hf import families, known, pretrained
 from meal_jax.meal.step import Batch, Setup
-from meal_jax.models.policy import Conditioning
+from meal_jax.models.policy import Conditioning, inserted
 from meal_jax.models.transformer import TransformerConfig
 from meal_jax.rewards import formats, linear_heads, sources
 from meal_jax.runtime import sharding
@@ -71,8 +71,9 @@ def make_task(config) -> Task:
             len(objectives),
             config.conditioning.slots,
             config.conditioning.hidden,
-            numerals if config.conditioning.kind == "text" else (),
+            numerals if inserted(config.conditioning.kind) == "text" else (),
             (0,) * TAIL,
+            config.conditioning.prompt,
         ),
         weights=None,
         train=prompts,

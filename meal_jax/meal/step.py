@@ -26,7 +26,7 @@ from meal_jax.meal.normalise import absorb, init_stats, normalise
 from meal_jax.meal.preference import accept, adapt, draw_targets, kl, log_accept
 from meal_jax.meal.state import Batch, Frozen, MealConfig, Micro, Rollout, Scores, Setup, State  # noqa: F401
 from meal_jax.models.lora import merge
-from meal_jax.models.policy import TokenStats, token_stats
+from meal_jax.models.policy import TokenStats, apart_by_candidate, token_stats
 from meal_jax.rollout.decode import Responses, decode, sample_keys
 from meal_jax.rollout.sampling import Sampling
 from meal_jax.rollout.weights import for_rollout
@@ -81,11 +81,15 @@ def respond(
         batch, w = rows
         prompt = policy.apply({"params": params}, batch.tokens, batch.mask, method="prefill")
         w_hat = propose(setup, phi, prompt.pooled, w)
-        keys = sample_keys(key, batch.id, w.shape[1])
+        keys, told, read = sample_keys(key, batch.id, w.shape[1]), w_hat, prompt
+        if policy.conditioning.prompt_per_candidate:  # B · N prompts of one candidate each
+            rows, (keys, told) = apart_by_candidate((batch.tokens, batch.mask), (keys, w_hat))
+            read = policy.apply({"params": params}, *rows, w=told, method="prefill")
         responses = decode(
-            policy, params, prompt, w_hat, keys, max_new=setup.max_new, sampling=sampling, end=setup.end, pad=setup.pad,
+            policy, params, read, told, keys, max_new=setup.max_new, sampling=sampling, end=setup.end, pad=setup.pad,
             forbidden=setup.forbidden,
         )  # fmt: skip
+        responses = jax.tree.map(lambda x: x.reshape(*w.shape[:2], *x.shape[2:]), responses)
         return Rollout(w, w_hat, prompt.pooled, responses)
 
     return _in_pieces(run, (batch, w), setup.micro.rollout)
@@ -154,7 +158,12 @@ def read(
     apply = functools.partial(
         setup.policy.apply, {"params": merge(theta, frozen.policy)}, rngs=None if still else {"dropout": dropout_key}
     )
-    hidden = apply(apply(prompts.tokens, prompts.mask, still, method="prefill"), w, tokens, still, method="respond")
+    rows, told, said, asked = (prompts.tokens, prompts.mask), w, tokens, None
+    if setup.policy.conditioning.prompt_per_candidate:
+        rows, (told, said) = apart_by_candidate(rows, (w, tokens))
+        asked = told
+    hidden = apply(apply(*rows, still, asked, method="prefill"), told, said, still, method="respond")
+    hidden = hidden.reshape(*tokens.shape, -1)
     stats = token_stats(
         functools.partial(apply, method="unembed"),
         hidden,

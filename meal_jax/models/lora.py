@@ -1,9 +1,15 @@
 """A linear layer with an optional low-rank adapter, and the split of a parameter tree into what is trained and what is frozen.
 
-Letters: D input width, F output width, R rank.
+Letters: B prompts, N candidates, T tokens, K objectives, D input width, F output width, R rank.
 
 LoRA (Hu et al. 2021, arXiv 2106.09685): y = x W + (alpha / R) · dropout(x) A B, with B zero at the start, so that the
 adapted model begins as the base model.
+
+An adapter can also read a preference w: its rank is split into K blocks of R / K, one per objective, and block k is scaled by
+K w_k, y = x W + (alpha / R) Σ_k K w_k (x A_k) B_k (`block_scale`). At the uniform preference that is the plain adapter. At a
+one-hot preference it is a plain adapter of rank R / K with the same alpha, that objective's expert. At any one preference it
+is a plain adapter of rank R (`bake`). The idea is that of parameter-space conditioning, as in CLP (arXiv 2407.15762) and
+Panacea (arXiv 2402.02030); this form is our choice.
 """
 
 from __future__ import annotations
@@ -63,8 +69,8 @@ class Linear(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
-        """Maps x [..., D] to [..., F]."""
+    def __call__(self, x: jax.Array, deterministic: bool = True, scale: jax.Array | None = None) -> jax.Array:
+        """Maps x [..., D] to [..., F]; the adapter's R inner features are multiplied by `scale`, broadcastable to [..., R]."""
         shape = (x.shape[-1], self.features)
         kernel = self.param(
             "kernel", nn.initializers.variance_scaling(1.0, "fan_in", "normal"), shape, self.param_dtype
@@ -80,8 +86,39 @@ class Linear(nn.Module):
             a = self.param("lora_a", nn.initializers.variance_scaling(1.0, "fan_in", "uniform"), (x.shape[-1], rank))
             b = self.param("lora_b", nn.initializers.zeros, (rank, self.features))
             z = nn.Dropout(self.lora.dropout)(x, deterministic=deterministic)
-            y += (self.lora.alpha / rank) * (z @ a.astype(self.dtype)) @ b.astype(self.dtype)
+            inner = z @ a.astype(self.dtype)
+            if scale is not None:
+                inner *= scale.astype(self.dtype)
+            y += (self.lora.alpha / rank) * inner @ b.astype(self.dtype)
         return y
+
+
+def block_scale(w: jax.Array, rank: int) -> jax.Array:
+    """K w_k for each of the R / K inner features of block k: preferences [..., K] to [..., R].
+
+    Raises:
+      ValueError: K does not divide R.
+    """
+    objectives = w.shape[-1]
+    if rank % objectives:
+        raise ValueError(f"LoRA's rank {rank} cannot be split into {objectives} blocks, one per objective.")
+    return jnp.repeat(objectives * w, rank // objectives, axis=-1)
+
+
+def bake(params: PyTree, w: jax.Array) -> PyTree:
+    """Adapters that read a preference, as plain ones at the preference w [K]: B's blocks of rows are multiplied by K w_k.
+
+    Args:
+      params: nested dict with lora_b [..., R, F] in places; all other leaves stay as they are.
+      w: [K].
+    """
+    flat = traverse_util.flatten_dict(params, sep="/")
+    scaled = {
+        path: leaf * block_scale(jnp.asarray(w), leaf.shape[-2])[:, None]
+        for path, leaf in flat.items()
+        if path.rpartition("/")[-1] == "lora_b"
+    }
+    return traverse_util.unflatten_dict(flat | scaled, sep="/")
 
 
 def split(params: PyTree, is_trainable: Callable[[str], bool]) -> tuple[PyTree, PyTree]:

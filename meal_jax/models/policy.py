@@ -1,7 +1,7 @@
 """The policy π_θ(y | x, w): a decoder conditioned on a preference, as a few pure functions of its parameters.
 
 Letters: B prompts, N candidates, K objectives, S prompt tokens, P conditioning slots, T response tokens, V vocabulary,
-D width, L layers.
+D width, L layers, R rank of the adapters.
 
 A sequence is [left padding][prompt, S][conditioning, P][response, T]. The conditioning stands after the prompt so that
 one prefill serves all N candidates of a prompt, whatever preference each of them answers. It is one of
@@ -10,6 +10,11 @@ one prefill serves all N candidates of a prompt, whatever preference each of the
   none    nothing, the policy does not see w (the reference model, and methods with a model for each preference);
 and in all three then a fixed tail, the tokens that a chat template puts before an answer: with those between them and the
 answer, conditioning that is not trained yet disturbs a pretrained model little.
+
+Alone or beside prefix or text, "adapter" has every adapter scaled by w, per candidate (`lora.block_scale`): no new
+parameters, no new tokens, differentiable in w. The prompt is read at the uniform preference, where the scales are 1, so one
+prefill still serves all candidates. By choice (`Conditioning.prompt`) it is read at the candidate's own preference: that takes
+a prefill per candidate and makes the policy at one preference a plain model.
 """
 
 from __future__ import annotations
@@ -22,9 +27,12 @@ import jax
 import jax.numpy as jnp
 
 from meal_jax.models.attention import MASKED, KeyValues
+from meal_jax.models.lora import block_scale
 from meal_jax.models.transformer import Prompt, Transformer, TransformerConfig, cache_length
 
 PyTree = Any
+CONDITIONING = ("prefix", "text", "adapter", "adapter+prefix", "adapter+text", "none")
+PROMPT = ("uniform", "preference")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,13 +40,14 @@ class Conditioning:
     """How the policy reads a preference.
 
     Attributes:
-      kind: "prefix", "text" or "none".
+      kind: one of `CONDITIONING`.
       objectives: K.
       slots: embeddings of "prefix".
       hidden: width of the prefix network's hidden layer.
       table: for "text", token ids as nested tuples [K][levels][width]: table[k][i] spells w_k = i / (levels - 1). All
         rows have one width.
       tail: token ids between the conditioning and the response.
+      prompt: what adapters that read a preference are told in the prompt's pass: "uniform", or "preference", the candidate's.
     """
 
     kind: str = "prefix"
@@ -47,12 +56,30 @@ class Conditioning:
     hidden: int = 64
     table: tuple = ()
     tail: tuple = ()
+    prompt: str = "uniform"
 
     def __post_init__(self):
-        if self.kind not in ("prefix", "text", "none"):
-            raise ValueError(f"conditioning.kind={self.kind!r} is not one of prefix, text, none.")
-        if self.kind == "text" and len(self.table) != self.objectives:
+        if self.kind not in CONDITIONING:
+            raise ValueError(f"conditioning.kind={self.kind!r} is not one of {', '.join(CONDITIONING)}.")
+        if self.prompt not in PROMPT:
+            raise ValueError(f"conditioning.prompt={self.prompt!r} is not one of {', '.join(PROMPT)}.")
+        if self.inserted == "text" and len(self.table) != self.objectives:
             raise ValueError(f"conditioning.table spells {len(self.table)} objectives, there are {self.objectives}.")
+
+    @property
+    def scales_adapters(self) -> bool:
+        """The adapters read the preference."""
+        return self.kind.startswith("adapter")
+
+    @property
+    def inserted(self) -> str:
+        """What stands between a prompt and the tail: "prefix", "text" or "none"."""
+        return inserted(self.kind)
+
+    @property
+    def prompt_per_candidate(self) -> bool:
+        """Each candidate's prompt is read at its own preference, so that none is shared."""
+        return self.scales_adapters and self.prompt == "preference"
 
     @property
     def length(self) -> int:
@@ -60,9 +87,14 @@ class Conditioning:
         widths = {
             "prefix": self.slots,
             "none": 0,
-            "text": self.kind == "text" and self.objectives * len(self.table[0][0]),
+            "text": self.inserted == "text" and self.objectives * len(self.table[0][0]),
         }
-        return widths[self.kind] + len(self.tail)
+        return widths[self.inserted] + len(self.tail)
+
+
+def inserted(kind: str) -> str:
+    """What a kind of conditioning puts between a prompt and the tail: "prefix", "text" or "none"."""
+    return {"adapter": "none"}.get(kind, kind.removeprefix("adapter+"))
 
 
 class Prefilled(NamedTuple):
@@ -91,15 +123,22 @@ class Policy(nn.Module):
 
     def setup(self):
         self.transformer = Transformer(self.config)
-        if self.conditioning.kind == "prefix":
+        if self.conditioning.scales_adapters and self.config.lora is None:
+            raise ValueError(f"conditioning.kind={self.conditioning.kind!r} scales adapters, and this policy has none.")
+        if self.conditioning.inserted == "prefix":
             self.conditioner = Conditioner(self.config, self.conditioning)
 
     def __call__(self, tokens: jax.Array, mask: jax.Array, w: jax.Array, response: jax.Array) -> jax.Array:
         """Touches every parameter: what `init` traces. Shapes as in `prefill` and `respond`."""
         return self.unembed(self.respond(self.prefill(tokens, mask), w, response))
 
-    def prefill(self, tokens: jax.Array, mask: jax.Array, deterministic: bool = True) -> Prefilled:
-        """Runs left-padded prompts [B, S] once; positions count from each prompt's first real token."""
+    def prefill(
+        self, tokens: jax.Array, mask: jax.Array, deterministic: bool = True, w: jax.Array | None = None
+    ) -> Prefilled:
+        """Runs left-padded prompts [B, S] once; positions count from each prompt's first real token.
+
+        Adapters that read a preference are told w [B, 1, K], or the uniform one.
+        """
         positions = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)[:, None]  # [B, 1, S]
         causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
         hidden, kv = self.transformer(
@@ -108,6 +147,7 @@ class Policy(nn.Module):
             causal & mask[:, None, None, :],
             keep_kv=True,
             deterministic=deterministic,
+            scale=None if w is None else self.adapter_scale(w),
         )
         hidden = hidden[:, 0]  # [B, S, D]
         weight = mask[..., None].astype(jnp.float32)
@@ -119,13 +159,17 @@ class Policy(nn.Module):
         """Preferences [B, N, K] to conditioning embeddings [B, N, P, D]."""
         c, lead = self.conditioning, w.shape[:-1]
         tail = jnp.broadcast_to(jnp.asarray(c.tail, jnp.int32), (*lead, len(c.tail)))
-        if c.kind == "text":
+        if c.inserted == "text":
             table = jnp.asarray(c.table)  # [K, levels, width]
             level = jnp.round(w * (table.shape[1] - 1)).astype(jnp.int32)
             numerals = table[jnp.arange(c.objectives), level]  # [B, N, K, width]
             tail = jnp.concatenate([numerals.reshape(*lead, -1), tail], axis=-1)
         embedded = self.transformer.embed(tail)
-        return jnp.concatenate([self.conditioner(w), embedded], axis=-2) if c.kind == "prefix" else embedded
+        return jnp.concatenate([self.conditioner(w), embedded], axis=-2) if c.inserted == "prefix" else embedded
+
+    def adapter_scale(self, w: jax.Array) -> jax.Array | None:
+        """What adapters are scaled by at preferences [B, N, K]: [B, N, 1, R], or None where they do not read them."""
+        return block_scale(w, self.config.lora.rank)[:, :, None] if self.conditioning.scales_adapters else None
 
     def respond(self, prompt: Prefilled, w: jax.Array, tokens: jax.Array, deterministic: bool = True) -> jax.Array:
         """Teacher-forced pass over responses.
@@ -150,6 +194,7 @@ class Policy(nn.Module):
                 jnp.tril(jnp.ones((steps, steps), bool))[None, None],
                 prompt=Prompt(prompt.kv, prompt.mask),
                 deterministic=deterministic,
+                scale=self.adapter_scale(w),
             )
         if slots.shape[2]:
             return hidden[:, :, slots.shape[2] - 1 :]
@@ -161,13 +206,15 @@ class Policy(nn.Module):
         slots = self.condition(w)
         if not slots.shape[2]:
             return jnp.broadcast_to(prompt.last[:, None], (*w.shape[:2], self.config.width)), cache
-        return self._extend(prompt, slots, cache, 0)
+        return self._extend(prompt, w, slots, cache, 0)
 
-    def step(self, prompt: Prefilled, token: jax.Array, cache: KeyValues, at: jax.Array) -> tuple[jax.Array, KeyValues]:
+    def step(
+        self, prompt: Prefilled, w: jax.Array, token: jax.Array, cache: KeyValues, at: jax.Array
+    ) -> tuple[jax.Array, KeyValues]:
         """Feeds one token [B, N] at cache index `at`; returns [B, N, D], which predicts the next."""
-        return self._extend(prompt, self.transformer.embed(token)[:, :, None], cache, at)
+        return self._extend(prompt, w, self.transformer.embed(token)[:, :, None], cache, at)
 
-    def _extend(self, prompt, x, cache, at):
+    def _extend(self, prompt, w, x, cache, at):
         steps = x.shape[2]
         query, key = at + jnp.arange(steps), jnp.arange(cache_length(cache))
         hidden, cache = self.transformer(
@@ -177,12 +224,22 @@ class Policy(nn.Module):
             prompt=Prompt(prompt.kv, prompt.mask),
             cache=cache,
             write_at=at,
+            scale=self.adapter_scale(w),
         )
         return hidden[:, :, -1], cache
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """[..., D] to float32 logits [..., V]."""
         return self.transformer.unembed(hidden)
+
+
+def apart_by_candidate(prompts: PyTree, candidates: PyTree) -> tuple[PyTree, PyTree]:
+    """Rows of prompts [B, ...] and of candidates [B, N, ...], as [B · N, ...] and [B · N, 1, ...]: no two share a prompt."""
+    count = jax.tree.leaves(candidates)[0].shape[1]
+    return (
+        jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), prompts),
+        jax.tree.map(lambda x: x.reshape(-1, 1, *x.shape[2:]), candidates),
+    )
 
 
 def init_params(policy: Policy, key: jax.Array) -> PyTree:

@@ -228,15 +228,15 @@ class Attention(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x, view, cache, layer, write_at, prompt, deterministic):
+    def __call__(self, x, view, cache, layer, write_at, prompt, deterministic, scale):
         c = self.config
         linear = lambda name, features, bias=False: Linear(  # noqa: E731
             features, c.lora, bias, dtype=jnp.dtype(c.dtype), param_dtype=jnp.dtype(c.param_dtype), name=name
         )
-        lead = x.shape[:-1]
-        q = linear("q", c.heads * c.head_dim, c.qkv_bias)(x, deterministic).reshape(*lead, c.heads, c.head_dim)
-        k = linear("k", c.kv_heads * c.head_dim, c.qkv_bias)(x, deterministic).reshape(*lead, c.kv_heads, c.head_dim)
-        v = linear("v", c.kv_heads * c.head_dim, c.qkv_bias)(x, deterministic).reshape(*lead, c.kv_heads, c.head_dim)
+        lead, how = x.shape[:-1], (deterministic, scale)
+        q = linear("q", c.heads * c.head_dim, c.qkv_bias)(x, *how).reshape(*lead, c.heads, c.head_dim)
+        k = linear("k", c.kv_heads * c.head_dim, c.qkv_bias)(x, *how).reshape(*lead, c.kv_heads, c.head_dim)
+        v = linear("v", c.kv_heads * c.head_dim, c.qkv_bias)(x, *how).reshape(*lead, c.kv_heads, c.head_dim)
         if c.qk_norm:
             q, k = norm(self, "q_norm", q), norm(self, "k_norm", k)
         q, k = rotate(q, view.rope), rotate(k, view.rope)
@@ -246,12 +246,12 @@ class Attention(nn.Module):
             at = [jnp.asarray(i, jnp.int32) for i in (layer, 0, 0, write_at, 0, 0)]
             cache = jax.tree.map(lambda all_, new: jax.lax.dynamic_update_slice(all_, new[None], at), cache, fresh)
             own = jax.tree.map(lambda all_: jax.lax.dynamic_index_in_dim(all_, layer, keepdims=False), cache)
-        scale = None if c.query_scalar is None else c.query_scalar**-0.5
+        query_scale = None if c.query_scalar is None else c.query_scalar**-0.5
         way = attend_fused if c.attention == "cudnn" and cache is None else attend
         if c.decoding == "triton" and cache is not None and x.shape[2] == 1:
             way = attend_one
-        y = way(q, own, view.mask, prompt, view.prompt_mask, scale, c.attention_softcap)
-        y = linear("o", c.width)(y.reshape(*lead, c.heads * c.head_dim), deterministic)
+        y = way(q, own, view.mask, prompt, view.prompt_mask, query_scale, c.attention_softcap)
+        y = linear("o", c.width)(y.reshape(*lead, c.heads * c.head_dim), *how)
         return y, cache, fresh
 
 
@@ -259,13 +259,13 @@ class Mlp(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x, deterministic):
-        c = self.config
+    def __call__(self, x, deterministic, scale):
+        c, how = self.config, (deterministic, scale)
         linear = lambda name, features: Linear(  # noqa: E731
             features, c.lora, dtype=jnp.dtype(c.dtype), param_dtype=jnp.dtype(c.param_dtype), name=name
         )
-        gate = ACTIVATIONS[c.activation](linear("gate", c.hidden)(x, deterministic))
-        return linear("down", c.width)(gate * linear("up", c.hidden)(x, deterministic), deterministic)
+        gate = ACTIVATIONS[c.activation](linear("gate", c.hidden)(x, *how))
+        return linear("down", c.width)(gate * linear("up", c.hidden)(x, *how), *how)
 
 
 class Block(nn.Module):
@@ -278,14 +278,14 @@ class Block(nn.Module):
         c = self.config
         x, cache = carry
         layer, local, prompt = scanned
-        (view, *nearby), write_at = shared
+        (view, *nearby), write_at, scale = shared
         if nearby:
             view = jax.tree.map(lambda a, b: jnp.where(local, a, b), nearby[0], view)
         y, cache, fresh = Attention(c, name="attention")(
-            norm(self, "attention_norm", x), view, cache, layer, write_at, prompt, self.deterministic
+            norm(self, "attention_norm", x), view, cache, layer, write_at, prompt, self.deterministic, scale
         )
         x = x + (norm(self, "attention_post_norm", y) if c.post_norms else y)
-        y = Mlp(c, name="mlp")(norm(self, "mlp_norm", x), self.deterministic)
+        y = Mlp(c, name="mlp")(norm(self, "mlp_norm", x), self.deterministic, scale)
         x = x + (norm(self, "mlp_post_norm", y) if c.post_norms else y)
         if cache is None:
             x = over_batch(x)
@@ -339,6 +339,7 @@ class Transformer(nn.Module):
         write_at: jax.Array | int = 0,
         keep_kv: bool = False,
         deterministic: bool = True,
+        scale: jax.Array | None = None,
     ) -> tuple[jax.Array, KeyValues | None]:
         """Runs the blocks.
 
@@ -351,6 +352,7 @@ class Transformer(nn.Module):
           write_at: index in S of the first fresh key.
           keep_kv: return the fresh keys and values [L, B, N, T, G, C] (prefill).
           deterministic: False draws LoRA dropout from the "dropout" generator.
+          scale: [B, N, 1, R], what the inner features of every adapter are multiplied by; None leaves them.
 
         Returns:
           hidden [B, N, T, D] after the final norm, and the updated cache, or the fresh keys and values if `keep_kv`.
@@ -364,7 +366,7 @@ class Transformer(nn.Module):
         block = Block
         if c.remat != "none":
             block = nn.remat(Block, prevent_cse=False, policy=REMAT[c.remat])
-        shared = (choices, write_at)
+        shared = (choices, write_at, scale)
         if c.unstack_layers:
             x, cache, fresh = self._one_by_one(block, x, cache, prompt, keep_kv, deterministic, shared)
         else:

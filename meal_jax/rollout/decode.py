@@ -130,7 +130,7 @@ def _one_model(policy: Policy, params: PyTree, prompt: Prefilled, w: jax.Array, 
         return apply("unembed", hidden), cache
 
     def step(token, cache, t):
-        hidden, cache = apply("step", prompt, token, cache, slots + t - 1)
+        hidden, cache = apply("step", prompt, w, token, cache, slots + t - 1)
         return apply("unembed", hidden), cache
 
     return start, step

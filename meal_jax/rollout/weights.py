@@ -62,6 +62,10 @@ def for_rollout(policy: Policy, params: PyTree, how: RolloutWeights) -> tuple[Po
     """
     config = policy.config
     if how.weights == "merged" and config.lora is not None:
+        if policy.conditioning.scales_adapters:
+            raise ValueError(
+                "Adapters that read a preference differ by candidate: config.rollout.weights='merged' cannot be."
+            )
         params = fold(params, config.lora)
         config = dataclasses.replace(config, lora=None)
     elif how.weights == "int8":

@@ -18,7 +18,7 @@ from meal_jax.data import templates
 from meal_jax.data.prompts import Prompts
 from meal_jax.hf import pretrained
 from meal_jax.models.lora import Lora
-from meal_jax.models.policy import Conditioning
+from meal_jax.models.policy import Conditioning, inserted
 from meal_jax.rewards import formats, linear_heads, sources
 from meal_jax.tasks.task import Task
 
@@ -148,7 +148,7 @@ def make_conditioning(config, chat: chats.Chat, objectives: tuple[str, ...]) -> 
     It stands between the conversation and the generation prompt, as embeddings or as " harmless: 0.3 helpful: 0.7".
     """
     table = ()
-    if config.kind == "text":
+    if inserted(config.kind) == "text":
         encode = lambda text: chat.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
         rows = [[encode(f" {name}: {i / (LEVELS - 1):.1f}") for i in range(LEVELS)] for name in objectives]
         width, space = max(len(row) for spelled in rows for row in spelled), encode(" ")[:1]
@@ -160,6 +160,7 @@ def make_conditioning(config, chat: chats.Chat, objectives: tuple[str, ...]) -> 
         hidden=config.hidden,
         table=table,
         tail=tuple(chats.tail_ids(chat)),
+        prompt=config.prompt,
     )
 
 

@@ -78,6 +78,7 @@ def build(config) -> Task:
             slots=c.slots,
             hidden=c.hidden,
             table=tuple(tuple((FIRST_ID + i,) for i in range(11)) for _ in objectives),
+            prompt=c.prompt,
         ),
         weights=weights,
         train=train,

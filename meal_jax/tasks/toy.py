@@ -164,6 +164,7 @@ def build(config) -> Task:
             hidden=config.conditioning.hidden,
             # The numeral i of "text" is content token i: the policy learns what it means.
             table=tuple(tuple((CONTENT + i,) for i in range(11)) for _ in range(objectives)),
+            prompt=config.conditioning.prompt,
         ),
         weights=read_base if c.pretrain else None,
         train=train.rows(fresh),

@@ -13,7 +13,7 @@ import pytest
 from meal_jax.meal import bilevel, step
 from meal_jax.meal.normalise import absorb, normalise
 from meal_jax.meal.preference import accept, adapt, draw_targets
-from meal_jax.models.lora import Lora
+from meal_jax.models.lora import Lora, bake, merge
 from meal_jax.models.policy import token_stats
 from meal_jax.rollout.decode import decode, sample_keys
 from meal_jax.rollout.sampling import Sampling
@@ -128,12 +128,24 @@ def test_a_prompts_rollout_does_not_depend_on_its_neighbours():
     np.testing.assert_array_equal(mixed.w, straight.w[order])
 
 
+def moved(run):
+    """The run with every trained weight off its start, where adapters do nothing."""
+    theta = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(jax.random.key(3), x.shape), run.state.policy)
+    return run._replace(state=run.state.replace(policy=theta))
+
+
+ADAPTERS = Lora(4, targets="(q|v|down)$")
+
+
 @pytest.mark.parametrize(
-    ("conditioning", "mode"), [("prefix", "exact"), ("text", "exact"), ("prefix", "first_order"), ("prefix", "none")]
+    ("conditioning", "mode"),
+    [("prefix", "exact"), ("text", "exact"), ("prefix", "first_order"), ("prefix", "none"), ("adapter", "exact")],
 )
 def test_hypergradient_of_the_step_is_the_derivative_of_its_own_losses(conditioning, mode):
     """The step's gradient in φ, read off one SGD step of the weight-net, against unrolling its two losses by hand."""
-    run = tiny(conditioning=conditioning, hypergradient=mode, lam=0.5, tau=0.5, rho=0.3)
+    adapters = ADAPTERS if conditioning == "adapter" else None
+    run = tiny(conditioning=conditioning, hypergradient=mode, lam=0.5, tau=0.5, rho=0.3, adapters=adapters)
+    run = moved(run) if adapters else run
     setup = dataclasses.replace(run.setup, net_tx=optax.sgd(1.0))
     # Away from its start, where the last layer is zero and no gradient reaches the layers below.
     phi = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(5), x.shape), run.state.net)
@@ -151,9 +163,10 @@ def test_hypergradient_of_the_step_is_the_derivative_of_its_own_losses(condition
     inner, outer = (step._half((run.batch, rolled, r), half) for half in (0, 1))
 
     def logp(theta, w, batch, responses):
-        prompt = setup.policy.apply({"params": theta}, batch.tokens, batch.mask, method="prefill")
-        hidden = setup.policy.apply({"params": theta}, prompt, w, responses.tokens, method="respond")
-        logits = setup.policy.apply({"params": theta}, hidden, method="unembed")
+        apply = functools.partial(setup.policy.apply, {"params": merge(theta, run.frozen.policy)})
+        prompt = apply(batch.tokens, batch.mask, method="prefill")
+        hidden = apply(prompt, w, responses.tokens, method="respond")
+        logits = apply(hidden, method="unembed")
         logits = jnp.where(setup.forbidden, -1e30, logits)
         return jnp.take_along_axis(jax.nn.log_softmax(logits), responses.tokens[..., None], -1)[..., 0]
 
@@ -194,8 +207,40 @@ def test_reused_virtual_update_is_the_first_policy_update():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *results)
 
 
+def test_prompts_read_at_each_candidates_preference_make_a_plain_model_at_each():
+    """`conditioning.prompt=preference`: rollout and teacher-forced pass, against the baked policy of each candidate alone."""
+    run = moved(tiny(conditioning="adapter", adapters=ADAPTERS, net=False, prompt="preference"))
+    roll = jax.jit(functools.partial(step.rollout, run.setup))(run.state, run.frozen, run.batch)
+    read = functools.partial(step.read, run.setup)
+    token, hidden = jax.jit(read)(run.state.policy, run.frozen, run.batch, roll.w_hat, roll.responses.tokens)
+    mask = roll.responses.mask
+    np.testing.assert_allclose(token.logp * mask, roll.responses.logp, atol=2e-5)
+
+    policy = run.setup.policy.clone(conditioning=dataclasses.replace(run.setup.policy.conditioning, kind="none"))
+
+    @jax.jit
+    def alone(w, batch, tokens):
+        params = bake(merge(run.state.policy, run.frozen.policy), w)
+        prompt = policy.apply({"params": params}, batch.tokens[None], batch.mask[None], method="prefill")
+        return policy.apply({"params": params}, prompt, w[None, None], tokens[None, None], method="respond")[0, 0]
+
+    for b, n in ((0, 1), (1, 0), (3, 3)):
+        expected = alone(roll.w_hat[b, n], jax.tree.map(lambda x: x[b], run.batch), roll.responses.tokens[b, n])  # noqa: B023
+        np.testing.assert_allclose(hidden[b, n], expected, atol=5e-5)
+    shared = run.setup.policy.clone(conditioning=dataclasses.replace(run.setup.policy.conditioning, prompt="uniform"))
+    setup = dataclasses.replace(run.setup, policy=shared)
+    other, _ = step.read(setup, run.state.policy, run.frozen, run.batch, roll.w_hat, roll.responses.tokens)
+    assert float(jnp.abs((other.logp - token.logp) * mask).max()) > 1e-3
+
+
 @pytest.mark.parametrize(
-    "options", [{"beta": 0.1}, {"meta": "likelihood", "hypergradient": "first_order", "reuse_virtual": True}], ids=str
+    "options",
+    [
+        {"beta": 0.1},
+        {"meta": "likelihood", "hypergradient": "first_order", "reuse_virtual": True},
+        {"conditioning": "adapter+prefix", "adapters": ADAPTERS, "prompt": "preference"},
+    ],
+    ids=lambda options: "-".join(map(str, options)),
 )
 def test_parts_of_a_batch_after_another_make_the_same_step(options):
     """SGD, because Adam's first step is a sign and magnifies rounding; the net's gradient is read off its own SGD step."""
@@ -218,6 +263,13 @@ def test_parts_of_a_batch_after_another_make_the_same_step(options):
         {"adapters": Lora(2, dropout=0.1, targets="(q|v|down)$"), "accept": "sample", "hypergradient": "first_order"},
         {"conditioning": "text", "sampling": Sampling(temperature=0.7), "hypergradient": "none", "candidates": 1},
         {"targets": "shared", "objectives": 3, "net": False, "model": {"dtype": "bfloat16", "remat": "full"}},
+        {
+            "conditioning": "adapter+text",
+            "adapters": Lora(6, dropout=0.1, targets="(q|v|down)$"),
+            "objectives": 3,
+            "beta": 0.1,
+            "model": {"remat": "dots"},
+        },
     ],
     ids=lambda o: "-".join(map(str, o)),
 )
@@ -245,17 +297,24 @@ def test_kl_starts_at_zero_and_pulls_back():
 
 
 @pytest.mark.parametrize(
-    "shape",
-    [(2, 2, 2), pytest.param((8, 1, 1), marks=pytest.mark.slow), pytest.param((2, 4, 1), marks=pytest.mark.slow)],
+    ("shape", "options"),
+    [
+        ((2, 2, 2), {}),
+        pytest.param((8, 1, 1), {}, marks=pytest.mark.slow),
+        pytest.param((2, 4, 1), {}, marks=pytest.mark.slow),
+        ((2, 2, 2), {"conditioning": "adapter", "adapters": ADAPTERS}),
+    ],
+    ids=["2,2,2", "8,1,1", "2,4,1", "2,2,2,adapter"],
 )
-def test_eight_devices_take_the_same_step_as_one(shape):
+def test_eight_devices_take_the_same_step_as_one(shape, options):
     if jax.device_count() < 8:
         pytest.skip("needs 8 devices: XLA_FLAGS=--xla_force_host_platform_device_count=8")
     from meal_jax.runtime import sharding
 
     run = tiny(
-        batch=16, lam=0.5, tau=0.5, net=False, model={"vocab_size": 16, "width": 16, "kv_heads": 2, "hidden": 32}
-    )
+        batch=16, lam=0.5, tau=0.5, net=False, model={"vocab_size": 16, "width": 16, "kv_heads": 2, "hidden": 32},
+        **options,
+    )  # fmt: skip
     run = run._replace(setup=dataclasses.replace(run.setup, forbidden=jnp.arange(16) == PAD))
     results = []
     for axes in ((1, 1, 1), shape):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from meal_jax.models.lora import Linear, Lora, fold, is_adapter, merge, split
+from meal_jax.models.lora import Linear, Lora, bake, block_scale, fold, is_adapter, merge, split
 from meal_jax.models.policy import Conditioning, Policy
 from meal_jax.models.transformer import Transformer, TransformerConfig
 
@@ -126,6 +126,39 @@ def test_dropout_keeps_the_adapters_mean_and_spares_the_kernel():
     assert error < 5 * float(draws.std(0).max()) / 20_000**0.5
     silent = params | {"lora_b": np.zeros((2, 3))}
     assert float(jnp.ptp(jax.vmap(draw, (None, 0))(silent, jax.random.split(jax.random.key(0), 9)), axis=0).max()) == 0
+
+
+@pytest.mark.parametrize("objectives", [2, 3])
+def test_blocks_scaled_by_preferences_equal_dense_matrices_of_each_example(objectives):
+    """y = x (W + (alpha / R) Σ_k K w_k A_k B_k), the matrix made for each preference; and `bake` makes the same one."""
+    rank, alpha, rng = 6, 9.0, np.random.default_rng(0)
+    layer = Linear(4, Lora(rank, alpha, targets=""))
+    shapes = {"kernel": (5, 4), "lora_a": (5, rank), "lora_b": (rank, 4)}
+    params = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    x = rng.normal(size=(2, 3, 7, 5)).astype(np.float32)
+    w = rng.dirichlet(np.ones(objectives), (2, 3)).astype(np.float32)
+    scale = block_scale(jnp.asarray(w), rank)
+    y = layer.apply({"params": params}, x, scale=scale[:, :, None])
+    width = rank // objectives
+    for b, n in np.ndindex(2, 3):
+        dense = params["kernel"].astype(np.float64)
+        for k in range(objectives):
+            block = slice(k * width, (k + 1) * width)
+            dense = (
+                dense + alpha / rank * objectives * w[b, n, k] * params["lora_a"][:, block] @ params["lora_b"][block]
+            )
+        np.testing.assert_allclose(y[b, n], x[b, n] @ dense, rtol=2e-5, atol=2e-5)
+        baked = fold({"q": bake(params, w[b, n])}, layer.lora)["q"]["kernel"]
+        np.testing.assert_allclose(baked, dense, rtol=2e-5, atol=2e-5)
+    uniform = block_scale(jnp.full((1, 1, objectives), 1 / objectives), rank)[:, :, None]
+    plain = layer.apply({"params": params}, x)
+    np.testing.assert_allclose(layer.apply({"params": params}, x, scale=uniform), plain, rtol=1e-5, atol=1e-5)
+    assert float(jnp.abs(y - plain).max()) > 0.1
+
+
+def test_a_rank_that_objectives_do_not_divide_is_refused():
+    with pytest.raises(ValueError, match="rank 4 cannot be split into 3 blocks"):
+        block_scale(jnp.ones((1, 1, 3)), 4)
 
 
 def test_linear_computes_in_its_type_and_adds_its_bias():

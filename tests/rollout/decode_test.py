@@ -1,5 +1,6 @@
 """Cached decoding against the teacher-forced pass, its end, and what a sample depends on."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from meal_jax.models.lora import Lora
 from meal_jax.models.policy import Conditioning, Policy, token_stats
 from meal_jax.models.transformer import TransformerConfig
 from meal_jax.rollout import decode as decoding
@@ -20,7 +22,16 @@ KINDS = {
     "prefix": Conditioning("prefix", slots=3, hidden=8, tail=(4, 5)),
     "text": Conditioning("text", table=TABLE, tail=(2,)),
     "none": Conditioning("none"),
+    "adapter": Conditioning("adapter", tail=(4,)),
+    "adapter+prefix": Conditioning("adapter+prefix", slots=3, hidden=8),
 }
+ADAPTED = dataclasses.replace(SMALL, lora=Lora(rank=4, alpha=6.0))
+
+
+def module(kind):
+    return Policy(ADAPTED if KINDS[kind].scales_adapters else SMALL, KINDS[kind])
+
+
 PAD, END = 0, 1
 FORBIDDEN = (jnp.arange(13) == PAD) | (jnp.arange(13) == 7)
 MAX_NEW = 8
@@ -32,7 +43,7 @@ LENGTHS = (2, 6, 4, 5)
 def parameters(kind):
     """Random parameters; only their shapes come from `init`, whose compilation takes seconds."""
     args = jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4), bool), jnp.zeros((1, 1, 2)), jnp.zeros((1, 1, 3), jnp.int32)
-    shapes = jax.eval_shape(Policy(SMALL, KINDS[kind]).init, jax.random.key(0), *args)["params"]
+    shapes = jax.eval_shape(module(kind).init, jax.random.key(0), *args)["params"]
     rng = np.random.default_rng(0)
     with jax.ensure_compile_time_eval():  # the first caller may be one that is being traced
         draw = lambda leaf: jnp.asarray(rng.normal(0, leaf.shape[-1] ** -0.5, leaf.shape), leaf.dtype)  # noqa: E731
@@ -54,7 +65,7 @@ def preferences(candidates=3):
 
 @functools.partial(jax.jit, static_argnames=("kind", "sampling"))
 def rollout(kind, sampling, tokens, mask, ids, w, key, forbidden=FORBIDDEN, end=END) -> Responses:
-    policy, params = Policy(SMALL, KINDS[kind]), parameters(kind)
+    policy, params = module(kind), parameters(kind)
     prompt = policy.apply({"params": params}, tokens, mask, method="prefill")
     keys = sample_keys(key, ids, w.shape[1])
     options = dict(max_new=MAX_NEW, sampling=sampling, end=end, pad=PAD, forbidden=forbidden)
@@ -64,7 +75,7 @@ def rollout(kind, sampling, tokens, mask, ids, w, key, forbidden=FORBIDDEN, end=
 @functools.partial(jax.jit, static_argnames=("kind", "sampling"))
 def teacher_forced(kind, sampling, tokens, mask, ids, w, key, response):
     """(log-probabilities, tokens) that the uncached pass over a response gives at each of its positions."""
-    policy = Policy(SMALL, KINDS[kind])
+    policy = module(kind)
     apply = lambda *args, method: policy.apply({"params": parameters(kind)}, *args, method=method)  # noqa: E731
     hidden = apply(apply(tokens, mask, method="prefill"), w, response, method="respond")
     unembed = functools.partial(apply, method="unembed")

@@ -73,6 +73,12 @@ def test_a_step_samples_from_what_it_says(run):
         np.testing.assert_allclose(token.logp * mask, rolled.responses.logp * mask, rtol=1e-4, atol=1e-4)
 
 
+def test_adapters_that_read_a_preference_are_not_merged():
+    run = tiny(adapters=LORA, conditioning="adapter", net=False)
+    with pytest.raises(ValueError, match="differ by candidate: config.rollout.weights='merged' cannot be"):
+        for_rollout(run.setup.policy, {}, RolloutWeights("merged"))
+
+
 def test_gathered_weights_are_the_same_on_a_mesh_and_lose_their_split(run):
     from meal_jax.runtime import sharding
 
@@ -91,17 +97,17 @@ LOCAL = {"window": 3, "local": (True, False), "local_rope_base": 500.0, "tied": 
 
 
 @pytest.mark.parametrize(
-    ("how", "model"),
+    ("how", "model", "conditioning"),
     [
-        (RolloutWeights("merged", unstack_layers=True), {}),
-        (RolloutWeights("int8", unstack_layers=True), LOCAL),
-        (RolloutWeights("same", attention="triton"), LOCAL),
-        (RolloutWeights("merged", unstack_layers=True, attention="triton"), {}),
+        (RolloutWeights("merged", unstack_layers=True), {}, "prefix"),
+        (RolloutWeights("int8", unstack_layers=True), LOCAL, "adapter"),
+        (RolloutWeights("same", attention="triton"), LOCAL, "prefix"),
+        (RolloutWeights("merged", unstack_layers=True, attention="triton"), {}, "prefix"),
     ],
-    ids=["apart", "apart, int8, local layers", "triton, local layers", "apart, triton"],
+    ids=["apart", "apart, int8, local layers, adapters read", "triton, local layers", "apart, triton"],
 )
-def test_layers_apart_and_the_kernel_sample_what_stacked_layers_do(how, model):
-    run = tiny(adapters=LORA, net=False, model=model, sampling=Sampling(temperature=1.3))
+def test_layers_apart_and_the_kernel_sample_what_stacked_layers_do(how, model, conditioning):
+    run = tiny(adapters=LORA, net=False, model=model, conditioning=conditioning, sampling=Sampling(temperature=1.3))
     theta = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(jax.random.key(3), x.shape), run.state.policy)
     state = run.state.replace(policy=theta)
     plain, ours = (
