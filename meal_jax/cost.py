@@ -78,6 +78,7 @@ class Run:
       prompt_length, max_new: S, T.
       slots: P of the policy.
       tail: P of the base.
+      prompt_per_candidate: each candidate's prompt is read at its own preference (`conditioning.prompt`).
       objectives: K.
       reads_base: score makes a pass of the base.
       kl: the base loss has a divergence from the base.
@@ -96,6 +97,7 @@ class Run:
     max_new: int
     slots: int = 4
     tail: int = 0
+    prompt_per_candidate: bool = False
     objectives: int = 2
     reads_base: bool = True
     kl: bool = True
@@ -118,6 +120,7 @@ def of_setup(setup, prompts: int, prompt_length: int, max_new: int | None = None
         setup.max_new if max_new is None else max_new,
         slots=setup.policy.conditioning.length,
         tail=setup.base.conditioning.length if setup.base is not None else 0,
+        prompt_per_candidate=setup.policy.conditioning.prompt_per_candidate,
         objectives=len(setup.objectives),
         reads_base=setup.reward_reads_base or m.beta > 0,
         kl=m.beta > 0,
@@ -128,6 +131,11 @@ def of_setup(setup, prompts: int, prompt_length: int, max_new: int | None = None
         rollout_weights=setup.rollout_weights,
         parts=step_parts(setup.micro, prompts),
     )
+
+
+def prompt_copies(run: Run) -> int:
+    """How often the policy reads a prompt: once, or once per candidate."""
+    return run.candidates if run.prompt_per_candidate else 1
 
 
 def step_parts(micro, prompts: int) -> tuple[int, int, int]:
@@ -236,17 +244,18 @@ def parts(c: TransformerConfig, tokens: float, own: Cost, prompt: Cost, dtype: s
 
 def prompt_parts(run: Run, prompts: float, dtype: str = "") -> Parts:
     """The pass over so many prompts."""
-    s = run.prompt_length
+    s, prompts = run.prompt_length, prompts * prompt_copies(run)
     own = attention(run.model, prompts, s, s, run.model.attention == "cudnn")
     return parts(run.model, prompts * s, own, Cost(), dtype)
 
 
 def response_parts(run: Run, prompts: float, length: int) -> Parts:
     """The teacher-forced pass over so many prompts' candidates, `length` positions each."""
-    c, n = run.model, run.candidates
+    c, n, copies = run.model, run.candidates, prompt_copies(run)
     fused = c.attention == "cudnn"
     own = attention(c, prompts * n, length, length, fused)
-    return parts(c, prompts * n * length, own, attention(c, prompts, n * length, run.prompt_length, fused))
+    prompt = attention(c, prompts * copies, n // copies * length, run.prompt_length, fused)
+    return parts(c, prompts * n * length, own, prompt)
 
 
 def unembed(c: TransformerConfig, positions: float) -> Cost:
@@ -292,15 +301,21 @@ def rollout(run: Run) -> dict[str, Cost]:
 
     def extend(length: int, keys: float, fused: bool) -> Cost:
         own = attention(c, rows, length, keys, fused)
-        prompt = attention(c, run.prompts, run.candidates * length, run.prompt_length, fused)
+        copies = prompt_copies(run)
+        prompt = attention(c, run.prompts * copies, run.candidates // copies * length, run.prompt_length, fused)
         return parts(c, rows * length, own, prompt, dtype).times(*FORWARD) + unembed(c, rows)
 
     steps, keys = run.max_new - 1, float(cache)
     if fused and steps:  # on average: it reads blocks of keys up to the last that is written
         keys = sum(min(-(-(run.slots + t) // BLOCK) * BLOCK, cache) for t in range(1, run.max_new)) / steps
     first = extend(run.slots, cache, False) if run.slots else unembed(c, rows)
+    prefill = prompt_parts(run, run.prompts, dtype).times(*FORWARD)
+    if run.prompt_per_candidate:  # and once at the uniform preference, for the weight-net
+        prefill += prompt_parts(dataclasses.replace(run, prompt_per_candidate=False), run.prompts, dtype).times(
+            *FORWARD
+        )
     return {
-        "prefill": prompt_parts(run, run.prompts, dtype).times(*FORWARD).in_parts(run.parts[0]),
+        "prefill": prefill.in_parts(run.parts[0]),
         "decode": (first + steps * extend(1, keys, fused)).in_parts(run.parts[0]),
     }
 
@@ -309,7 +324,7 @@ def score(run: Run) -> Cost:
     """The pass of the base that heads and the divergence read; without either, nothing (text rewards: `encoder`)."""
     if not run.reads_base:
         return Cost()
-    plain = dataclasses.replace(run, model=dataclasses.replace(run.model, lora=None))
+    plain = dataclasses.replace(run, model=dataclasses.replace(run.model, lora=None), prompt_per_candidate=False)
     length = run.tail + run.max_new  # up to the state after the last token
     responses = response_parts(plain, run.prompts, length) if length else Parts(*[Cost()] * 4)
     return (prompt_parts(plain, run.prompts).times(*FORWARD) + responses.times(*FORWARD)).in_parts(run.parts[1])
@@ -337,8 +352,9 @@ def gradient(run: Run, kl: bool, theta: bool = True, unread: int = 0) -> Cost:
     prompt, response = prompt_parts(run, prompts), response_parts(run, prompts, length)
     out = prompt.times(*FORWARD) + response.times(*FORWARD)
     out += response.times(*(BACKWARD if theta else BACKWARD_INPUTS)) + recompute(c, response, tokens)
-    if theta:
-        out += prompt.times(*BACKWARD) + recompute(c, prompt, prompts * run.prompt_length)
+    read = prompts * prompt_copies(run) * run.prompt_length
+    if theta or run.prompt_per_candidate:
+        out += prompt.times(*(BACKWARD if theta else BACKWARD_INPUTS)) + recompute(c, prompt, read)
     table = 1 if c.lora or not theta else 2
     return out + _logits(run, 1, table, kl, unread)
 
@@ -354,16 +370,21 @@ def mixed(run: Run, through_network: bool) -> Cost:
     tokens = prompts * run.candidates * length
     prompt, response = prompt_parts(run, prompts), response_parts(run, prompts, length)
     one = unembed(c, prompts * run.candidates * run.max_new)
+    read = prompts * prompt_copies(run) * run.prompt_length
     table = 1 if c.lora else 2
     out = prompt.times(*TANGENT) + response.times(*TANGENT) + table * one
     if not through_network:
         return out
     out += response.times(*TANGENT_OF_BACKWARD) + table * one
-    out += 2 * recompute(c, response, tokens) + recompute(c, prompt, prompts * run.prompt_length)
-    if c.remat == "dots":
-        out += response.times(0, 0, *BACKWARD_INPUTS[2:]).again()
-    elif c.remat == "full":  # but for a layer's last gradient, of q's, k's and v's input
-        out += (response.times(*BACKWARD_INPUTS) + products(c, tokens, "(q|k|v)$") * -1).again()
+    out += 2 * recompute(c, response, tokens)
+    out += (1 + run.prompt_per_candidate) * recompute(c, prompt, read)
+    if run.prompt_per_candidate:  # its keys vary with the preferences, as a response's do
+        out += prompt.times(*TANGENT_OF_BACKWARD)
+    for part, rows in ((response, tokens), (prompt, read)) if run.prompt_per_candidate else ((response, tokens),):
+        if c.remat == "dots":
+            out += part.times(0, 0, *BACKWARD_INPUTS[2:]).again()
+        elif c.remat == "full":  # but for a layer's last gradient, of q's, k's and v's input
+            out += (part.times(*BACKWARD_INPUTS) + products(c, rows, "(q|k|v)$") * -1).again()
     if 0 < run.chunk < run.max_new:
         out += ((2 + run.kl) * one).again()
     if run.parts[2] > 1:

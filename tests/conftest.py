@@ -132,7 +132,10 @@ def toy_run(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def assistant_run(chat_model, tmp_path_factory):
-    """Function (conditioning kind, objectives) to the workdir of an untrained assistant run with LoRA on `chat_model`."""
+    """Function (conditioning kind, objectives, conditioning.prompt) to an untrained assistant run's workdir.
+
+    The run has LoRA on `chat_model`.
+    """
     import functools
     import json
 
@@ -145,7 +148,7 @@ def assistant_run(chat_model, tmp_path_factory):
     from meal_jax.tasks import assistant
 
     @functools.cache
-    def make(kind, objectives=("harmless", "helpful")):
+    def make(kind, objectives=("harmless", "helpful"), prompt="uniform"):
         workdir, rng = tmp_path_factory.mktemp(f"assistant_{kind}"), np.random.default_rng(0)
         rows = [{"chosen": f"\n\nHuman: {i}\n\nAssistant: a"} for i in range(60)]
         text = "".join(json.dumps(row | {"rejected": row["chosen"] + "b"}) + "\n" for row in rows)
@@ -167,7 +170,8 @@ def assistant_run(chat_model, tmp_path_factory):
         c = config.default()
         changes = {
             "task": "assistant", "objectives": objectives, "conditioning.kind": kind, "conditioning.slots": 3,
-            "policy.source": str(chat_model), "policy.lora_rank": 2, "policy.lora_alpha": 6.0, "sampling.max_new": 10,
+            "conditioning.prompt": prompt, "policy.source": str(chat_model), "policy.lora_rank": 2, "policy.lora_alpha": 6.0,
+            "sampling.max_new": 10,
             "data.path": str(workdir / "data"), "data.prompt_length": 48, "batch_size": 4, "eval.prompts": 8,
             "eval.divisions": 2, "reward.heads": str(workdir / "heads.safetensors"),
         }  # fmt: skip

@@ -51,6 +51,8 @@ def tiny(remat="none", **options):
         {"adapters": Lora(4, targets="(q|v)$"), "remat": "dots", "beta": 0.1},
         {"adapters": Lora(4), "hypergradient": "none", "reuse_virtual": True},
         {"net": False, "remat": "full"},
+        {"adapters": Lora(4), "conditioning": "adapter"},
+        {"adapters": Lora(4), "conditioning": "adapter+prefix", "prompt": "preference"},
         {},
     ],
     ids=lambda options: ",".join(f"{k}={v}" for k, v in options.items() if k != "adapters") or "all weights",

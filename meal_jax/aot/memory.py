@@ -33,10 +33,11 @@ def held(run: cost.Run, mesh: Mapping[str, int] | None = None, base_copies: int 
     trained = 4 * cost.adapter_parameters(c) if c.lora else cost.BYTES[c.param_dtype] * base
     half = run.prompts / 2 / batch / run.parts[2]
     length = run.slots + run.max_new - 1
-    tokens = half * (run.prompt_length + run.candidates * length)
-    keys = run.prompts / batch / run.parts[0] * (run.prompt_length + run.candidates * length)
+    copies = cost.prompt_copies(run)
+    tokens = half * (copies * run.prompt_length + run.candidates * length)
+    keys = run.prompts / batch / run.parts[0] * (copies * run.prompt_length + run.candidates * length)
     rows = sum(b for _, b in cost.linears(c).values())
-    scores = half * (run.prompt_length**2 + run.candidates * length * (length + run.prompt_length)) * c.heads
+    scores = half * (copies * run.prompt_length**2 + run.candidates * length * (length + run.prompt_length)) * c.heads
     layer = tokens * (2 * c.width + rows / tensor) * act + scores / tensor * (4 + 2 * act)
     kept = {
         "full": c.layers * tokens * c.width * act + layer,

@@ -23,6 +23,7 @@ from meal_jax.aot.memory import held, peak
 from meal_jax.doctor.finding import GIB, Finding, fail, ok, warn
 from meal_jax.hf import pretrained
 from meal_jax.meal import step as meal
+from meal_jax.models.policy import inserted
 from meal_jax.models.transformer import TransformerConfig
 from meal_jax.rollout.weights import RolloutWeights
 from meal_jax.runtime import sharding
@@ -102,10 +103,12 @@ def memory(config: Any, mesh: Mesh, model: TransformerConfig | None) -> Iterator
     except ValueError as error:
         yield fail("mesh", f"{error}", "Choose other sizes of config.mesh.")
         return
-    m = config.meal
+    m, kind = config.meal, config.conditioning.kind
     run = cost.Run(
         model, config.batch_size, m.candidates, config.data.prompt_length, config.sampling.max_new,
-        slots=config.conditioning.slots, objectives=len(config.objectives), kl=m.beta > 0, net=m.net,
+        slots=0 if inserted(kind) == "none" else config.conditioning.slots,
+        prompt_per_candidate=kind.startswith("adapter") and config.conditioning.prompt == "preference",
+        objectives=len(config.objectives), kl=m.beta > 0, net=m.net,
         hypergradient=m.hypergradient, reuse_virtual=m.reuse_virtual, chunk=config.policy.chunk,
         rollout_weights=RolloutWeights(**config.rollout),
         parts=cost.step_parts(meal.Micro(**config.micro), config.batch_size),

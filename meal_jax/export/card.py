@@ -11,6 +11,7 @@ import numpy as np
 
 from meal_jax import config as defaults
 from meal_jax.export.chat_template import text_of
+from meal_jax.export.prompt_gap import Gap
 from meal_jax.saved_run import Run
 
 LOAD = """\
@@ -71,7 +72,13 @@ print(tokenizer.decode(answer, skip_special_tokens=True))
 
 
 def write(
-    run: Run, kind: str, preference: list[float] | None, slots: Sequence[int], exact: bool, networks: Sequence[str]
+    run: Run,
+    kind: str,
+    preference: list[float] | None,
+    slots: Sequence[int],
+    exact: bool,
+    networks: Sequence[str],
+    gap: Gap | None = None,
 ) -> str:
     """The card.
 
@@ -82,10 +89,11 @@ def write(
       slots: ids of the baked tokens, or ().
       exact: the chat template's text gives exactly training's tokens.
       networks: of "weight_net" and "prefix", those that were written.
+      gap: what the prompt's pass differs by from training's, where adapters read the preference; None where it does not.
     """
     parts = [
         _head(run, kind),
-        _giving(run, kind, preference, slots, exact, networks),
+        _giving(run, kind, preference, slots, exact, networks, gap),
         _weight_net(run) if "weight_net" in networks else "",
         _tokens(run, slots),
         _rewards(run),
@@ -138,16 +146,25 @@ def _head(run: Run, kind: str) -> str:
 
 
 def _giving(
-    run: Run, kind: str, preference: list[float] | None, slots: Sequence[int], exact: bool, networks: Sequence[str]
+    run: Run,
+    kind: str,
+    preference: list[float] | None,
+    slots: Sequence[int],
+    exact: bool,
+    networks: Sequence[str],
+    gap: Gap | None,
 ) -> str:
     """How a preference is given, code that does it, and which servers can."""
-    reads, chat = run.task.conditioning.kind, run.task.chat
+    c, chat = run.task.conditioning, run.task.chat
+    reads = c.inserted if not c.scales_adapters or c.inserted == "prefix" else "adapter"
     text = {
+        "adapter": (),
         "text": _text(run, preference, exact),
         "prefix": _baked(preference, slots, exact) if slots else _prefix(),
         "none": ["This policy reads no preference: it is served as any other model."],
     }[reads]
-    parts = ["## Giving a preference", *text]
+    folded = _folded(run, preference, exact, gap) if c.scales_adapters else ()
+    parts = ["## Giving a preference", *folded, *text]
     if chat is None:
         parts.append(
             "There is no tokenizer: the benchmark is not of text. A prompt is its token ids, then the preference's, then "
@@ -204,6 +221,31 @@ def _baked(preference: list[float] | None, slots: Sequence[int], exact: bool) ->
         )
 
 
+def _folded(run: Run, preference: list[float], exact: bool, gap: Gap | None) -> Iterator[str]:
+    yield (
+        f"It is in the weights: this model answers under {_numbers(preference)} and no other. In training each objective has "
+        "a block of every adapter's rank, scaled by its weight; here the scales are multiplied in, and the adapters are plain "
+        "ones. Any server of the base model can use it. The preference is what the policy was given, as it is; a weight-net, "
+        "which would shift it from prompt to prompt, has no part in it."
+    )
+    if gap is not None:
+        yield (
+            "**The prompt is read slightly differently than in training.** There it is read at the uniform preference, here "
+            f"at the one that is answered under. On {gap.tokens} tokens of the trained policy's own answers to {gap.prompts} "
+            f"test prompts this changes a token's log-probability by {gap.shift:.2g} on average and by {gap.largest:.2g} at "
+            f"most; the mean divergence KL(trained ‖ this model) is {gap.kl:.2g} nats per token. "
+            "`config.conditioning.prompt=preference` trains a policy that is exported exactly, at the cost of one pass over "
+            "the prompt per candidate."
+        )
+    if run.task.conditioning.inserted == "text":
+        yield "The chat template writes the preference's numerals too, as in training; a request does not name one."
+        if not exact:
+            yield (
+                "**Read as text, they do not become the tokens they were in training**: this tokenizer joins them with what "
+                "stands before. Exact are the token ids in `preference.json`."
+            )
+
+
 def _prefix() -> Iterator[str]:
     yield (
         "The policy reads a preference as a few embeddings between the conversation and the generation prompt. `prefix.py` "
@@ -219,7 +261,7 @@ def example(run: Run, kind: str, slots: Sequence[int], networks: Sequence[str]) 
     k, reads = len(run.task.objectives), run.task.conditioning.kind
     load = LOAD_ADAPTER.format(base=json.dumps(str(run.config.policy.source))) if kind == "adapter" else LOAD
     parts = [load, MESSAGES]
-    if reads != "none" and not slots:
+    if reads in ("text", "prefix") and not slots:
         example = [0.3, 0.7] if k == 2 else [round(1 / k, 4)] * k
         parts[-1] += f"preference = {example}  # {', '.join(run.task.objectives)}\n"
     if "weight_net" in networks:

@@ -6,9 +6,10 @@ How a server then gives a preference hangs on how the policy reads one (`config.
   text    by the chat template's variable `preference`; --preference sets what it is where a request names none;
   prefix  with --preference, that one is baked in: its embeddings become tokens that the chat template writes; without, the
           prefix network goes along in NumPy, for servers that take embeddings;
+  adapter with --preference, which must be given: the adapters become plain ones at that preference, and so can be merged;
   none    not at all.
-The weight-net goes along in NumPy wherever a request can name a preference. README.md in the directory says all of this of
-that model. `preference.json` says it to programs, in token ids.
+Kinds of two parts are both. The weight-net goes along in NumPy wherever a request can name a preference. README.md in the
+directory says all of this of that model. `preference.json` says it to programs, in token ids.
 
 Letters: K objectives, P slots of a prefix, V vocabulary, D width, L layers, R rank.
 """
@@ -29,11 +30,11 @@ import numpy as np
 from flax import traverse_util
 from safetensors.numpy import save_file
 
-from meal_jax.export import card, chat_template
+from meal_jax.export import card, chat_template, prompt_gap
 from meal_jax.hf import families, pretrained
 from meal_jax.meal import step as meal
 from meal_jax.models import lora
-from meal_jax.models.policy import Conditioner
+from meal_jax.models.policy import Conditioner, inserted
 from meal_jax.models.transformer import TransformerConfig
 from meal_jax.saved_run import Run
 
@@ -60,13 +61,18 @@ def export(run: Run, out: str | os.PathLike, *, kind: str = "merged", preference
         raise ValueError(
             f"{run.method.label} answers a preference by more than telling one policy of it; export writes one policy."
         )
-    baked = task.conditioning.kind == "prefix" and preference is not None
+    c, gap = task.conditioning, None
+    baked = c.inserted == "prefix" and preference is not None
     tokenizer, slots = add_slots(run, task.conditioning.slots if baked else 0)
     template, exact = make_template(run, tokenizer, slots, preference)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    flat = traverse_util.flatten_dict(lora.merge(run.state.policy, run.frozen.policy), sep="/")
+    params = lora.merge(run.state.policy, run.frozen.policy)
+    if c.scales_adapters:
+        params = lora.bake(params, preference)
+        gap = None if c.prompt_per_candidate else prompt_gap.measure(run, preference)
+    flat = traverse_util.flatten_dict(params, sep="/")
     if kind == "merged":
         save_merged(partial, run, flat, slots, preference)
     else:
@@ -76,11 +82,11 @@ def export(run: Run, out: str | os.PathLike, *, kind: str = "merged", preference
     write_json(partial / "generation_config.json", special | {"suppress_tokens": suppressed})
     if tokenizer is not None:
         save_tokenizer(partial, tokenizer, template, run.config.policy.source)
-    extras = save_networks(partial, run, flat, baked)
+    extras = save_networks(partial, run, flat, baked or c.scales_adapters)
     given = None if preference is None else [float(v) for v in preference]
     write_json(partial / "preference.json", describe(run, slots, given))
     write_json(partial / "meal_config.json", json.loads(run.config.to_json_best_effort()))
-    (partial / "README.md").write_text(card.write(run, kind, given, slots, exact, extras), encoding="utf-8")
+    (partial / "README.md").write_text(card.write(run, kind, given, slots, exact, extras, gap), encoding="utf-8")
     if out.exists():  # empty
         out.rmdir()
     partial.rename(out)
@@ -93,6 +99,7 @@ def check(config: ml_collections.ConfigDict, out: Path, kind: str, preference: n
       ValueError: names what is asked for, and what would do.
     """
     reads = config.conditioning.kind
+    scaled, needs_tokens = reads.startswith("adapter"), inserted(reads) == "prefix"
     if kind not in KINDS:
         raise ValueError(f"--kind={kind} is not one of {', '.join(KINDS)}.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -101,10 +108,15 @@ def check(config: ml_collections.ConfigDict, out: Path, kind: str, preference: n
         raise ValueError("This run trained all weights (config.policy.lora_rank=0), it has no adapter: --kind=merged.")
     if kind == "adapter" and not config.policy.source:
         raise ValueError("This run's base was drawn at random (config.policy.source is empty): --kind=merged.")
-    if kind == "adapter" and reads == "prefix" and preference is not None:
+    if kind == "adapter" and needs_tokens and (preference is not None or scaled):
         raise ValueError(
-            "A preference is baked as embeddings of new tokens, which an adapter does not hold: --kind=merged, or leave "
-            "out --preference to take the prefix network along."
+            "A preference is baked as embeddings of new tokens, which an adapter does not hold: --kind=merged"
+            + ("." if scaled else ", or leave out --preference to take the prefix network along.")
+        )
+    if scaled and preference is None:
+        raise ValueError(
+            f"This run's adapters read the preference (config.conditioning.kind={reads!r}), so an exported model answers "
+            f"under one preference: give it, a weight for each of {', '.join(config.objectives)}, as --preference=0.3,0.7."
         )
     if reads == "none" and preference is not None:
         raise ValueError(
@@ -136,7 +148,12 @@ def make_template(
     if tokenizer is None:
         return None, False
     chat, conditioning = run.task.chat._replace(tokenizer=tokenizer), run.task.conditioning
-    if conditioning.kind == "text":
+    if conditioning.inserted == "text" and conditioning.scales_adapters:  # as the weights: that preference and no other
+        table, levels = conditioning.table, len(conditioning.table[0]) - 1
+        ids = [i for rows, weight in zip(table, preference, strict=True) for i in rows[round(weight * levels)]]
+        template = chat_template.wrap(chat, f"{{{{- {chat_template.quote(chat_template.text_of(chat, ids))} -}}}}\n")
+        return template, chat_template.spells(chat, template, ids)
+    if conditioning.inserted == "text":
         template = chat_template.wrap(chat, chat_template.numerals(chat, conditioning, run.task.objectives, preference))
         exact = True
         for level in range(len(conditioning.table[0])):  # each numeral of every objective, though not in all mixtures
@@ -239,7 +256,7 @@ def save_networks(directory: Path, run: Run, flat: Mapping[str, Any], baked: boo
     Returns:
       Names of those written, of "weight_net" and "prefix".
     """
-    kind, networks = run.task.conditioning.kind, {}
+    kind, networks = run.task.conditioning.inserted, {}
     if run.setup.meal.net and not baked and kind != "none":
         tensors = traverse_util.flatten_dict(run.state.net, sep="/")
         networks["weight_net"] = {**tensors, "epsilon": np.float32(run.setup.net.epsilon)}

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from meal_jax.data import chat as chats
 from meal_jax.export import __main__ as command_line
-from meal_jax.export import card, chat_template, model_directory, prefix, weight_net
+from meal_jax.export import card, chat_template, model_directory, prefix, prompt_gap, weight_net
 from meal_jax.generate import answers
 from meal_jax.hf import pretrained
 from meal_jax.models.policy import Conditioner
@@ -163,6 +163,42 @@ def test_an_adapters_card_works_where_peft_is_installed(ours, directory, monkeyp
     pytest.importorskip("peft", reason="peft is not installed")
     for reads in ("text", "prefix"):
         assert run_card(directory(reads, kind="adapter"), monkeypatch)["answer"].tolist() == ours(reads, W)[0]
+
+
+@pytest.mark.parametrize("reads", ["adapter", "adapter+text", "adapter+prefix"])
+def test_adapters_that_read_a_preference_are_exported_at_one(reads, assistant_run, tmp_path, monkeypatch):
+    """Exactly as the run answers, where it reads the prompt at the preference too: by the card's code, merged or not."""
+    run = open_run(assistant_run(reads, prompt="preference"))
+    run = run._replace(setup=dataclasses.replace(run.setup, meal=dataclasses.replace(run.setup.meal, net=False)))
+    prompts, w = chats.encode_explicit(run.task.chat, [PROMPT], 48), np.array([W, [1.0, 0.0]])
+    found = answers.answers(run, prompts, w, sampling=GREEDY, max_new=10, rewards=False)
+    expected = [tokens[mask].tolist() for tokens, mask in zip(found.tokens[0], found.mask[0], strict=True)]
+    assert expected[0] != expected[1]
+    for i in (0, 1) if reads == "adapter" else (0,):
+        model_directory.export(run, tmp_path / f"{i}", preference=w[i])
+        assert run_card(tmp_path / f"{i}", monkeypatch)["answer"].tolist() == expected[i]
+        assert not (tmp_path / f"{i}" / "weight_net.py").exists()
+    card = (tmp_path / "0" / "README.md").read_text()
+    assert "under [0.3, 0.7] and no other" in card and "differently than in training" not in card
+    if reads == "adapter":
+        model_directory.export(run, tmp_path / "plain", kind="adapter", preference=W)
+        tensors = load_file(tmp_path / "plain" / "adapter_model.safetensors")
+        name = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
+        block = run.state.policy["transformer"]["layers"]["attention"]["q"]["lora_b"][0]
+        np.testing.assert_allclose(tensors[name], (block * np.array([[0.6], [1.4]])).T, rtol=1e-6)
+
+
+def test_the_card_measures_what_the_prompts_pass_differs_by(assistant_run, tmp_path, monkeypatch):
+    """At the uniform preference, which training reads the prompt at, by nothing."""
+    run = open_run(assistant_run("adapter"))
+    none = prompt_gap.measure(run, np.array([0.5, 0.5]), prompts=4)
+    assert none.kl < 1e-6 and none.largest < 1e-4
+    gap = prompt_gap.measure(run, W, prompts=4)
+    assert gap.kl > 1e-6 and gap.largest > gap.shift > 1e-4
+    monkeypatch.setattr(prompt_gap, "measure", lambda *args: gap)
+    model_directory.export(run, tmp_path / "out", preference=W)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"is {gap.kl:.2g} nats per token" in card and f"On {gap.tokens} tokens" in card
 
 
 def test_a_run_without_a_tokenizer_is_exported_too(toy_run, tmp_path):
@@ -336,6 +372,8 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_loaded(
     assert "not empty" in refusal(toy_run, f"--out={tmp_path / 'full'}")
     assert "--kind=merged" in refusal(toy_run, out, "--kind=adapter")
     assert "does not hold" in refusal(assistant_run("prefix"), out, "--kind=adapter", "--preference=0.3,0.7")
+    assert "answers under one preference: give it" in refusal(assistant_run("adapter"), out)
+    assert "--kind=merged." in refusal(assistant_run("adapter+prefix"), out, "--kind=adapter", "--preference=0.3,0.7")
     assert "reads no preference" in refusal(assistant_run("none"), out, "--preference=0.3,0.7")
     assert "has 1 weight" in refusal(toy_run, out, "--preference=0.3")
     assert "has no config.json" in refusal(tmp_path, out)
