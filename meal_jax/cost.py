@@ -255,6 +255,8 @@ def response_parts(run: Run, prompts: float, length: int) -> Parts:
     fused = c.attention == "cudnn"
     own = attention(c, prompts * n, length, length, fused)
     prompt = attention(c, prompts * copies, n // copies * length, run.prompt_length, fused)
+    if run.prompt_per_candidate:  # the prompt's keys vary with the preferences, as its own do
+        own, prompt = own + prompt, Cost()
     return parts(c, prompts * n * length, own, prompt)
 
 
