@@ -5,7 +5,8 @@
     python -m meal_jax.compare --config=configs/toy.py --workdir=runs/tau --methods=meal --sweep=meal.tau:0.03,0.1,0.3
 
 All meet the same prompts, rewards, sampling and evaluator; a method's own choices are its section of the configuration.
-Each run has a folder, SEED/METHOD; one that is finished is not run again, one that was cut short goes on. Written beside
+Each run has a folder, SEED/METHOD; one that is finished is not run again, one that was cut short resumes, and one of another
+configuration is refused by the fields that differ, before anything is trained. Written beside
 them: compare.json, compare.md (the table), fronts.png (the seeds' mean points) and curves.png (hypervolume against what
 training spent). With --sweep the runs are those of each method at several values of a field, and sweep.png shows hypervolume
 and inner product against it.
@@ -17,6 +18,7 @@ run took in all; the files are then compare_tokens.json and so on. The shorter c
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -106,22 +108,27 @@ def run(
     from meal_jax import build, train
     from meal_jax import methods as known
     from meal_jax.config import check
+    from meal_jax.runtime import identity
 
     distributed.refuse_several("python -m meal_jax.compare")
-    root = Path(workdir)
+    root = Path(workdir).expanduser()
     check(config)
     plan = variants(config, methods, sweep)
-    task = build.build_task(config)
+    runs: dict[Path, ml_collections.ConfigDict] = {}
     folders: dict[str, list[Path]] = {name: [] for name in plan}
     for seed in range(config.seed, config.seed + seeds):
         for name, variant in plan.items():
             folder = root / str(seed) / name.replace(" ", "_")
-            if not (folder / "pareto.json").exists():
-                its = variant.config.copy_and_resolve_references()
-                its.seed = seed
-                if train.train_and_evaluate(its, known.get(its.method), build.for_method(task, its), folder) is None:
-                    return None
             folders[name].append(folder)
+            runs[folder] = variant.config.copy_and_resolve_references()
+            runs[folder].seed = seed
+    left = [folder for folder, its in runs.items() if train.finished(folder, its) is None]  # refuses other runs
+    task = build.build_task(config)
+    with identity.hold(root) if left else contextlib.nullcontext():
+        for folder in left:
+            its = runs[folder]
+            if train.train_and_evaluate(its, known.get(its.method), build.for_method(task, its), folder) is None:
+                return None
     results = read(folders, equal)
     summary = {
         "task": task.name,

@@ -23,7 +23,7 @@ from absl import logging
 from meal_jax import build, former_names, methods
 from meal_jax import config as defaults
 from meal_jax.meal.step import Frozen, Setup, State
-from meal_jax.runtime import checkpoint, distributed, sharding
+from meal_jax.runtime import checkpoint, distributed, identity, sharding
 from meal_jax.tasks.task import Task
 
 
@@ -59,11 +59,13 @@ def open_run(workdir: str | os.PathLike, config: ml_collections.ConfigDict | Non
 
     Raises:
       FileNotFoundError: no run there, or no checkpoint yet, or what the run's benchmark reads is not here.
-      ValueError: see `read_config`; or another configuration than the checkpoint's; or this is one of several processes.
+      ValueError: see `read_config`; or another configuration than the run's, see `need_same`; or this is one of several
+        processes.
     """
     distributed.refuse_several("Reading a run (generate, export)")
     workdir = Path(workdir).expanduser()
     config = read_config(workdir) if config is None else config
+    need_same(workdir, config, reading=True)
     checkpoints = checkpoint.open_checkpoints(workdir / "checkpoints", keep=None)
     if not checkpoint.steps(checkpoints):  # before the benchmark is loaded, which may take minutes
         raise FileNotFoundError(
@@ -97,6 +99,19 @@ def read_config(workdir: str | os.PathLike, changes: Sequence[str] = ()) -> ml_c
       FileNotFoundError: no config.json.
       ValueError: a field that this version does not have, of another type, or that cannot run; or no change.
     """
+    config = recorded_config(workdir)
+    for change in changes:
+        _change(config, change)
+    defaults.check(config)
+    return config
+
+
+def recorded_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
+    """The configuration in `workdir`/config.json, typed, not checked.
+
+    Raises:
+      FileNotFoundError, ValueError: as `read_config`.
+    """
     workdir = Path(workdir).expanduser()
     path = workdir / "config.json"
     if not path.exists():
@@ -105,16 +120,64 @@ def read_config(workdir: str | os.PathLike, changes: Sequence[str] = ()) -> ml_c
         raise FileNotFoundError(f"{workdir} is not a run's workdir: it has no config.json.{hint}")
     try:
         values = json.loads(path.read_text())
+        if not isinstance(values, dict):
+            raise ValueError(f"it is a {type(values).__name__}")
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}).") from None
+        raise ValueError(f"{path} is not valid JSON of a configuration ({error}).") from None
     config = defaults.default()
     absent = _fill(config, former_names.upgrade(values), path)
     if absent:
         logging.info("%s was written before there was %s: defaults are taken.", path, ", ".join(absent))
-    for change in changes:
-        _change(config, change)
-    defaults.check(config)
     return config
+
+
+def need_same(
+    workdir: str | os.PathLike, config: ml_collections.ConfigDict, reading: bool = False
+) -> dict[str, tuple[Any, Any]]:
+    """Refuses a configuration that is another run's than the one recorded in `workdir`, by `identity.need_same`.
+
+    Args:
+      workdir: of a run, or not there yet.
+      config: the command's, its method's version.
+      reading: nothing is trained, so inputs may have moved and fewer steps do not matter.
+
+    Returns:
+      The harmless fields that differ; none where the directory records no run.
+
+    Raises:
+      AnotherRunError (a ValueError): names the fields.
+      ValueError: config.json cannot be read.
+    """
+    workdir = Path(workdir).expanduser()
+    if not (workdir / "config.json").exists():
+        return {}
+    saved, asked = (json.loads(c.to_json_best_effort()) for c in (recorded_config(workdir), config))
+    sections = {method.section[0] for method in methods.METHODS.values() if method.section}
+    own = methods.get(config.method).section
+    harmless = {*identity.HARMLESS, *(sections - {own[0] if own else None})}  # other methods' sections are not read
+    if config.task == "toy" and not reading:  # its training prompts are those that no test prompt equals
+        harmless |= {f"eval.{name}" for name in config.eval if name != "prompts"}
+        harmless -= {"eval"}
+    if reading:
+        return identity.need_same(workdir, saved, asked, harmless | set(identity.MOVED))
+    return identity.need_same(workdir, saved, asked, harmless, steps_done(workdir))
+
+
+def steps_done(workdir: Path) -> int:
+    """Steps of the newest complete checkpoint in a workdir; 0 without one. Reads names alone."""
+    return max((int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()), default=0)
+
+
+def record_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    """Writes `config.json`, whole or not at all; process 0 only."""
+    text = config.to_json_best_effort(indent=2) + "\n"
+    path = workdir / "config.json"
+    if not distributed.is_first() or (path.exists() and path.read_text() == text):
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    part.replace(path)
 
 
 def _fill(config: ml_collections.ConfigDict, values: Mapping[str, Any], path: Path, prefix: str = "") -> list[str]:

@@ -45,9 +45,9 @@ from meal_jax.export import model_directory
 from meal_jax.meal.bilevel import token_loss
 from meal_jax.meal.step import Frozen, Setup, read
 from meal_jax.models import lora
-from meal_jax.runtime import checkpoint, compiler, distributed, profiling, sharding
+from meal_jax.runtime import checkpoint, compiler, distributed, identity, profiling, sharding
 from meal_jax.runtime.metrics import MetricWriter
-from meal_jax.saved_run import Run
+from meal_jax.saved_run import Run, need_same, record_config
 from meal_jax.tasks.language import TUNED
 from meal_jax.tasks.task import Task
 
@@ -83,7 +83,11 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
       ValueError: the benchmark has no responses to learn, or too few that fit.
     """
     check(config)
-    config, root = configure(config), Path(workdir)
+    config, root = configure(config), Path(workdir).expanduser()
+    record = distributed.from_first(lambda: finished(root, config))
+    if record is not None:
+        _say(record, root)
+        return record | {"compiled": 0}  # by this call
     task = build.build_task(config)
     answers = getattr(importlib.import_module(f"meal_jax.tasks.{config.task}"), "answers", None)
     if answers is None:
@@ -100,14 +104,16 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
         )
     mesh = build.mesh_of(config)
     distributed.check_shared(root)
-    train.write_config(config, root)
 
     setup = build.build_setup(config, task)
     setup = dataclasses.replace(setup, policy_tx=build.policy_optimizer(config, 1))
     with jax.set_mesh(mesh), contextlib.ExitStack() as at_exit:
+        at_exit.enter_context(identity.hold(root))
+        distributed.from_first(lambda: need_same(root, config))
         checkpoints = checkpoint.open_checkpoints(root / "checkpoints", keep=config.checkpoint.keep)
         at_exit.callback(checkpoint.close, checkpoints)
         start, state, frozen, placed = train.begin(config, setup, task, init, mesh, checkpoints)
+        distributed.from_first(lambda: record_config(root, config))
         writer = MetricWriter(root, tensorboard=config.tensorboard, start_step=start)
         at_exit.callback(writer.close)
         split, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
@@ -143,6 +149,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
             return [{"step": line["step"], "loss": line["eval/loss"]} for line in lines if "eval/loss" in line]
 
         history = distributed.from_first(evaluated)
+        earlier = distributed.from_first(lambda: _seconds(root, start, config.steps))
         results = {
             "task": task.name,
             "stage": "sft",
@@ -155,7 +162,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
             "held_out_loss": {"before": history[0]["loss"], "after": history[-1]["loss"]},
             "history": history,
             "evaluation_set": task.evaluation_set,
-            "seconds_training": seconds if start == 0 else None,  # of a resumed run only a part is known
+            "seconds_training": seconds if start == 0 else earlier,  # of a resumed run only a part is known
             "compiled": compiled._cache_size(),
             "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
         }
@@ -169,10 +176,31 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
         )
     if distributed.is_first():
         train.write_json(root / TUNED, results)
-        print(
-            f"held-out loss: {history[0]['loss']:.4f} before, {history[-1]['loss']:.4f} after\nmodel: {root / 'model'}"
-        )
+        _say(results, root)
     return results
+
+
+def finished(workdir: Path, config: ml_collections.ConfigDict) -> dict[str, Any] | None:
+    """What `sft.json` records, if it is this configuration's end and the model is there; else None.
+
+    Raises:
+      ValueError: see `runtime.run.need_same`.
+    """
+    differing = need_same(workdir, config)
+    record = train.read_json(workdir / TUNED)
+    whole = record is not None and record.get("steps") == config.steps and (workdir / "model").is_dir()
+    return record if whole and not identity.measures_otherwise(differing) else None
+
+
+def _seconds(workdir: Path, start: int, steps: int) -> float | None:
+    record = train.read_json(workdir / TUNED) or {}
+    return record.get("seconds_training") if record.get("steps") == start == steps else None
+
+
+def _say(results: Mapping[str, Any], workdir: Path) -> None:
+    loss = results["held_out_loss"]
+    if distributed.is_first():
+        print(f"held-out loss: {loss['before']:.4f} before, {loss['after']:.4f} after\nmodel: {workdir / 'model'}")
 
 
 def configure(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

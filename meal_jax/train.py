@@ -2,11 +2,14 @@
 
 Every process of a run goes through all of it; what is below is written by process 0, checkpoints by all.
 
+A workdir records one run (`runtime.identity`): another configuration is refused there, nothing is written before the state was
+restored, and a run that is finished is left as it is.
+
 Everything a run writes is under its workdir:
-    config.json          the configuration as run
+    config.json          the configuration as run, which identifies it
     metrics.jsonl        one line a step (and TensorBoard events beside it)
     checkpoints/         the newest states; running the same command again goes on from there
-    evals/STEP.json      the front at a step
+    evals/STEP.json      the front at a step; evals_N/ those under earlier settings of config.eval
     pareto.json          the last front, the first, hypervolumes, sample answers
     pareto.png           the front, with those of `config.compare_with`, which have a folder of their own each
     profile/             the trace of `config.profile_steps`
@@ -16,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import math
 import time
@@ -37,8 +41,9 @@ from meal_jax.rewards import sources
 from meal_jax.rewards.text import TextScorer
 from meal_jax.rollout.decode import Responses
 from meal_jax.rollout.sampling import Sampling
-from meal_jax.runtime import checkpoint, compiler, distributed, profiling, sharding
+from meal_jax.runtime import checkpoint, compiler, distributed, identity, profiling, sharding
 from meal_jax.runtime.metrics import MetricWriter, Preemption, progress
+from meal_jax.saved_run import need_same, record_config
 from meal_jax.tasks import attach_rewards
 from meal_jax.tasks.task import Task
 
@@ -48,26 +53,47 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
 
     Returns:
       The results by method as in `pareto.json`, or None if the run was told to stop before its end.
+
+    Raises:
+      ValueError: `workdir` holds another run, or another process writes there.
     """
-    root, names = Path(workdir), [config.method, *[n for n in config.compare_with if n != config.method]]
+    root, names = Path(workdir).expanduser(), [config.method, *[n for n in config.compare_with if n != config.method]]
     check(config)
     configs = {name: methods.configure(name, config) for name in names}
+    folders = {name: root if name == config.method else root / name for name in names}
+    for name, its in configs.items():  # all of them before any of them is touched
+        distributed.from_first(lambda folder=folders[name], its=its: need_same(folder, its))
     task = build.build_task(config)
     results = {}
-    for name, its in configs.items():
-        folder = root if name == config.method else root / name
-        done = train_and_evaluate(its, methods.get(name), build.for_method(task, its), folder)
-        if done is None:
-            return None
-        results[name] = done
-    distributed.from_first(lambda: _report(results, sources.describe(config), task, root))
+    with contextlib.ExitStack() as at_exit:
+        if not distributed.from_first(lambda: all(finished(folders[name], its) for name, its in configs.items())):
+            at_exit.enter_context(identity.hold(root))
+        for name, its in configs.items():
+            done = train_and_evaluate(its, methods.get(name), build.for_method(task, its), folders[name])
+            if done is None:
+                return None
+            results[name] = done
+        distributed.from_first(lambda: _report(results, sources.describe(config), task, root))
     return results
+
+
+def finished(workdir: Path, config: ml_collections.ConfigDict) -> dict[str, Any] | None:
+    """What `pareto.json` records, if it is this configuration's last evaluation; else None.
+
+    Raises:
+      ValueError: see `runtime.run.need_same`.
+    """
+    differing = need_same(workdir, config)
+    record = read_json(workdir / "pareto.json")
+    if record is None or record.get("step", config.steps) != config.steps or identity.measures_otherwise(differing):
+        return None
+    return record
 
 
 def train_and_evaluate(
     config: ml_collections.ConfigDict, method: methods.Method, task: Task, workdir: Path
 ) -> dict[str, Any] | None:
-    """Trains one method, resuming what `workdir` holds, and evaluates it.
+    """Trains one method, resuming what `workdir` holds, and evaluates it; what is finished is not done again.
 
     Args:
       config: the method's version of the configuration.
@@ -79,21 +105,28 @@ def train_and_evaluate(
       What `pareto.json` holds, or None if SIGTERM or Ctrl-C ended the run early (the state is saved).
 
     Raises:
+      ValueError: `workdir` holds another run, or another process writes there; nothing was changed.
       FloatingPointError: a reward or a loss is not a finite number; the last checkpoint is from before it.
     """
+    record = distributed.from_first(lambda: finished(workdir, config))
+    if record is not None:
+        record_config(workdir, config)
+        return record | {"compiled": 0}  # by this call
+
     # ---------------------------------------------------------------------------------------------- devices
     mesh = build.mesh_of(config)
     distributed.check_shared(workdir)
-    write_config(config, workdir)
 
     # ---------------------------------------------------------------------------------------------- modules, state
     setup = build.build_setup(config, task)
     with jax.set_mesh(mesh), contextlib.ExitStack() as at_exit:
         # ------------------------------------------------------------------------------------------ resume or begin
+        at_exit.enter_context(identity.hold(workdir))
+        measured_otherwise = distributed.from_first(lambda: identity.measures_otherwise(need_same(workdir, config)))
         checkpoints = checkpoint.open_checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
         at_exit.callback(checkpoint.close, checkpoints)  # however the run ends, the save under way is finished
         start, state, frozen, placed = begin(config, setup, task, method.init, mesh, checkpoints)
-        distributed.from_first(lambda: drop_evals(workdir, start))
+        distributed.from_first(lambda: take_over(workdir, config, start, measured_otherwise))
 
         # ------------------------------------------------------------------------------------------ compiled functions
         batch_placed, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
@@ -109,7 +142,7 @@ def train_and_evaluate(
 
         def eval_now(at: int, state: State, stop: Callable[[], bool]) -> dict[str, Any] | None:
             path = workdir / "evals" / f"{at:06d}.json"
-            known = distributed.from_first(lambda: json.loads(path.read_text()) if path.exists() else None)
+            known = distributed.from_first(lambda: read_json(path))
             if known is not None:  # a resumed run does not pay twice
                 return known
             answers = evaluate.evaluate(
@@ -154,12 +187,19 @@ def train_and_evaluate(
             logging.warning("stopped in the last evaluation; run the same command to go on")
             return None
         writer.write(config.steps, {"eval/hypervolume": last["hypervolume"]})
+
+    def seconds_of_all() -> float | None:
+        """Of a resumed run only a part is known; a run that was only evaluated again keeps what it knew."""
+        earlier = read_json(workdir / "pareto.json") or {}
+        known = earlier.get("seconds_training") if earlier.get("step") == start == config.steps else None
+        return seconds if start == 0 else known
+
     results = {
         "task": task.name,
         "method": method.label,
         "seed": config.seed,
         "objectives": list(config.objectives),
-        "seconds_training": seconds if start == 0 else None,  # of a resumed run only a part is known
+        "seconds_training": distributed.from_first(seconds_of_all),
         "compiled": max(program._cache_size() for program in programs),
         "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
         "processes": jax.process_count(),
@@ -172,7 +212,8 @@ def train_and_evaluate(
         spent = functools.partial(evaluate.budget, method.cost(config), config, lengths)
         out = results | {
             "budget": spent(config.steps),
-            "before": {name: value for name, value in history[0].items() if name != "samples"},
+            # None where the evaluations before training were under other settings of config.eval.
+            "before": next((_without(h, "samples") for h in history if h["step"] == 0), None),
             "history": [
                 {"step": h["step"], "hypervolume": h["hypervolume"], "budget": spent(h["step"])} for h in history
             ],
@@ -392,16 +433,15 @@ def _report(results: dict[str, Any], axes: tuple[str, ...], task: Task, root: Pa
     for name, r in results.items():
         arrays = [np.array(r[field]) for field in ("preferences", "points", "points_low", "points_high")]
         fronts.append(figures.Front(methods.get(name).label, *arrays))
-    first = next(iter(results.values()))
-    before = first["before"]
-    fronts.append(
-        figures.Front("before training", np.array(before["preferences"]), np.array(before["points"]), style="before")
-    )
+    before = next(iter(results.values()))["before"]
+    if before is not None:
+        arrays = [np.array(before[field]) for field in ("preferences", "points")]
+        fronts.append(figures.Front("before training", *arrays, style="before"))
     truth = evaluate.true_front(task) if task.truth is not None else None
     path = root / "pareto.png"
     figures.draw_fronts(path, fronts, axes, truth=truth, title=task.name)
     print(f"\n{'':16} {'hypervolume':>12} {'95 % interval':>18} {'of the true':>12} {'inner product':>14}")
-    for r in [dict(first["before"], method="before training"), *results.values()]:
+    for r in [*([] if before is None else [dict(before, method="before training")]), *results.values()]:
         low, high = r["hypervolume_interval"]
         share = f"{r['share_of_true_hypervolume']:.3f}" if "share_of_true_hypervolume" in r else "–"
         interval = f"{low:.3f} … {high:.3f}"
@@ -409,17 +449,32 @@ def _report(results: dict[str, Any], axes: tuple[str, ...], task: Task, root: Pa
     print(f"\nfronts: {root / 'pareto.json'}\nfigure: {path}")
 
 
-def write_config(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    if distributed.is_first():
-        workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
-
-
-def drop_evals(workdir: Path, start: int) -> None:
-    """Deletes what was found at states that are gone: they will be made, and judged, again."""
-    for path in (workdir / "evals").glob("*.json"):
+def take_over(workdir: Path, config: ml_collections.ConfigDict, start: int, measured_otherwise: bool) -> None:
+    """Makes the workdir this command's, once its state is restored: what was found at states that are gone is deleted,
+    evaluations under other settings are set aside, and the configuration is recorded."""
+    evals = workdir / "evals"
+    if measured_otherwise and evals.is_dir():
+        count = next(n for n in itertools.count(1) if not (workdir / f"evals_{n}").exists())
+        evals.rename(workdir / f"evals_{count}")
+        logging.warning(
+            "evaluations under other settings of config.eval are set aside in %s", workdir / f"evals_{count}"
+        )
+    for path in evals.glob("*.json"):  # they will be made, and judged, again
         if start == 0 or int(path.stem) > start:
             path.unlink()
+    record_config(workdir, config)
+
+
+def read_json(path: Path) -> Any:
+    """The value in a file; None where it is not there, or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _without(values: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key != name}
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -34,8 +34,8 @@ tasks
 reward_training
 build
 evaluate
-train
 saved_run
+train
 export
 sft
 testing generate compare parity

@@ -99,10 +99,13 @@ def test_a_run_writes_all_it_promises_and_compiles_once(finished):
         assert opened.task.show(found.tokens[0, m][found.mask[0, m]]) == given["response"]
         np.testing.assert_allclose(found.scores[0, m], list(given["rewards"].values()), atol=1e-3)
 
-    # The same command again: nothing is trained again, and the results are the same.
+    # The same command again: nothing is trained again, the results are the same, and so is every file to the byte.
+    files = lambda: {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}  # noqa: E731
+    before = files()
     again = train.run(small(compare_with=("static",)), str(tmp_path))
     assert again["meal"]["points"] == results["meal"]["points"]
     assert again["meal"]["compiled"] == 0
+    assert files() == before
 
 
 COMMAND = [

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from meal_jax import methods, sft
 from meal_jax.data import read_prepared
 from meal_jax.doctor.finding import GIB, Finding, fail, ok, warn
 from meal_jax.hf import pretrained
@@ -21,6 +22,7 @@ from meal_jax.hf.storage import INDEX, SINGLE, read_json, weight_files
 from meal_jax.models.lora import Lora
 from meal_jax.rewards import formats, linear_heads, sources
 from meal_jax.runtime import distributed
+from meal_jax.saved_run import need_same, steps_done
 from meal_jax.tasks.language import need_weights
 
 HUB_SECONDS = 5.0  # that the hub may take to answer
@@ -185,8 +187,14 @@ def workdir(config: Any, workdir: str) -> Iterator[Finding]:
     except OSError as error:
         yield fail("workdir", f"{there} cannot be written to ({error})", "Give another --workdir, or make room there.")
         return
-    begun = [int(step.name) for step in (path / "checkpoints").glob("*") if step.name.isdigit()]
-    state = f"goes on from step {max(begun)}" if begun else "a new run"
+    try:
+        for name, its in configurations(config).items():
+            need_same(path if name == config.method else path / name, its)
+    except ValueError as error:
+        yield fail("workdir", f"{error}", "Give this run a --workdir of its own.")
+        return
+    done = steps_done(path)
+    state = f"goes on from step {done}" if done else "a new run"
     room = f"{there}: {free / GIB:.1f} GiB free; {state}"
     if free < GIB:
         yield fail("workdir", room, "Checkpoints need room: free some, or give another --workdir.")
@@ -198,6 +206,13 @@ def workdir(config: Any, workdir: str) -> Iterator[Finding]:
         )
     else:
         yield ok("workdir", room)
+
+
+def configurations(config: Any) -> dict[str, Any]:
+    """The configuration of each method that a command trains, as its directory records it."""
+    if config.stage == "sft":
+        return {config.method: sft.configure(config)}
+    return {name: methods.configure(name, config) for name in (config.method, *config.compare_with)}
 
 
 def existing(path: Path) -> Path:

@@ -27,10 +27,11 @@ from meal_jax.hf import pretrained
 from meal_jax.models.policy import Conditioning, Policy
 from meal_jax.reward_training import head_pairs
 from meal_jax.rewards import linear_heads
-from meal_jax.runtime import distributed
+from meal_jax.runtime import distributed, identity
 from meal_jax.runtime.metrics import progress
 from meal_jax.tasks.language import need_weights
 
+HARMLESS = ("out", "cache", "batch_size", "command")  # fields that may differ from finished heads': names, and layout
 BUCKET = 16  # prompts are padded to a multiple of this, so that few shapes are compiled
 Z95 = 1.959963984540054
 
@@ -331,6 +332,37 @@ def run(config: ml_collections.ConfigDict) -> tuple[linear_heads.Heads, dict[str
     distributed.refuse_several("python -m meal_jax.reward_training.heads")
     if config.features not in linear_heads.FEATURES:
         raise ValueError(f"config.features={config.features!r} is not one of {', '.join(linear_heads.FEATURES)}.")
+    out = Path(config.out).expanduser()
+    if (found := finished(config)) is not None:
+        print(f"{out} holds the heads of this configuration already; remove it to fit them again.")
+        return found
+    with identity.hold(out.parent, f".{out.name}{identity.LOCK}"):
+        return _run(config, out)
+
+
+def finished(config: ml_collections.ConfigDict) -> tuple[linear_heads.Heads, dict[str, Report]] | None:
+    """The heads in config.out and their reports, where this configuration has made them already; None where there is no file.
+
+    Raises:
+      ValueError: config.out holds heads of another configuration, by name of the fields; or no heads.
+    """
+    out = Path(config.out).expanduser()
+    if not out.exists():
+        return None
+    heads = linear_heads.load(out)
+    if "config" not in heads.facts:
+        raise ValueError(
+            f"config.out={config.out} holds heads that do not say which configuration made them. Name another file, or "
+            "remove this one."
+        )
+    identity.need_same(out, heads.facts["config"], json.loads(config.to_json_best_effort()), HARMLESS)
+    reports = {
+        name: report | {"interval": tuple(report["interval"])} for name, report in heads.facts["reports"].items()
+    }
+    return heads, {name: Report(**report) for name, report in reports.items()}
+
+
+def _run(config: ml_collections.ConfigDict, out: Path) -> tuple[linear_heads.Heads, dict[str, Report]]:
     start = time.monotonic()
     objectives = tuple(config.objectives)
     need_weights(config.source)
@@ -360,6 +392,7 @@ def run(config: ml_collections.ConfigDict) -> tuple[linear_heads.Heads, dict[str
     fitted, reports, correlation = fit_heads(features, objectives, tuple(config.l2), config.folds)
     facts = {
         "command": config.command,
+        "config": json.loads(config.to_json_best_effort()),
         "data": config.data.name,
         "max_new": config.data.max_new,
         "prompt_length": config.data.prompt_length,
@@ -378,8 +411,8 @@ def run(config: ml_collections.ConfigDict) -> tuple[linear_heads.Heads, dict[str
         format=chats.describe(chat),
         facts=facts,
     )
-    linear_heads.save(heads, config.out)
-    Path(config.out).with_suffix(".md").write_text(card(config, heads, reports, counts, correlation), encoding="utf-8")
+    linear_heads.save(heads, out)
+    out.with_suffix(".md").write_text(card(config, heads, reports, counts, correlation), encoding="utf-8")
     for name, r in reports.items():
         low, high = r.interval
         print(f"{name}: {r.accuracy:.3f} of {r.tested} held-out pairs in order (95 % {low:.3f} … {high:.3f}), "

@@ -28,12 +28,12 @@ import numpy as np
 import optax
 
 from meal_jax.classifiers import classifier
-from meal_jax.hf import families, pretrained
+from meal_jax.hf import families, pretrained, storage
 from meal_jax.models import lora
 from meal_jax.reward_training import calibration, card, pairs
 from meal_jax.reward_training.fit_heads import wilson
 from meal_jax.rewards import formats, text
-from meal_jax.runtime import compiler, distributed, metrics, sharding
+from meal_jax.runtime import compiler, distributed, identity, metrics, sharding
 
 PyTree = Any
 HEAD = ("classifier/", "pooler/")
@@ -42,6 +42,7 @@ TRAINED: dict[str, Callable[[str], bool]] = {  # config.train to a test of a par
     "lora": lambda path: path.startswith(HEAD) or path.endswith(lora.ADAPTER_LEAVES),
     "all": lambda path: True,
 }
+HARMLESS = ("out", "command", "mesh", "remat")  # fields that may differ from a finished model's: names, and layout
 FEWEST = 10  # held-out pairs under which no figure is worth its name
 REPORT, FIGURE = "reward_report.json", "reliability.png"
 
@@ -104,6 +105,27 @@ def check(config) -> Callable[..., formats.Encoded]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"config.out={config.out} is not an empty directory. Name another, or remove what is there.")
     return layout
+
+
+def finished(config) -> Report | None:
+    """The Report of the model in config.out, where this configuration has made it already; None where nothing is there.
+
+    Raises:
+      ValueError: config.out holds the model of another configuration; names the fields.
+    """
+    out = Path(config.out).expanduser()
+    try:
+        record = json.loads((out / REPORT).read_text())
+        saved = record["config"]
+    except (OSError, ValueError, KeyError):
+        return None
+    identity.need_same(out, saved, json.loads(config.to_json_best_effort()), HARMLESS)
+    if not storage.weight_files(out):  # written last: without them it is not whole, and `check` refuses the directory
+        return None
+    values = {field: record[field] for field in Report._fields}
+    values |= {"bins": [calibration.Bin(**values) for values in record["bins"]]}
+    values |= {name: tuple(record[name]) for name in ("interval", "interval_before")}
+    return Report(**values | {"temperature": np.inf if record["temperature"] is None else record["temperature"]})
 
 
 def load(config, mesh: jax.sharding.Mesh) -> classifier.Classifier:
@@ -336,7 +358,16 @@ def run(config: ml_collections.ConfigDict) -> Report:
     """
     start = time.monotonic()
     distributed.refuse_several("python -m meal_jax.reward_training.model")
+    if (report := finished(config)) is not None:
+        print(f"{config.out} holds the model of this configuration already.\n{card.line(report)}")
+        return report
     layout = check(config)
+    out = Path(config.out).expanduser()
+    with identity.hold(out.parent, f".{out.name}{identity.LOCK}"):
+        return _run(config, layout, start)
+
+
+def _run(config: ml_collections.ConfigDict, layout: Callable[..., formats.Encoded], start: float) -> Report:
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch(mesh, config.batch_size, "config.batch_size")
     tokenizer = pretrained.load_tokenizer(config.source)

@@ -200,6 +200,12 @@ def test_the_command_writes_heads_that_order_pairs(config, chat_model, tmp_path,
     monkeypatch.setattr(heads, "extract", None)
     again, _ = heads.run(config)
     np.testing.assert_array_equal(again.w, fitted.w)
+    before = Path(config.out).read_bytes()
+    config.l2 = (0.5, 1.0)
+    with pytest.raises(ValueError, match=r"config\.l2: \[0\.01, 1\.0\] → \[0\.5, 1\.0\]"):
+        heads.run(config)
+    assert Path(config.out).read_bytes() == before
+    config.out = str(tmp_path / "out" / "other.safetensors")
     config.data.max_new = 5  # other features: those kept will not do
     with pytest.raises(TypeError):
         heads.run(config)

@@ -351,6 +351,18 @@ def test_what_is_there_is_not_overwritten(tiny, data, tmp_path):
         command.attempt(training.run, configured(tiny["gpt2"], data, tmp_path))
 
 
+def test_a_finished_model_is_left_as_it_is_and_another_configuration_is_refused_by_field(gpt2_run):
+    config, report = gpt2_run
+    files = lambda: {path: path.read_bytes() for path in Path(config.out).rglob("*")}  # noqa: E731
+    before = files()
+    assert finetune.run(config) == report
+    other = config.copy_and_resolve_references()
+    other.lr = 0.5
+    with pytest.raises(ValueError, match=r"config\.lr: 0\.03 → 0\.5"):
+        finetune.run(other)
+    assert files() == before
+
+
 def test_a_tokenizer_of_another_model_is_refused(tiny, data, tmp_path):
     shutil.copytree(tiny["gpt2"], tmp_path / "model")
     config = gpt2.Config(family="gpt2", activation="gelu_new", **SIZES | {"vocab_size": 99})
