@@ -1,12 +1,14 @@
-"""Rows of data files, each with the place that it came from: JSON lines, plain or gzipped, and parquet.
+"""Rows of data files, each with the place that it came from: JSON lines, plain, gzipped or under zstd, and parquet.
 
-Every message names the file, and the line (in parquet: the row) where there is one.
+Compression is told by a file's first bytes and not by its name. Every message names the file, and the line (in parquet: the
+row) where there is one.
 """
 
 from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import os
 import re
@@ -15,8 +17,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-JSON_LINES = (".jsonl", ".jsonl.gz")
+JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 SUFFIXES = (*JSON_LINES, ".parquet")
+GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+OTHERS = {  # first bytes of what people also have, what it is, and what makes it readable
+    b"\xff\xfe": ("text in UTF-16", "Save it as UTF-8: iconv -f UTF-16 -t UTF-8."),
+    b"\xfe\xff": ("text in UTF-16", "Save it as UTF-8: iconv -f UTF-16 -t UTF-8."),
+    b"PK\x03\x04": ("a zip archive", "Unpack it and give the directory."),
+    b"BZh": ("compressed by bzip2", "Decompress it (bunzip2), or compress it by gzip."),
+    b"\xfd7zXZ": ("compressed by xz", "Decompress it (unxz), or compress it by gzip."),
+    b"\x00\x05\x16\x07": ("an AppleDouble file, macOS's notes on another file", "Give the file without ._ in its name."),
+}
+BOM = b"\xef\xbb\xbf"
+SURROGATE = re.compile(r"[\ud800-\udfff]")
 SPLIT = re.compile(r"(train|test|valid)")
 
 
@@ -36,7 +49,9 @@ def find(path: str | os.PathLike, hint: str, suffixes: Sequence[str] = SUFFIXES)
         return [path]
     if not path.is_dir():
         raise FileNotFoundError(f"There is no {path}. {hint}")
-    found = sorted(file for file in path.iterdir() if file.name.endswith(tuple(suffixes)))
+    # Hidden files are not data: macOS leaves ._rows.jsonl beside rows.jsonl.
+    visible = [file for file in path.iterdir() if not file.name.startswith(".")]
+    found = sorted(file for file in visible if file.name.endswith(tuple(suffixes)) and file.is_file())
     if not found:
         inside = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
         raise FileNotFoundError(f"{path} has no {' or '.join(suffixes)} file (it has {inside}). {hint}")
@@ -57,9 +72,12 @@ def rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise ValueError(f"{source} is not valid JSON ({error}); each line is one object.") from None
+            hint = " One JSON array becomes lines by: jq -c '.[]'." if number == 1 and line.lstrip()[:1] == "[" else ""
+            raise ValueError(f"{source} is not valid JSON ({error}); each line is one object.{hint}") from None
         if not isinstance(row, dict):
             raise ValueError(f"{source} is a JSON {type(row).__name__}; each line is one object with named fields.")
+        if "\\ud" in line or "\\uD" in line:  # escapes alone can spell half of a pair
+            _refuse_halves(row, source)
         yield source, row
 
 
@@ -89,20 +107,60 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _refuse_halves(value: Any, source: str, field: str = "") -> None:
+    """Refuses a text that holds half of a surrogate pair, which no tokenizer and no UTF-8 file can hold."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _refuse_halves(inner, source, f"{field}.{name}" if field else name)
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            _refuse_halves(inner, source, f"{field}[{i}]")
+    elif isinstance(value, str) and (half := SURROGATE.search(value)):
+        raise ValueError(
+            f"{source}: {field} holds \\u{ord(half[0]):04x}, half of a surrogate pair, at character {half.start()}: no text "
+            "can. An emoji was probably cut in two; cut by characters and write the file again."
+        )
+
+
+def _open(file: Path) -> Any:
+    """A stream of the file's bytes, decompressed."""
+    with open(file, "rb") as stream:
+        head = stream.read(6)
+    for mark, (what, advice) in OTHERS.items():
+        if head.startswith(mark):
+            raise ValueError(f"{file} is {what}, not JSON lines. {advice}")
+    if head.startswith(ZSTD) or file.suffix == ".zst":
+        try:
+            import pyarrow
+        except ImportError:
+            raise ImportError(
+                f"{file} is compressed by zstd, which pyarrow reads: `pip install pyarrow`, or decompress it (unzstd)."
+            ) from None
+        return io.BufferedReader(pyarrow.input_stream(str(file), compression="zstd"))
+    return (gzip.open if head.startswith(GZIP) or file.suffix == ".gz" else open)(file, "rb")
+
+
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    """Line numbers from 1 and lines, blank ones left out."""
+    """Line numbers from 1 and lines, blank ones and marks of byte order left out."""
     number = 0
     try:
-        with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8", newline="\n") as stream:
+        with _open(file) as stream:
             for number, line in enumerate(stream, 1):
+                line = line.removeprefix(BOM)
                 if line.strip():
-                    yield number, line
+                    yield number, line.decode()
     except EOFError:
         raise ValueError(f"{file} ends early, after line {number}: it is cut short. Fetch it again.") from None
     except (gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{file} is not a gzip file, or is damaged after line {number} ({error}).") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text after line {number} ({error.reason}).") from None
+        raise ValueError(
+            f"{file}:{number} is not UTF-8 text (byte {error.start} of the line: {error.reason}). Save the file as UTF-8."
+        ) from None
+    except OSError as error:
+        if file.suffix != ".zst":
+            raise
+        raise ValueError(f"{file} is not a zstd file, or is damaged after line {number} ({error}).") from None
 
 
 def _parquet(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
