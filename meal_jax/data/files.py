@@ -26,7 +26,10 @@ OTHERS = {  # first bytes of what people also have, what it is, and what makes i
     b"PK\x03\x04": ("a zip archive", "Unpack it and give the directory."),
     b"BZh": ("compressed by bzip2", "Decompress it (bunzip2), or compress it by gzip."),
     b"\xfd7zXZ": ("compressed by xz", "Decompress it (unxz), or compress it by gzip."),
-    b"\x00\x05\x16\x07": ("an AppleDouble file, macOS's notes on another file", "Give the file without ._ in its name."),
+    b"\x00\x05\x16\x07": (
+        "an AppleDouble file, macOS's notes on another file",
+        "Give the file without ._ in its name.",
+    ),
 }
 BOM = b"\xef\xbb\xbf"
 SURROGATE = re.compile(r"[\ud800-\udfff]")

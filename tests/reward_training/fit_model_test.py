@@ -355,11 +355,11 @@ def test_a_finished_model_is_left_as_it_is_and_another_configuration_is_refused_
     config, report = gpt2_run
     files = lambda: {path: path.read_bytes() for path in Path(config.out).rglob("*")}  # noqa: E731
     before = files()
-    assert finetune.run(config) == report
+    assert training.run(config) == report
     other = config.copy_and_resolve_references()
     other.lr = 0.5
     with pytest.raises(ValueError, match=r"config\.lr: 0\.03 → 0\.5"):
-        finetune.run(other)
+        training.run(other)
     assert files() == before
 
 
