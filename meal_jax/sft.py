@@ -39,6 +39,7 @@ from flax import traverse_util
 from meal_jax import build, methods, train
 from meal_jax.config import check
 from meal_jax.data import chat as chats
+from meal_jax.data import overlap
 from meal_jax.data.pipeline import index_at, take
 from meal_jax.data.prompts import Prompts
 from meal_jax.export import model_directory
@@ -158,6 +159,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
             "steps": config.steps,
             "rows": len(rows.mask),
             "rows_held_out": len(held.mask),
+            "splits": overlap.of_prompts(task.train, task.test),
             "left_out": dict(left_out),
             "held_out_loss": {"before": history[0]["loss"], "after": history[-1]["loss"]},
             "history": history,

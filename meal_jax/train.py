@@ -34,6 +34,7 @@ from absl import logging
 
 from meal_jax import build, evaluate, methods
 from meal_jax.config import check
+from meal_jax.data import overlap
 from meal_jax.data.pipeline import batch_at, prefetch
 from meal_jax.meal.step import Batch, Frozen, Setup, State
 from meal_jax.pareto import figures
@@ -203,6 +204,7 @@ def train_and_evaluate(
         "compiled": max(program._cache_size() for program in programs),
         "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
         "processes": jax.process_count(),
+        "splits": overlap.of_prompts(task.train, task.test),
         **last,
     }
 

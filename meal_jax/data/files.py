@@ -157,9 +157,8 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
     except (gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{file} is not a gzip file, or is damaged after line {number} ({error}).") from None
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{file}:{number} is not UTF-8 text (byte {error.start} of the line: {error.reason}). Save the file as UTF-8."
-        ) from None
+        at = f"line {number}, byte {error.start}: {error.reason}"
+        raise ValueError(f"{file} is not UTF-8 text ({at}). Save it as UTF-8.") from None
     except OSError as error:
         if file.suffix != ".zst":
             raise

@@ -6,18 +6,23 @@
     {"prompt": "Which tea?", "response": "Sencha."}
 
 `prompt` is one human turn; `messages` a conversation that ends with one. `response` is an answer to learn from in
-fine-tuning, which else takes `chosen`. A `split` ("train" or "test") may stand in a
-row; rows of files named train… or test… have that, and the rest is divided by a hash of its first human turn.
+fine-tuning, which else takes `chosen`. A `split` (train, test or validation) may stand in a row, and rows of files named
+train…, test… or validation… have that one: such rows keep their split. The rest is divided by a hash of its first human turn.
 """
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from meal_jax.data import files, hh_rlhf
 
 HINT = 'It holds JSON lines: {"prompt": …} or {"messages": […]}, and for pairs "chosen" and "rejected".'
+SPLITS = {  # a row's `split` to what it means
+    "train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
+    "valid": "validation", "validation": "validation", "val": "validation", "dev": "validation",
+}  # fmt: skip
 WHY = 'each line is {"prompt": text} or {"messages": [{"role": …, "content": …}, …]}.'
 
 
@@ -38,21 +43,64 @@ def read(path: str | os.PathLike, split: str | None = None) -> hh_rlhf.Pairs:
     out = hh_rlhf.Pairs([], [], [])
     for file in files.find(path, HINT):
         for source, row in files.rows(file):
-            if split not in (None, row.get("split") or files.split_of(file)):
-                continue
-            turns = _turns(row, source)
-            out.prompts.append(turns)
-            if row.get("chosen") is None and row.get("rejected") is None:
-                continue
-            files.need_text(row, ("chosen", "rejected"), source, "a pair needs both, a prompt neither.")
-            pair = hh_rlhf.Pair(turns, row["chosen"].strip(), row["rejected"].strip(), source)
-            if reason := hh_rlhf.why_no_pair(pair.chosen, pair.rejected):
-                out.skipped.append((source, reason))
-            else:
-                out.pairs.append(pair)
+            if split in (None, row.get("split") or files.split_of(file)):
+                _add(out, row, source)
     if not out.prompts:
         raise FileNotFoundError(f"{path} has no row{'' if split is None else f' of split {split!r}'}. {HINT}")
     return out
+
+
+def read_by_split(path: str | os.PathLike) -> dict[str, hh_rlhf.Pairs]:
+    """The rows of each split that they give themselves: "train", "test", "validation", or "" for none; arguments as of `read`.
+
+    Raises:
+      FileNotFoundError: no row at all.
+      ValueError: as `read`; or a row's split is unknown, or another than its file's name says.
+    """
+    out: dict[str, hh_rlhf.Pairs] = {}
+    for file in files.find(path, HINT):
+        for source, row in files.rows(file):
+            _add(out.setdefault(split_of(row, file, source), hh_rlhf.Pairs([], [], [])), row, source)
+    if not out:
+        raise FileNotFoundError(f"{path} has no row. {HINT}")
+    return out
+
+
+def split_of(row: dict[str, Any], file: Path, source: str) -> str:
+    """The split that a row gives itself, or else its file's name; "" for none. A directory counts by its whole name.
+
+    Raises:
+      ValueError: an unknown split, or the two contradict each other.
+    """
+    found = files.SPLIT.match(file.name)
+    named = SPLITS[found[1]] if found else SPLITS.get(file.parent.name, "")
+    said = row.get("split")
+    if said in (None, ""):
+        return named
+    if not isinstance(said, str) or said.strip().casefold() not in SPLITS:
+        raise ValueError(
+            f"{source} has the split {said!r}, which is none of {', '.join(dict.fromkeys(SPLITS.values()))}."
+        )
+    given = SPLITS[said.strip().casefold()]
+    if named and given != named:
+        raise ValueError(
+            f"{source} has the split {said!r}, but the name of {file} says {named}: leave one of the two away, or correct it."
+        )
+    return given
+
+
+def _add(out: hh_rlhf.Pairs, row: dict[str, Any], source: str) -> None:
+    """Adds a row's prompt, and its pair if it has one."""
+    turns = _turns(row, source)
+    out.prompts.append(turns)
+    if row.get("chosen") is None and row.get("rejected") is None:
+        return
+    files.need_text(row, ("chosen", "rejected"), source, "a pair needs both, a prompt neither.")
+    pair = hh_rlhf.Pair(turns, row["chosen"].strip(), row["rejected"].strip(), source)
+    if reason := hh_rlhf.why_no_pair(pair.chosen, pair.rejected):
+        out.skipped.append((source, reason))
+    else:
+        out.pairs.append(pair)
 
 
 def read_answers(path: str | os.PathLike) -> list[tuple[tuple[tuple[str, str], ...], str]]:

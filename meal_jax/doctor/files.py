@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import shutil
 import tempfile
@@ -15,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from meal_jax import methods, sft
-from meal_jax.data import read_prepared
+from meal_jax.data import overlap, read_prepared
 from meal_jax.doctor.finding import GIB, Finding, fail, ok, warn
 from meal_jax.hf import pretrained
 from meal_jax.hf.storage import INDEX, SINGLE, read_json, weight_files
@@ -26,6 +27,7 @@ from meal_jax.saved_run import need_same, steps_done
 from meal_jax.tasks.language import need_weights
 
 HUB_SECONDS = 5.0  # that the hub may take to answer
+READ_BYTES = 2**28  # of data that is read through
 
 
 def weights(config: Any) -> Iterator[Finding]:
@@ -166,6 +168,26 @@ def data(config: Any) -> Iterator[Finding]:
         yield ok("data", f"{path}, {kind}: {', '.join(names[:6])}{' …' if len(names) > 6 else ''}")
     else:
         yield ok("data", f"{path}, {path.stat().st_size / 2**20:.1f} MiB")
+
+
+def splits(config: Any) -> Iterator[Finding]:
+    """How many rows are trained and evaluated on, before limits of length, and what the two share; of data that is there."""
+    at = config.data.posts or config.data.path
+    rows = getattr(importlib.import_module(f"meal_jax.tasks.{config.task}"), "read_rows", None)
+    if not at or rows is None:
+        return
+    path = Path(at).expanduser()
+    size = sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+    if size > READ_BYTES:
+        yield Finding("unknown", "splits", f"{size / 2**20:.0f} MiB of rows were not read")
+        return
+    try:
+        train, test = rows(config)[:2]
+    except (OSError, ValueError, ImportError) as error:
+        yield fail("splits", f"{error}", "Correct the data, or config.data.")
+        return
+    found = overlap.between([row.text for row in train], [row.text for row in test])
+    yield ok("splits", f"{overlap.say(found)}; before limits of length")
 
 
 def workdir(config: Any, workdir: str) -> Iterator[Finding]:

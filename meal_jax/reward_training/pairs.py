@@ -28,12 +28,14 @@ class Pair(NamedTuple):
       group: what decides the split: the first human turn, or the post's id.
       prompt: the text that the reward model reads as the prompt.
       chosen, rejected: the response that people preferred, and the other.
+      split: that a row of one's own gives itself: "train", "test", "validation", or "" for none.
     """
 
     group: str
     prompt: str
     chosen: str
     rejected: str
+    split: str = ""
 
 
 def read(kind: str, path: str, split: str | None = None, prompt: str = "transcript") -> tuple[list[Pair], Counter]:
@@ -58,12 +60,19 @@ def read(kind: str, path: str, split: str | None = None, prompt: str = "transcri
         raise ValueError(f"config.data.prompt={prompt!r} is not one of {', '.join(PROMPTS)}.")
     if kind == "summarize_from_feedback":
         return _posts(path, split)
-    found = (own if kind == "jsonl" else hh_rlhf).read(path, split)
+    if kind == "jsonl" and split is None:
+        parts = own.read_by_split(path)
+        if not parts.keys() & {"test", "validation"}:  # nothing is kept from fitting: all of it is divided
+            parts = {"": own.read(path)}
+    else:
+        parts = {"": (own if kind == "jsonl" else hh_rlhf).read(path, split)}
     show = chats.transcript if prompt == "transcript" else lambda turns: turns[-1][1]
-    pairs = [Pair(pair.turns[0][1], show(pair.turns), pair.chosen, pair.rejected) for pair in found.pairs]
-    left_out = Counter(reason for _, reason in found.skipped)
-    if bare := len(found.prompts) - len(found.pairs) - len(found.skipped):
-        left_out["a prompt without answers"] = bare
+    pairs, left_out = [], Counter()
+    for its, found in parts.items():
+        pairs += [Pair(pair.turns[0][1], show(pair.turns), pair.chosen, pair.rejected, its) for pair in found.pairs]
+        left_out.update(reason for _, reason in found.skipped)
+        if bare := len(found.prompts) - len(found.pairs) - len(found.skipped):
+            left_out["a prompt without answers"] += bare
     return pairs, left_out
 
 
@@ -79,13 +88,14 @@ def _posts(path: str, split: str | None) -> tuple[list[Pair], Counter]:
 
 
 def divide(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
-    """(fitted, held out). Neither a seed nor the order of rows matters, and no group or prompt is in both.
+    """(fitted, held out). Neither a seed nor the order of rows matters, and no prompt is in both. Pairs that give their split
+    keep it; of the others no group is in both either.
 
     A group is held out if it falls into the last `share` of a hash, that of `chat.split_of`: at 0.3 what is fitted is the
     split "reward". Of a prompt that stands in both under different groups (a post published twice), the pairs that would
     be fitted are left out.
     """
-    is_held = [chats.position_of(pair.group) >= 1 - share for pair in pairs]
+    is_held = [pair.split != "train" if pair.split else chats.position_of(pair.group) >= 1 - share for pair in pairs]
     held = [pair for pair, out in zip(pairs, is_held, strict=True) if out]
     prompts = {pair.prompt for pair in held}
     return [p for p, out in zip(pairs, is_held, strict=True) if not out and p.prompt not in prompts], held

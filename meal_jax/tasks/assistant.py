@@ -8,8 +8,9 @@ How its prompts are divided, `config.data.split`:
     published   trained on every subset's `train`, tested on every fourth row of the subsets' `test` one after the other, as
                 in the published evaluation (RiC, arXiv 2402.10207); prompts of 8 to 512 tokens under every tokenizer.
 
-`config.data.format=own` reads JSON lines of one's own (`meal_jax.data.own`) instead, split either way. Rewards are the
-heads on the model's own frozen base, or `config.reward.sources`.
+`config.data.format=own` reads JSON lines of one's own (`meal_jax.data.own`) instead. Rows that give their split, by a field or
+their file's name, keep it, whatever `config.data.split` says; `hash` divides the others. Rewards are the heads on the model's
+own frozen base, or `config.reward.sources`.
 
 Letters: S prompt tokens.
 """
@@ -49,8 +50,7 @@ def load(config, chat: chats.Chat, tokenizers: dict[str, Any]) -> tuple[Prompts,
     """
     path, split = Path(config.data.path).expanduser(), config.data.split
     if config.data.format == "own":
-        train, test = _own_rows(config, path)
-        name = f"own prompts, {split} split"
+        train, test, name = own_rows(config, path)
     elif split == "hash":
         return (
             *load_prompts(chat, config.data.path, config.data.prompt_length, config.eval.prompts),
@@ -61,6 +61,18 @@ def load(config, chat: chats.Chat, tokenizers: dict[str, Any]) -> tuple[Prompts,
         name = f"hh-rlhf test, every {EVERY}th row"
     train, test = (templates.within(rows, lambda row: row.text, tokenizers)[0] for rows in (train, test))
     return *language.encode_splits(chat, train, test, config, str(path)), name
+
+
+def read_rows(config) -> tuple[list[templates.Row], list[templates.Row]]:
+    """Rows to train on and to evaluate on, before limits of length; what `load` is made of. Errors as of `load`."""
+    path = Path(config.data.path).expanduser()
+    if config.data.format == "own":
+        return own_rows(config, path)[:2]
+    if config.data.split == "published":
+        return _published_rows(path)
+    turns = [turns for folder in FOLDERS for turns in hh_rlhf.read(path / folder).prompts]
+    parts = ([t for t in turns if chats.split_of(t) == split] for split in ("policy", "eval"))
+    return tuple(templates.assistant_rows(part) for part in parts)
 
 
 def _published_rows(path: Path) -> tuple[list[templates.Row], list[templates.Row]]:
@@ -76,14 +88,37 @@ def _published_rows(path: Path) -> tuple[list[templates.Row], list[templates.Row
     return templates.assistant_rows(train), templates.assistant_rows(test[::EVERY])
 
 
-def _own_rows(config, path: Path) -> tuple[list[templates.Row], list[templates.Row]]:
+def own_rows(config, path: Path) -> tuple[list[templates.Row], list[templates.Row], str]:
+    """Rows of one's own to train on and to evaluate on, and the evaluation set's name.
+
+    Rows that give their split keep it: `train` is trained on, `test` evaluated on, or `validation` where there is no test
+    split. A split of the data alone (only train, or rows without any) is divided by hash.
+
+    Raises:
+      FileNotFoundError: no rows; or `config.data.split=published` and one of the splits is not there.
+      ValueError: a row's split contradicts its file's name; or there is nothing to train on.
+    """
+    parts = {split: pairs.prompts for split, pairs in own.read_by_split(path).items()}
+    held = "test" if "test" in parts else "validation"
     if config.data.split == "published":
-        train, test = (own.read(path, part).prompts for part in ("train", "test"))
+        for split in ("train", held if held in parts else "test"):
+            if split not in parts:
+                raise FileNotFoundError(f"{path} has no row of split {split!r}. {own.HINT}")
+        train, test = parts["train"], parts[held]
+        return templates.assistant_rows(train), templates.assistant_rows(test), "own prompts, published split"
+    if held not in parts:  # nothing is kept from training: all of it is divided
+        free, train, test, kind = [turns for part in parts.values() for turns in part], [], [], "hash split"
     else:
-        turns = own.read(path).prompts
-        train = [t for t in turns if chats.split_of(t) in language.training_splits(config)]
-        test = [t for t in turns if chats.split_of(t) == "eval"]
-    return templates.assistant_rows(train), templates.assistant_rows(test)
+        free, train, test = parts.get("", []), parts.get("train", []), parts[held]
+        kind = f"their own {held} split" + (" and a hash of the rows without one" if free else "")
+    train = train + [t for t in free if chats.split_of(t) in language.training_splits(config)]
+    test = test + [t for t in free if chats.split_of(t) == "eval"]
+    if not train:
+        raise ValueError(
+            f"{path} gives {len(test)} rows to evaluate on and none to train on: all are of the split {held!r}, by a field "
+            "or their file's name. Add rows of split train, or leave the split away to divide these by hash."
+        )
+    return templates.assistant_rows(train), templates.assistant_rows(test), f"own prompts, {kind}"
 
 
 def answers(config) -> dict[int, list[str]]:

@@ -42,13 +42,17 @@ def load(config, chat: chats.Chat, tokenizers: dict[str, Any]) -> tuple[Prompts,
       FileNotFoundError: `config.data.path` is not there, or lacks a split.
       ValueError: a row that cannot be read, or too few prompts.
     """
+    train, test, name, path = read_rows(config)
+    prompt_of = lambda row: templates.reddit_prompt(row.text)  # noqa: E731
+    train, test = (templates.within(part, prompt_of, tokenizers)[0] for part in (train, test))
+    return *language.encode_splits(chat, train, test, config, str(path)), name
+
+
+def read_rows(config) -> tuple[list[templates.Row], list[templates.Row], str, Path]:
+    """Rows to train on and to evaluate on, before limits of length; the rest and errors as of `read_posts`."""
     train, test, name, path = read_posts(config)
     rows = [templates.reddit_rows(posts, config.data.template) for posts in (train, test)]
-    if config.data.split == "published":
-        rows[1] = rows[1][:FIRST]
-    prompt_of = lambda row: templates.reddit_prompt(row.text)  # noqa: E731
-    train, test = (templates.within(part, prompt_of, tokenizers)[0] for part in rows)
-    return *language.encode_splits(chat, train, test, config, str(path)), name
+    return rows[0], rows[1][:FIRST] if config.data.split == "published" else rows[1], name, path
 
 
 def read_posts(config) -> tuple[list[sff.Post], list[sff.Post], str, Path]:

@@ -241,3 +241,58 @@ def test_real_prompts_of_the_splits_share_no_opening(config):
     task = assistant.build(config)
     assert len(task.test.id) == 64 and len(task.train.id) >= 100
     assert not {t.casefold() for t in openings(task, task.train)} & {t.casefold() for t in openings(task, task.test)}
+
+
+def own(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def prompts(word, count, **fields):
+    return [{"prompt": f"{word} question {i}"} | fields for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("files", "trained", "tested", "name"),
+    [
+        ({"rows": prompts("a", 40, split="train") + prompts("b", 9, split="test")}, "a", "b", "their own test split"),
+        ({"train": prompts("a", 40), "test_set": prompts("b", 9)}, "a", "b", "their own test split"),
+        ({"train": prompts("a", 40), "validation": prompts("b", 9)}, "a", "b", "their own validation split"),
+        (
+            {"train": prompts("a", 40), "test": prompts("b", 9), "valid": prompts("c", 9)}, "a", "b",
+            "their own test split",
+        ),
+        ({"rows": prompts("a", 40, split="train") + prompts("b", 9, split="dev")}, "a", "b", "their own validation split"),
+    ],
+)  # fmt: skip
+def test_rows_of_ones_own_keep_the_split_that_they_give(config, tmp_path, files, trained, tested, name):
+    for stem, rows in files.items():
+        own(tmp_path / "own" / f"{stem}.jsonl", rows)
+    config.data.path, config.data.format, config.data.split = str(tmp_path / "own"), "own", "hash"
+    train, test, found = assistant.own_rows(config, tmp_path / "own")
+    assert len(train) == 40 and {row.turns[0][1][0] for row in train} == {trained}
+    assert len(test) == 9 and {row.turns[0][1][0] for row in test} == {tested} and found == f"own prompts, {name}"
+
+
+def test_rows_without_a_split_are_divided_and_a_split_that_trains_nothing_is_refused(config, tmp_path):
+    config.data.format, config.data.split, path = "own", "hash", tmp_path / "own"
+    own(path / "train.jsonl", prompts("a", 60))
+    train, test, name = assistant.own_rows(config, path)
+    assert train and test and not {r.name for r in train} & {r.name for r in test} and name == "own prompts, hash split"
+    own(path / "train.jsonl", prompts("a", 60) + prompts("b", 5, split="test"))
+    with pytest.raises(ValueError, match=r"train\.jsonl:61 has the split 'test', but the name of .* says train"):
+        assistant.own_rows(config, path)
+    own(path / "train.jsonl", prompts("a", 3, split="holdout"))
+    with pytest.raises(
+        ValueError, match=r"train\.jsonl:1 has the split 'holdout', which is none of train, test, validation"
+    ):
+        assistant.own_rows(config, path)
+    (path / "train.jsonl").rename(path / "test.jsonl")
+    own(path / "test.jsonl", prompts("a", 60))
+    with pytest.raises(ValueError, match="60 rows to evaluate on and none to train on"):
+        assistant.own_rows(config, path)
+    own(path / "rows.jsonl", prompts("c", 60))
+    train, test, name = assistant.own_rows(config, path)
+    assert {r.turns[0][1][0] for r in train} == {"c"} and sum(r.turns[0][1][0] == "a" for r in test) == 60
+    assert name == "own prompts, their own test split and a hash of the rows without one"
