@@ -155,6 +155,24 @@ def summarise(answers: Answers, preferences: np.ndarray, task: Task, bootstrap: 
     return out
 
 
+def fix_reference(reference: np.ndarray, answers: Answers) -> np.ndarray:
+    """The reference point [K] with its NaN replaced by a point behind all that these answers score.
+
+    In each objective it is 3 standard deviations of a response's reward below their mean, and at least one below the worst
+    preference's mean: a policy may lose that much of an objective that it gives up. A reward that never varies counts as
+    one of deviation 1. So every point dominates it, and the hypervolume is above 0.
+
+    Args:
+      reference: [K], NaN where it is to be fixed.
+      answers: of the first evaluation, scores [E, M, K].
+    """
+    scores = answers.scores.astype(np.float64)
+    spread = scores.std(axis=(0, 1))
+    spread = np.where(spread > 1e-9 * np.maximum(np.abs(scores).max(axis=(0, 1)), 1e-9), spread, 1.0)
+    below = np.minimum(scores.mean(axis=(0, 1)) - 3 * spread, scores.mean(axis=0).min(axis=0) - spread)
+    return np.where(np.isnan(reference), below, reference)
+
+
 def repeats(tokens: np.ndarray, mask: np.ndarray, gram: int = 3) -> np.ndarray:
     """Which responses [..., T] are a collapsed policy's, [...] bool: more than half of their three-token runs occurred in
     them before."""

@@ -9,6 +9,7 @@ Letters: K objectives.
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -214,6 +215,59 @@ def _change(config: ml_collections.ConfigDict, change: str) -> None:
         config[leaf] = text if is_text else ast.literal_eval(text)
     except (KeyError, TypeError, ValueError, SyntaxError) as error:
         raise ValueError(f"--set={change} is not field=value with a field of the configuration: {error}") from None
+
+
+def finished(workdir: Path, config: ml_collections.ConfigDict) -> dict[str, Any] | None:
+    """What `pareto.json` records, if it is this configuration's last evaluation; else None.
+
+    Raises:
+      ValueError: see `need_same`.
+    """
+    differing = need_same(workdir, config)
+    record = read_json(workdir / "pareto.json")
+    if record is None or record.get("step", config.steps) != config.steps or identity.measures_otherwise(differing):
+        return None
+    return record
+
+
+def take_over(workdir: Path, config: ml_collections.ConfigDict, start: int, measured_otherwise: bool) -> None:
+    """Makes the workdir this command's, once its state is restored: what was found at states that are gone is deleted,
+    evaluations under other settings are set aside, and the configuration is recorded."""
+    evals = workdir / "evals"
+    if measured_otherwise and evals.is_dir():
+        count = next(n for n in itertools.count(1) if not (workdir / f"evals_{n}").exists())
+        evals.rename(workdir / f"evals_{count}")
+        logging.warning(
+            "evaluations under other settings of config.eval are set aside in %s", workdir / f"evals_{count}"
+        )
+    for path in evals.glob("*.json"):  # they will be made, and judged, again
+        if start == 0 or int(path.stem) > start:
+            path.unlink()
+    record_config(workdir, config)
+
+
+def recorded_reference(workdir: Path, reference: np.ndarray) -> np.ndarray:
+    """The hypervolume's reference point [K], its NaN replaced by what this workdir's evaluations were measured from."""
+    for path in sorted(workdir.glob("evals*/*.json")):
+        if (found := read_json(path)) and "reference" in found:
+            return np.where(np.isnan(reference), np.array(found["reference"], np.float64), reference)
+    return reference
+
+
+def read_json(path: Path) -> Any:
+    """The value in a file; None where it is not there, or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes whole or not at all: a run killed here leaves no half file to be mistaken for a result."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(value, indent=1) + "\n")
+    part.replace(path)
 
 
 def read_preference(text: str, objectives: Sequence[str]) -> np.ndarray:

@@ -186,7 +186,7 @@ def finished(workdir: Path, config: ml_collections.ConfigDict) -> dict[str, Any]
     """What `sft.json` records, if it is this configuration's end and the model is there; else None.
 
     Raises:
-      ValueError: see `runtime.run.need_same`.
+      ValueError: see `saved_run.need_same`.
     """
     differing = need_same(workdir, config)
     record = train.read_json(workdir / TUNED)

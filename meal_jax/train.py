@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import json
 import math
 import time
@@ -44,7 +43,15 @@ from meal_jax.rollout.decode import Responses
 from meal_jax.rollout.sampling import Sampling
 from meal_jax.runtime import checkpoint, compiler, distributed, identity, profiling, sharding
 from meal_jax.runtime.metrics import MetricWriter, Preemption, progress
-from meal_jax.saved_run import need_same, record_config
+from meal_jax.saved_run import (
+    finished,
+    need_same,
+    read_json,
+    record_config,
+    recorded_reference,
+    take_over,
+    write_json,
+)
 from meal_jax.tasks import attach_rewards
 from meal_jax.tasks.task import Task
 
@@ -74,21 +81,9 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
             if done is None:
                 return None
             results[name] = done
+            task = task._replace(reference=np.array(done["reference"]))  # all methods are measured from one point
         distributed.from_first(lambda: _report(results, sources.describe(config), task, root))
     return results
-
-
-def finished(workdir: Path, config: ml_collections.ConfigDict) -> dict[str, Any] | None:
-    """What `pareto.json` records, if it is this configuration's last evaluation; else None.
-
-    Raises:
-      ValueError: see `runtime.run.need_same`.
-    """
-    differing = need_same(workdir, config)
-    record = read_json(workdir / "pareto.json")
-    if record is None or record.get("step", config.steps) != config.steps or identity.measures_otherwise(differing):
-        return None
-    return record
 
 
 def train_and_evaluate(
@@ -154,8 +149,15 @@ def train_and_evaluate(
                 return None
 
             def judge() -> dict[str, Any]:
-                out = {"step": at} | evaluate.summarise(answers, preferences, task, e.bootstrap)
-                out["samples"] = evaluate.sample_answers(answers, preferences, task, e.samples)
+                known = recorded_reference(workdir)
+                its = (
+                    task
+                    if known is None
+                    else task._replace(reference=np.where(np.isnan(task.reference), known, task.reference))
+                )
+                its = its._replace(reference=evaluate.fix_reference(its.reference, answers))
+                out = {"step": at} | evaluate.summarise(answers, preferences, its, e.bootstrap)
+                out["samples"] = evaluate.sample_answers(answers, preferences, its, e.samples)
                 write_json(path, out)
                 return out
 
@@ -306,6 +308,16 @@ def loop(
         checkpoint.save(checkpoints, done, state, {"config": json.loads(config.to_json_best_effort())})
         watch.skip()
 
+    @contextlib.contextmanager
+    def saving_on_error():
+        """A reward that fails in an evaluation, or between the programs of a step, leaves the state from before it whole."""
+        try:
+            yield
+        except (ValueError, FloatingPointError):
+            if done > start and not any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):
+                save()
+            raise
+
     with (
         Preemption() as preemption,
         progress(config.steps, start, label) as bar,
@@ -316,7 +328,8 @@ def loop(
         for at in range(start, config.steps):
             trace(at)
             if at % config.eval.every == 0:
-                figures_now = measure(at, state, preemption.stop_point)
+                with saving_on_error():
+                    figures_now = measure(at, state, preemption.stop_point)
                 if figures_now is None:
                     preempted = True
                     save()
@@ -325,7 +338,7 @@ def loop(
                 shown |= {name.rpartition("/")[2]: value for name, value in figures_now.items()}
                 watch.skip()
             batch, wait = next_batch()
-            with jax.profiler.StepTraceAnnotation("step", step_num=at):
+            with jax.profiler.StepTraceAnnotation("step", step_num=at), saving_on_error():
                 state, metrics = step(state, batch, watch.run)
             settle(pending)  # of the step before: the device is never waited for
             pending, done = (at, metrics | {"time/data_wait": wait}, watch.take()), at + 1
@@ -440,48 +453,18 @@ def _report(results: dict[str, Any], axes: tuple[str, ...], task: Task, root: Pa
         arrays = [np.array(before[field]) for field in ("preferences", "points")]
         fronts.append(figures.Front("before training", *arrays, style="before"))
     truth = evaluate.true_front(task) if task.truth is not None else None
-    path = root / "pareto.png"
-    figures.draw_fronts(path, fronts, axes, truth=truth, title=task.name)
+    path, drawn = root / "pareto.png", len(axes) in (2, 3)
+    if drawn:
+        figures.draw_fronts(path, fronts, axes, truth=truth, title=task.name)
     print(f"\n{'':16} {'hypervolume':>12} {'95 % interval':>18} {'of the true':>12} {'inner product':>14}")
     for r in [*([] if before is None else [dict(before, method="before training")]), *results.values()]:
         low, high = r["hypervolume_interval"]
         share = f"{r['share_of_true_hypervolume']:.3f}" if "share_of_true_hypervolume" in r else "–"
         interval = f"{low:.3f} … {high:.3f}"
         print(f"{r['method']:16} {r['hypervolume']:12.4f} {interval:>18} {share:>12} {r['mean_inner_product']:14.4f}")
-    print(f"\nfronts: {root / 'pareto.json'}\nfigure: {path}")
-
-
-def take_over(workdir: Path, config: ml_collections.ConfigDict, start: int, measured_otherwise: bool) -> None:
-    """Makes the workdir this command's, once its state is restored: what was found at states that are gone is deleted,
-    evaluations under other settings are set aside, and the configuration is recorded."""
-    evals = workdir / "evals"
-    if measured_otherwise and evals.is_dir():
-        count = next(n for n in itertools.count(1) if not (workdir / f"evals_{n}").exists())
-        evals.rename(workdir / f"evals_{count}")
-        logging.warning(
-            "evaluations under other settings of config.eval are set aside in %s", workdir / f"evals_{count}"
-        )
-    for path in evals.glob("*.json"):  # they will be made, and judged, again
-        if start == 0 or int(path.stem) > start:
-            path.unlink()
-    record_config(workdir, config)
-
-
-def read_json(path: Path) -> Any:
-    """The value in a file; None where it is not there, or damaged."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
+    figure = f"figure: {path}" if drawn else f"no figure: fronts are drawn of 2 or 3 objectives, not of {len(axes)}"
+    print(f"\nfronts: {root / 'pareto.json'}\n{figure}")
 
 
 def _without(values: dict[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key != name}
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes whole or not at all: a run killed here leaves no half file to be mistaken for a result."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=1) + "\n")
-    part.replace(path)

@@ -83,3 +83,17 @@ def test_every_measure_has_an_interval_over_prompts_and_collapse_is_counted():
     task.truth = lambda w: np.array([[1.0, -1.0]])  # dominates nothing of the reference: there is no share to speak of
     out = evaluate.summarise(answers, preferences, task, bootstrap=2)
     assert out["true_hypervolume"] == 0 and "share_of_true_hypervolume" not in out
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_an_unknown_reference_lies_behind_every_point_of_the_first_evaluation(scale):
+    """Rewards of means −19 and 3, one of them constant, of any scale: the hypervolume is above 0."""
+    rng = np.random.default_rng(0)
+    scores = np.stack([scale * (rng.normal(size=(8, 3)) - 19), np.full((8, 3), 3.0), rng.normal(size=(8, 3))], -1)
+    answers = evaluate.Answers(scores, None, None, None, None)
+    fixed = evaluate.fix_reference(np.array([np.nan, np.nan, -9.0]), answers)
+    points = scores.mean(axis=0)
+    assert fixed[1:].tolist() == [0.0, -9.0]  # a constant counts as of deviation 1: 3 − 3
+    assert (points > fixed).all() and front.hypervolume(points, fixed) > 0
+    assert fixed[0] == pytest.approx(scores[..., 0].mean() - 3 * scores[..., 0].std(), rel=0.1)
+    np.testing.assert_array_equal(evaluate.fix_reference(fixed, answers), fixed)

@@ -5,8 +5,9 @@ A reward of texts is named `python:path/to/file.py:function` or `python:package.
     def short(prompts: list[str], responses: list[str]) -> list[float]:
         return [-len(response.split()) for response in responses]
 
-It is called once a step with all rows, one number a row is its answer, and it should not depend on the other rows. A
-reward of tokens is named `jax:…` in the same two ways and runs inside the jitted step:
+It is called once a step with all rows, one number a row is its answer, and it should not depend on the other rows. It is
+tried on two rows before a run begins. A reward of tokens is named `jax:…` in the same two ways, and runs inside the jitted
+step:
 
     def short(tokens, mask, prompt_tokens, prompt_mask):   # [B, N, T], [B, N, T], [B, S], [B, S] → [B, N]
         return -mask.sum(-1)
@@ -21,9 +22,11 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -84,17 +87,65 @@ def _module_of(path: Path, modified: int) -> ModuleType:
     return module
 
 
-def token_column(function: Callable, objective: str, batch: Batch, responses: Responses) -> jax.Array:
+class TextFunction(NamedTuple):
+    """A user's function of texts, (prompts, responses) → one number a response.
+
+    Attributes:
+      function: the user's.
+      source: its place, for messages.
+      objective: that it is the reward of.
+    """
+
+    function: Callable[[list[str], list[str]], Any]
+    source: str
+    objective: str
+
+    def __call__(self, prompts: list[str], responses: list[str]) -> Any:
+        """What the function returns.
+
+        Raises:
+          ValueError: it raised; says what, where in its file, and on which rows.
+        """
+        try:
+            return self.function(prompts, responses)
+        except Exception as error:  # of any type: it is a user's code
+            raise ValueError(
+                f"{_raised(self.objective, self.source, error)} It was called with {len(responses)} rows; the first response "
+                f"is {responses[0][:80]!r} to {prompts[0][:80]!r}."
+            ) from error
+
+
+def token_column(function: Callable, objective: str, batch: Batch, responses: Responses, source: str = "") -> jax.Array:
     """The column [B, N] float32 of a reward of tokens.
 
     Raises:
-      ValueError: it returns another shape, or no numbers.
+      ValueError: it raises, returns another shape, or no numbers.
     """
-    column = jnp.asarray(function(responses.tokens, responses.mask, batch.tokens, batch.mask))
+    of = f"The reward of objective {objective!r}" + (f" ({source})" if source else "")
     wanted = responses.tokens.shape[:2]
+    needed = f"it must return one number for each response, shape {list(wanted)}."
+    try:
+        column = function(responses.tokens, responses.mask, batch.tokens, batch.mask)
+    except Exception as error:  # of any type: it is a user's code
+        raise ValueError(
+            f"{_raised(objective, source, error)} It was traced with tokens {list(responses.tokens.shape)}."
+        ) from error
+    try:
+        column = jnp.asarray(column)
+    except (TypeError, ValueError):
+        raise ValueError(f"{of} returned {type(column).__name__} {str(column)[:80]}; {needed}") from None
     if column.shape != wanted or jnp.issubdtype(column.dtype, jnp.complexfloating):
         raise ValueError(
-            f"The reward of objective {objective!r} returned {column.dtype}{list(column.shape)} for tokens "
-            f"{list(responses.tokens.shape)}; it must return one number for each response, shape {list(wanted)}."
+            f"{of} returned {column.dtype}{list(column.shape)} for tokens {list(responses.tokens.shape)}; {needed}"
         )
     return column.astype(jnp.float32)
+
+
+def _raised(objective: str, source: str, error: Exception) -> str:
+    """A sentence on an error of a user's function: which, where in the user's own file, what."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    file = source.partition(":")[2].rpartition(":")[0]
+    mine = [frame for frame in frames if file and frame.filename.endswith(Path(file).name)] or frames
+    where = f" at {mine[-1].filename}:{mine[-1].lineno}" if mine else ""
+    of = f"The reward of objective {objective!r}" + (f" ({source})" if source else "")
+    return f"{of} raised {type(error).__name__}{where}: {error}."

@@ -14,9 +14,10 @@ Letters: B prompts, N candidates, K objectives, T response tokens, R rows, S tok
 from __future__ import annotations
 
 import math
+import numbers
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -160,43 +161,93 @@ def pad(
     return tokens, mask, types
 
 
-def check(name: str, values: Any, responses: Sequence[str]) -> np.ndarray:
+def check(name: str, values: Any, responses: Sequence[str], source: str = "") -> np.ndarray:
     """A reward's return as float32 [R].
 
+    Args:
+      name: of the objective.
+      values: what the reward returned: numbers in a list, a tuple, a NumPy, JAX or torch array; integers too.
+      responses: R of them.
+      source: the reward's function, for messages.
+
     Raises:
-      ValueError: it is not one number for each response.
-      FloatingPointError: some are not finite.
+      ValueError: it is not one number for each response; names the row and its value.
+      FloatingPointError: some are not finite; names the first.
     """
-    scores = _numbers(name, values, responses)
+    scores = _numbers(name, values, responses, source)
     bad = np.flatnonzero(~np.isfinite(scores))
     if len(bad):
         raise FloatingPointError(
-            f"The reward of objective {name!r} is not a finite number for {len(bad)} of {len(scores)} responses; the "
-            f"first is {scores[bad[0]]} for {responses[bad[0]][:80]!r}."
+            f"{_of(name, source)} is not a finite number for {len(bad)} of {len(scores)} responses; the first is row "
+            f"{bad[0]}, {scores[bad[0]]} for {responses[bad[0]][:80]!r}."
         )
     return scores
 
 
-def _numbers(name: str, values: Any, responses: Sequence[str]) -> np.ndarray:
-    try:
-        scores = np.asarray(values, np.float32)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"The reward of objective {name!r} did not return a sequence of numbers: {error}") from error
-    if scores.shape != (len(responses),):
+def _of(name: str, source: str) -> str:
+    return f"The reward of objective {name!r}" + (f" ({source})" if source else "")
+
+
+def _numbers(name: str, values: Any, responses: Sequence[str], source: str = "") -> np.ndarray:
+    """float32 [R], perhaps not finite; errors as of `check`."""
+    kind, needed = (
+        type(values).__name__,
+        f"it must return one number for each of the {len(responses)} responses, in order",
+    )
+    if values is None or isinstance(values, str | bytes | Mapping | set | frozenset):
         raise ValueError(
-            f"The reward of objective {name!r} returned shape {list(scores.shape)} for {len(responses)} responses; "
-            f"it must return one number for each, shape [{len(responses)}]."
+            f"{_of(name, source)} returned {kind} {str(values)[:80]}, not a sequence of numbers: {needed}."
         )
-    return scores
+    if not isinstance(values, list | tuple):
+        try:
+            values = np.asarray(values)  # NumPy's, JAX's and torch's arrays, a number alone
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"{_of(name, source)} returned {kind}, not a sequence of numbers ({error}): {needed}."
+            ) from None
+        if values.dtype.kind not in "biuf" and values.dtype.name != "bfloat16":
+            raise ValueError(
+                f"{_of(name, source)} returned {kind} of {values.dtype}, not a sequence of numbers: {needed}."
+            )
+        shape = values.shape
+    else:
+        shape = (len(values), *{np.shape(value) for value in values if _is_sized(value)})
+        shape = (len(values), *shape[1]) if len(shape) == 2 else (len(values),)
+    if shape != (len(responses),):
+        raise ValueError(
+            f"{_of(name, source)} returned shape {list(shape)} for {len(responses)} responses; it must return one number for "
+            f"each, shape [{len(responses)}]."
+        )
+    if isinstance(values, np.ndarray):
+        return values.astype(np.float32)
+    for row, value in enumerate(values):
+        if not isinstance(value, numbers.Real | np.number | np.bool_) and not (
+            hasattr(value, "dtype") and np.ndim(value) == 0
+        ):
+            raise ValueError(
+                f"{_of(name, source)} did not return a sequence of numbers: row {row} is {value!r}, a "
+                f"{type(value).__name__}, for {responses[row][:80]!r}; {needed}."
+            )
+    with np.errstate(over="ignore"):  # what float32 cannot hold is found as infinite
+        return np.array([float(value) for value in values], np.float64).astype(np.float32)
+
+
+def _is_sized(value: Any) -> bool:
+    """Whether a value is an array or a sequence of some length, all of whose shapes are known."""
+    try:
+        return not isinstance(value, str | bytes | Mapping) and np.ndim(value) > 0
+    except (TypeError, ValueError):
+        return False
 
 
 def _column(name: str, reward: TextReward, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
     """A text reward's scores [R], found and checked alike on every process."""
+    source = getattr(reward, "source", "")
     if isinstance(reward, ModelReward):
         scores = reward(prompts, responses)
     else:
-        scores = distributed.in_shares(lambda p, r: _numbers(name, reward(p, r), r), prompts, responses)
-    return check(name, scores, responses)
+        scores = distributed.in_shares(lambda p, r: _numbers(name, reward(p, r), r, source), prompts, responses)
+    return check(name, scores, responses, source)
 
 
 class TextScorer(NamedTuple):

@@ -6,7 +6,6 @@ Letters: B prompts, N candidates, K objectives, S prompt tokens, T response toke
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -56,17 +55,30 @@ def attach(task: Task, config, load: Callable | None = None) -> Task:
     if any(source.kind != "heads" for source in sources):
         task = task._replace(truth=None)  # it was of the benchmark's own rewards
         if not config.eval.reference:
-            logging.warning(
-                "the hypervolume is measured from %s, which the benchmark chose for its own rewards; "
-                "config.eval.reference sets another point",
-                task.reference.tolist(),
-            )
+            task = task._replace(reference=_reference(task, config, sources))
     return task._replace(
         reward=device,
         reward_reads_base=task.reward_reads_base and None in columns,
-        text_rewards=tuple((load or _text_reward)(source, config, task) for source in sources),
+        text_rewards=tuple(
+            load(source, config, task) if load else _text_reward(source, config, task, objective)
+            for source, objective in zip(sources, config.objectives, strict=True)
+        ),
         judged_by_base=not config.reward.judge and any(source.kind == "judge" for source in sources),
     )
+
+
+def _reference(task: Task, config, sources: Sequence[Source]) -> np.ndarray:
+    """The hypervolume's reference [K], NaN where the first evaluation fixes it: of rewards whose scale nobody knows yet."""
+    unknown = [source.kind in ("python", "jax", "judge") or source.value == TRAINED for source in sources]
+    reference = np.where(unknown, np.nan, np.asarray(task.reference, np.float64))
+    said = "of {} is measured from {}, which the benchmark chose for its own rewards"
+    if any(unknown):
+        named = ", ".join(name for name, new in zip(config.objectives, unknown, strict=True) if new)
+        said = f"of {named} is measured from a point that the first evaluation fixes and records (field reference)"
+    else:
+        said = said.format(", ".join(config.objectives), reference.tolist())
+    logging.warning("the hypervolume %s; config.eval.reference sets another point", said)
+    return reference
 
 
 def need_text(task: Task) -> None:
@@ -112,7 +124,8 @@ def _device_reward(own_reward: Callable | None, columns: tuple[Callable | None, 
 
 
 def _token_function(source: Source, objective: str) -> Callable:
-    return functools.partial(python.token_column, python.load(source.value, f"{FIELD} jax:{source.value}"), objective)
+    function = python.load(source.value, f"{FIELD} jax:{source.value}")
+    return lambda batch, responses: python.token_column(function, objective, batch, responses, f"jax:{source.value}")
 
 
 def _try_functions(columns: Sequence[Callable | None], task: Task, config) -> None:
@@ -126,10 +139,15 @@ def _try_functions(columns: Sequence[Callable | None], task: Task, config) -> No
             jax.eval_shape(column, batch, responses)
 
 
-def _text_reward(source: Source, config, task: Task) -> Callable | None:
+def _text_reward(source: Source, config, task: Task, objective: str) -> Callable | None:
     """Loads what a reward of texts needs; returns (mesh, frozen) → reward, None for a reward of tokens."""
     if source.kind == "python":
-        function = python.load(source.value, f"{FIELD} python:{source.value}")
+        named = f"python:{source.value}"
+        function = python.TextFunction(python.load(source.value, f"{FIELD} {named}"), named, objective)
+        rows = task.train.rows(np.arange(2)).text
+        text.check(
+            objective, function(list(rows), list(rows)), rows, named
+        )  # tried, so that a wrong one is refused now
         return lambda mesh, frozen: function
     return {"model": _model, "judge": _judge}.get(source.kind, lambda *_: None)(source, config, task)
 

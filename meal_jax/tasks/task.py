@@ -33,7 +33,7 @@ class Task(NamedTuple):
       reward: see `meal.step.Setup.reward`; None if `config.reward.sources` replaces all of the benchmark's own.
       reward_params: the reward's parameters, a pytree of arrays.
       reward_reads_base: the reward reads the base model's hidden states.
-      reference: [K] reference point of the hypervolume, shared by every method.
+      reference: [K] reference point of the hypervolume, shared by every method; NaN where the first evaluation fixes it.
       truth: None, or the exact best average rewards [M, K] on `test` for preferences [M, K].
       show: token ids of one response, or of one prompt, to text.
       name: of the benchmark, for titles.

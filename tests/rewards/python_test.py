@@ -90,3 +90,40 @@ def test_a_fault_inside_the_users_file_keeps_its_own_message(tmp_path):
     path = write(tmp_path / "broken.py", "import no_such_library_of_mine\n")
     with pytest.raises(ModuleNotFoundError, match="no_such_library_of_mine"):
         python.load(f"{path}:f", "field")
+
+
+RAISING = """
+def divide(prompts, responses):
+    return [1 / (len(r) - len(r)) for r in responses]
+"""
+
+
+def test_a_function_that_raises_is_named_with_its_line_and_the_first_row(tmp_path):
+    path = write(tmp_path / "mine.py", RAISING)
+    reward = python.TextFunction(python.load(f"{path}:divide", "here"), f"python:{path}:divide", "ratio")
+    with pytest.raises(
+        ValueError, match=r"'ratio' \(python:.*mine\.py:divide\) raised ZeroDivisionError at .*mine\.py:3:"
+    ) as e:
+        reward(["a prompt"] * 2, ["a response", "b"])
+    assert "called with 2 rows; the first response is 'a response' to 'a prompt'" in str(e.value)
+    assert isinstance(e.value.__cause__, ZeroDivisionError)
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        (lambda t, m, p, pm: None, "returned NoneType None"),
+        (lambda t, m, p, pm: {"a": 1}, "returned dict {'a': 1}"),
+        (lambda t, m, p, pm: 1 / 0, "raised ZeroDivisionError at .*python_test.py"),
+        (lambda t, m, p, pm: m.nothing, "raised AttributeError"),
+    ],
+)
+def test_a_function_of_tokens_that_gives_no_numbers_is_named(function, says):
+    with pytest.raises(ValueError, match=says) as error:
+        python.token_column(function, "mine", *inputs(), source="jax:mine.py:f")
+    assert "'mine' (jax:mine.py:f)" in str(error.value)
+
+
+def test_a_function_of_tokens_may_give_numpy_and_integers():
+    column = python.token_column(lambda t, m, p, pm: np.ones((2, 2), np.int64), "mine", *inputs())
+    assert column.dtype == jnp.float32 and column.tolist() == [[1.0, 1.0], [1.0, 1.0]]

@@ -132,6 +132,43 @@ def test_what_a_reward_must_not_return_is_named(values, error, message):
         text.check("polite", values, ["first", "second"])
 
 
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"first": 1.0, "second": 2.0}, r"\(python:mine\.py:f\) returned dict \{'first': 1\.0"),
+        (None, "returned NoneType None, not a sequence"),
+        ("12", "returned str 12"),
+        ([0.5, None], "row 1 is None, a NoneType, for 'second'"),
+        (["1.5", 2], "row 0 is '1.5', a str, for 'first'"),
+        ([1, 2j], r"row 1 is 2j, a complex"),
+        (np.array(["1", "2"]), "returned ndarray of <U1"),
+        (iter([1.0, 2.0]), "not a sequence of numbers"),
+        ([0.1] * 3, r"returned shape \[3\] for 2 responses"),
+    ],
+)
+def test_the_function_the_row_and_the_value_are_named(values, says):
+    with pytest.raises(ValueError, match=says) as error:
+        text.check("polite", values, ["first", "second"], "python:mine.py:f")
+    assert "python:mine.py:f" in str(error.value) and "'polite'" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1, 2], (1.0, 2), [True, 2.0], np.array([1, 2]), np.array([1.0, 2.0]), jnp.array([1, 2]), jnp.array([1, 2], jnp.bfloat16),
+        [np.float64(1), jnp.float32(2)],
+    ],
+)  # fmt: skip
+def test_numbers_of_every_kind_are_taken(values):
+    found = text.check("polite", values, ["first", "second"])
+    assert found.dtype == np.float32 and found.tolist() == [1.0, 2.0]
+
+
+def test_what_float32_cannot_hold_is_infinite_by_name():
+    with pytest.raises(FloatingPointError, match="the first is row 1, inf for 'second'"):
+        text.check("polite", [1.0, 1e300], ["first", "second"])
+
+
 def test_columns_stand_in_the_order_of_the_objectives():
     """Two rewards of texts around one of the device, the prompts' candidates in their places."""
     tokens = np.arange(12).reshape(2, 3, 2)
