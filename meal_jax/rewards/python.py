@@ -136,7 +136,8 @@ def token_column(function: Callable, objective: str, batch: Batch, responses: Re
         raise ValueError(f"{of} returned {type(column).__name__} {str(column)[:80]}; {needed}") from None
     if column.shape != wanted or jnp.issubdtype(column.dtype, jnp.complexfloating):
         raise ValueError(
-            f"{of} returned {column.dtype}{list(column.shape)} for tokens {list(responses.tokens.shape)}; {needed}"
+            f"The reward of objective {objective!r} returned {column.dtype}{list(column.shape)} for tokens "
+            f"{list(responses.tokens.shape)}; {needed}" + (f" ({source})" if source else "")
         )
     return column.astype(jnp.float32)
 

@@ -155,7 +155,8 @@ def test_the_function_the_row_and_the_value_are_named(values, says):
 @pytest.mark.parametrize(
     "values",
     [
-        [1, 2], (1.0, 2), [True, 2.0], np.array([1, 2]), np.array([1.0, 2.0]), jnp.array([1, 2]), jnp.array([1, 2], jnp.bfloat16),
+        [1, 2], (1.0, 2), [True, 2.0], np.array([1, 2]), np.array([1.0, 2.0]), jnp.array([1, 2]),
+        jnp.array([1, 2], jnp.bfloat16),
         [np.float64(1), jnp.float32(2)],
     ],
 )  # fmt: skip
