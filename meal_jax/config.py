@@ -6,6 +6,9 @@ fields (`--config.meal.tau=0.5`). Unknown fields are refused by ml_collections w
 
 from __future__ import annotations
 
+import math
+from typing import Any, NamedTuple
+
 import ml_collections
 from ml_collections import config_dict
 
@@ -195,6 +198,82 @@ def default() -> ml_collections.ConfigDict:
     return c.lock()
 
 
+class Limit(NamedTuple):
+    """Numbers that a field may have: at least `least`, more than `above`, at most `most`, less than `below`; or `also`."""
+
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
+    also: tuple[Any, ...] = ()
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value is one of them. Not-a-number never is."""
+        if value in self.also or (value is None and None in self.also):
+            return True
+        return (
+            isinstance(value, int | float)
+            and math.isfinite(value)
+            and (self.least is None or value >= self.least)
+            and (self.above is None or value > self.above)
+            and (self.most is None or value <= self.most)
+            and (self.below is None or value < self.below)
+        )
+
+    def say(self) -> str:
+        """What would do, in words."""
+        words = {"at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
+        range_ = " and ".join(f"{word} {value:g}" for word, value in words.items() if value is not None)
+        return f"a finite number {range_}" + "".join(f", or {value}" for value in self.also)
+
+
+COUNT, SIZE, SHARE, POSITIVE = Limit(least=0), Limit(least=1), Limit(least=0, most=1), Limit(above=0)
+KEPT, AXIS, AUTO = Limit(above=0, most=1), Limit(least=1, also=(-1,)), Limit(least=1, also=(None,))
+# Every number of a configuration; what hangs together is in `check`.
+LIMITS: dict[str, dict[str, Limit]] = {
+    "": {"seed": COUNT, "steps": SIZE, "batch_size": SIZE},
+    "policy": {
+        "width": SIZE, "layers": SIZE, "heads": SIZE, "kv_heads": SIZE, "hidden": SIZE, "pretrain": COUNT, "lora_rank": COUNT,
+        "lora_alpha": POSITIVE, "lora_dropout": Limit(least=0, below=1), "chunk": COUNT,
+    },
+    "conditioning": {"slots": SIZE, "hidden": SIZE},
+    "meal": {
+        "candidates": SIZE, "tau": POSITIVE, "lam": COUNT, "rho": COUNT, "beta": COUNT, "ratio_clip": POSITIVE,
+        "stats_window": SIZE, "net_hidden": SIZE, "net_epsilon": POSITIVE,
+    },
+    "ppo": {
+        "divisions": AUTO, "candidates": AUTO, "epochs": SIZE, "minibatches": SIZE, "clip": POSITIVE, "value_coef": COUNT,
+        "gamma": SHARE, "gae_lambda": SHARE, "kl": COUNT, "kl_target": COUNT, "kl_horizon": POSITIVE, "value_clip": POSITIVE,
+    },
+    "ric": {
+        "offline_steps": Limit(least=0, also=(None,)), "buffer": SIZE, "keep_quantile": Limit(least=0, below=1),
+        "low_quantile": SHARE, "high_quantile": SHARE,
+    },
+    "dpo": {
+        "beta": POSITIVE, "divisions": AUTO, "candidates": AUTO, "epochs": SIZE, "lam": COUNT,
+        "sft_steps": Limit(least=0, also=(None,)),
+    },
+    "parm": {
+        "r1": SIZE, "r2": SIZE, "alpha": POSITIVE, "beta": POSITIVE, "decode_beta": POSITIVE, "pairs": SIZE,
+        "dirichlet": POSITIVE,
+    },
+    "sampling": {"max_new": SIZE, "temperature": POSITIVE, "top_k": COUNT, "top_p": KEPT},
+    "micro": {"rollout": COUNT, "score": COUNT, "gradient": COUNT},
+    "optim": {
+        "lr": POSITIVE, "warmup": COUNT, "final_lr_fraction": SHARE, "weight_decay": COUNT, "clip": POSITIVE,
+        "b1": Limit(least=0, below=1), "b2": Limit(least=0, below=1), "eps": POSITIVE, "eps_root": COUNT, "net_lr": POSITIVE,
+    },
+    "eval": {
+        "prompts": SIZE, "batch_size": SIZE, "every": SIZE, "divisions": SIZE, "temperature": COUNT, "top_k": COUNT,
+        "top_p": KEPT, "samples": COUNT, "bootstrap": SIZE,
+    },
+    "mesh": {"data": AXIS, "fsdp": AXIS, "tensor": AXIS, "slices": AUTO},
+    "checkpoint": {"every": SIZE, "keep": SIZE},
+    "data": {"prompt_length": COUNT},
+    "reward": {"batch_size": SIZE},
+}  # fmt: skip
+
+
 def check(config: ml_collections.ConfigDict) -> None:
     """Refuses what cannot run, before anything is loaded or compiled.
 
@@ -204,6 +283,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     """
 
     # Here, since these bring jax: a command's flags, and with them a file of configs/, are read before it is imported.
+    from meal_jax import methods
     from meal_jax.meal.bilevel import HYPERGRADIENT, LENGTH_NORM, META
     from meal_jax.meal.preference import ACCEPT, TARGETS
     from meal_jax.models.attention import ATTENTION
@@ -219,6 +299,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     m, s = config.meal, config.sampling
     for name, value, known in (
         ("stage", config.stage, ("align", "sft")),
+        ("method", config.method, tuple(methods.METHODS)),
+        *(("compare_with", name, tuple(methods.METHODS)) for name in config.compare_with),
         ("meal.accept", m.accept, ACCEPT),
         ("meal.targets", m.targets, TARGETS),
         ("meal.meta", m.meta, META),
@@ -231,6 +313,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         ("conditioning.prompt", config.conditioning.prompt, PROMPT),
         ("policy.attention", config.policy.attention, ATTENTION),
         ("policy.dtype", config.policy.dtype, ("float32", "bfloat16")),
+        ("policy.param_dtype", config.policy.param_dtype, ("float32", "bfloat16")),
+        ("policy.remat", config.policy.remat, ("none", "dots", "full")),
         ("eval.grid", config.eval.grid, ("lattice", "paper")),
         ("data.template", config.data.template, ("chat", "plain")),
         ("data.format", config.data.format, ("published", "own")),
@@ -265,7 +349,10 @@ def check(config: ml_collections.ConfigDict) -> None:
     need(m.tau > 0, f"config.meal.tau={m.tau} must be above 0; for best-of-N use config.meal.accept=top1.")
     need(m.lam >= 0, f"config.meal.lam={m.lam} must not be negative; 0 keeps preferences where they are.")
     need(s.max_new >= 1, f"config.sampling.max_new={s.max_new} must be at least 1.")
-    need(s.temperature > 0, "config.sampling.temperature must be above 0 in training: greedy candidates are all alike.")
+    need(
+        s.temperature > 0,
+        f"config.sampling.temperature={s.temperature} must be above 0 in training: greedy candidates are all alike.",
+    )
     need(
         not (m.net and m.meta == "utility" and (s.top_k or s.top_p < 1)),
         "config.meal.meta=utility weighs responses by the ratio of two policies and needs them unfiltered: set "
@@ -280,8 +367,12 @@ def check(config: ml_collections.ConfigDict) -> None:
         f"config.policy.pretrain={config.policy.pretrain} makes a base for the task toy; for {config.task!r} name one in "
         "config.policy.source.",
     )
-    need(len(config.objectives) >= 1, "config.objectives is empty: name the rewards.")
-    need(config.reward.batch_size >= 1, f"config.reward.batch_size={config.reward.batch_size} must be at least 1.")
+    k = len(config.objectives)
+    need(k >= 1, "config.objectives is empty: name the rewards.")
+    need(
+        len(set(config.objectives)) == k and all(isinstance(name, str) and name.strip() for name in config.objectives),
+        f"config.objectives={config.objectives} must be names that differ: metrics and axes are told apart by them.",
+    )
     sources.check(config.reward.sources, config.objectives)
     need(
         len(config.profile_steps) in (0, 2)
@@ -299,11 +390,28 @@ def check(config: ml_collections.ConfigDict) -> None:
         f"config.data.buckets={config.data.buckets} must lie between 0 and config.data.prompt_length="
         f"{config.data.prompt_length}, which is a bucket already.",
     )
+    reference = config.eval.reference
     need(
-        config.mesh.slices is None or config.mesh.slices >= 1,
-        f"config.mesh.slices={config.mesh.slices} must be None (as the devices say) or at least 1.",
+        not reference or (len(reference) == k and all(Limit().holds(value) for value in reference)),
+        f"config.eval.reference={reference} must be () or {k} finite numbers, a point of {k} objectives, not a point of "
+        f"{len(reference)}.",
     )
-    need(config.eval.prompts >= 1, f"config.eval.prompts={config.eval.prompts}: evaluation needs test prompts.")
+    p = config.policy
+    need(
+        p.source or p.width % max(p.heads, 1) == 0 == p.heads % max(p.kv_heads, 1),
+        f"config.policy.heads={p.heads} must divide config.policy.width={p.width}, and config.policy.kv_heads="
+        f"{p.kv_heads} the heads.",
+    )
+    q = config.ric
+    need(
+        q.low_quantile < q.high_quantile,
+        f"config.ric.low_quantile={q.low_quantile} must be below config.ric.high_quantile={q.high_quantile}.",
+    )
+    for section, limits in LIMITS.items():
+        values = config[section] if section else config
+        for name, limit in limits.items():
+            field = f"config.{section}.{name}" if section else f"config.{name}"
+            need(limit.holds(values[name]), f"{field}={values[name]} must be {limit.say()}.")
 
 
 def _check_conditioning(config: ml_collections.ConfigDict, need) -> None:

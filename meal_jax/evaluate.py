@@ -214,7 +214,7 @@ def budget(cost: Cost, config, lengths: dict[int, float], steps: int) -> dict[st
 def true_front(task: Task) -> np.ndarray:
     """The exact front [points, K]: the best average rewards over a lattice of preferences fine enough to miss none."""
     k = len(task.objectives)
-    points = task.truth(front.grid(k, 4000 if k == 2 else 60))
+    points = task.truth(front.grid(k, {2: 4000, 3: 60, 4: 20}.get(k, 8)))
     return np.unique(points, axis=0)
 
 

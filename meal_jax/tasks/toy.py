@@ -40,6 +40,7 @@ FIRST, SECOND, FILLER, CONTENT = 3, 3 + MARKERS, 3 + 2 * MARKERS, 11 + 8  # firs
 VOCABULARY = 64
 FILLERS = 3  # at most; prompts differ in length, so padding is exercised
 SET = 3
+OBJECTIVES = (VOCABULARY - CONTENT) // SET  # at most
 GAMMAS = (0.4, 0.5, 0.6, 1.0)
 PROMPT_LENGTH = 3 + FILLERS
 
@@ -118,8 +119,21 @@ def best_points(prompts: Prompts, preferences: np.ndarray, max_new: int) -> np.n
 
 
 def build(config) -> Task:
-    """The toy benchmark for `config` (objectives, sizes of the policy, response length)."""
+    """The toy benchmark for `config` (objectives, sizes of the policy, response length).
+
+    Raises:
+      ValueError: too few test prompts, or too many objectives.
+    """
     c, objectives = config.policy, len(config.objectives)
+    if config.eval.prompts < TYPES:
+        raise ValueError(
+            f"config.eval.prompts={config.eval.prompts}: the toy evaluates as many prompts of each of its {TYPES} types, so "
+            f"take a multiple of {TYPES}."
+        )
+    if objectives > OBJECTIVES:
+        raise ValueError(
+            f"config.objectives names {objectives} rewards: the toy's vocabulary serves {OBJECTIVES} at most."
+        )
     transformer = TransformerConfig(
         vocab_size=VOCABULARY,
         width=c.width,

@@ -13,7 +13,7 @@ from meal_jax import compare, sft, train
 from meal_jax import config as base
 from meal_jax.doctor import files
 from meal_jax.runtime import identity
-from meal_jax.saved_run import need_same, open_run
+from meal_jax.saved_run import need_same, open_run, read_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -186,3 +186,13 @@ def test_a_second_process_is_kept_out_and_a_killed_one_leaves_no_lock(tmp_path):
         assert snapshot(tmp_path / "run") == {tmp_path / "run" / ".lock": b""}
     finally:
         first.kill()
+
+
+def test_a_run_that_an_older_version_recorded_is_the_same_run(tmp_path):
+    """Fields under former names, and −1 for what other fields decide."""
+    (tmp_path / "config.json").write_bytes((ROOT / "tests" / "saved" / "toy" / "config.json").read_bytes())
+    assert '"beside"' in (tmp_path / "config.json").read_text()
+    config = read_config(tmp_path)
+    assert need_same(tmp_path, config) == {}
+    with pytest.raises(identity.AnotherRunError, match=r"config\.meal\.stats_window: 10000\.0 → 5\.0"):
+        need_same(tmp_path, changed(config, meal__stats_window=5.0))

@@ -1,0 +1,195 @@
+"""What people get wrong, each with its message. A line: what is wrong, and what the message says. None of it compiles.
+
+Another mistake is another line of CONFIGS, ROWS, REWARDS, WEIGHTS, WORKDIRS or MESHES.
+"""
+
+import json
+import math
+
+import jax
+import pytest
+
+from meal_jax import build, train
+from meal_jax import config as base
+from meal_jax.data import own
+from meal_jax.hf import pretrained
+from meal_jax.rewards import text
+
+NAN, INF = math.nan, math.inf
+
+
+def configured(fields):
+    config = base.default()
+    with config.unlocked():
+        config.update_from_flattened_dict(fields)
+    return config
+
+
+CONFIGS = [
+    ({"steps": 0}, r"config\.steps=0 must be a finite number at least 1"),
+    ({"steps": -5}, r"config\.steps=-5 must be"),
+    ({"optim.lr": 0.0}, r"config\.optim\.lr=0\.0 must be a finite number above 0"),
+    ({"optim.lr": -1.0}, r"config\.optim\.lr=-1"),
+    ({"optim.lr": NAN}, r"config\.optim\.lr=nan must be a finite number"),
+    ({"optim.lr": INF}, r"config\.optim\.lr=inf must be a finite number"),
+    ({"optim.net_lr": -1e-3}, r"config\.optim\.net_lr=-0\.001"),
+    ({"optim.clip": 0.0}, r"config\.optim\.clip=0\.0"),
+    ({"optim.b2": 1.0}, r"config\.optim\.b2=1\.0 must be .* below 1"),
+    ({"optim.final_lr_fraction": 2.0}, r"final_lr_fraction=2\.0 must be .* at most 1"),
+    ({"optim.warmup": -1}, r"config\.optim\.warmup=-1"),
+    ({"checkpoint.every": 0}, r"config\.checkpoint\.every=0"),
+    ({"checkpoint.keep": 0}, r"config\.checkpoint\.keep=0"),
+    ({"eval.batch_size": 0}, r"config\.eval\.batch_size=0"),
+    ({"eval.divisions": 0}, r"config\.eval\.divisions=0"),
+    ({"eval.every": 0}, r"config\.eval\.every=0"),
+    ({"eval.bootstrap": 0}, r"config\.eval\.bootstrap=0"),
+    ({"eval.temperature": -0.5}, r"config\.eval\.temperature=-0\.5"),
+    ({"eval.top_p": 0.0}, r"config\.eval\.top_p=0\.0 must be .* above 0 and at most 1"),
+    ({"eval.top_p": 1.5}, r"config\.eval\.top_p=1\.5"),
+    ({"eval.top_k": -1}, r"config\.eval\.top_k=-1"),
+    ({"eval.reference": (0.0, NAN)}, r"config\.eval\.reference=\(0\.0, nan\) must be \(\) or 2 finite numbers"),
+    ({"eval.prompts": 0}, r"config\.eval\.prompts=0"),
+    ({"sampling.temperature": -1.0}, r"config\.sampling\.temperature=-1\.0 must be above 0"),
+    ({"sampling.top_p": 1.5, "meal.meta": "likelihood"}, r"config\.sampling\.top_p=1\.5"),
+    ({"meal.tau": NAN}, r"config\.meal\.tau=nan"),
+    ({"meal.lam": NAN}, r"config\.meal\.lam=nan"),
+    ({"meal.rho": -1.0}, r"config\.meal\.rho=-1"),
+    ({"objectives": ("a", "a")}, r"config\.objectives=\('a', 'a'\) must be names that differ"),
+    ({"objectives": ("a", "")}, r"config\.objectives=\('a', ''\)"),
+    ({"method": "ppo"}, r"config\.method='ppo' is not one of meal, static"),
+    ({"compare_with": ("static", "dop")}, r"config\.compare_with='dop' is not one of"),
+    ({"policy.lora_dropout": 1.0}, r"config\.policy\.lora_dropout=1\.0"),
+    ({"policy.heads": 3}, r"config\.policy\.heads=3 must divide config\.policy\.width=64"),
+    ({"policy.remat": "all"}, r"config\.policy\.remat='all' is not one of none, dots, full"),
+    ({"policy.param_dtype": "int8"}, r"config\.policy\.param_dtype='int8'"),
+    ({"conditioning.slots": 0}, r"config\.conditioning\.slots=0"),
+    ({"mesh.fsdp": 0}, r"config\.mesh\.fsdp=0 must be .*, or -1"),
+    ({"ric.low_quantile": 0.9, "ric.high_quantile": 0.1}, r"low_quantile=0\.9 must be below"),
+    ({"seed": -1}, r"config\.seed=-1"),
+    ({"reward.sources": ("heads",)}, "names 1 rewards"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "says"), CONFIGS)
+def test_a_configuration(fields, says):
+    with pytest.raises(ValueError, match=says):
+        base.check(configured(fields))
+
+
+BUILDS = [
+    ({"eval.prompts": 4}, r"config\.eval\.prompts=4: the toy .* a multiple of 16"),
+    ({"objectives": tuple("abcdefghijklmnop")}, "16 rewards: the toy's vocabulary serves 15"),
+    ({"task": "toy_base"}, r"config\.task='toy_base' is not one of"),
+    ({"batch_size": 4096}, "fewer than the 4096 needed"),
+]
+
+
+@pytest.mark.parametrize(("fields", "says"), BUILDS)
+def test_a_benchmark(fields, says):
+    with pytest.raises(ValueError, match=says):
+        build.build_task(configured(fields))
+
+
+def test_every_number_of_the_configuration_has_its_limits_and_its_default_is_within():
+    config = base.default()
+    numbers = {
+        f"{section}.{name}" if section else name
+        for section, values in {"": config, **{n: v for n, v in config.items() if hasattr(v, "items")}}.items()
+        for name, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    known = {f"{section}.{name}" if section else name for section, limits in base.LIMITS.items() for name in limits}
+    assert numbers <= known
+    base.check(config)
+
+
+ROWS = [
+    (
+        {"prompt": "a", "split": "holdout"},
+        "rows.jsonl:2 has the split 'holdout', which is none of train, test, validation",
+    ),
+    ({"prompt": "a", "split": 3}, "rows.jsonl:2 has the split 3"),
+    ({"prompt": ""}, "rows.jsonl:2 has an empty prompt"),
+    ({"text": "a"}, "rows.jsonl:2 must have one of prompt and messages"),
+    ({"prompt": ["a"]}, "rows.jsonl:2 has no text in prompt"),
+    ({"messages": [{"role": "assistant", "content": "a"}]}, "rows.jsonl:2 has the roles assistant"),
+    ('{"prompt": "a"', "rows.jsonl:2 is not valid JSON"),
+    ('{"prompt": "\\ud800"}', "rows.jsonl:2: prompt holds .* half of a surrogate pair"),
+    (b'{"prompt": "\xff"}', "rows.jsonl is not UTF-8 text .line 2"),
+]
+
+
+@pytest.mark.parametrize(("row", "says"), ROWS)
+def test_rows(row, says, tmp_path):
+    line = row if isinstance(row, bytes) else (row if isinstance(row, str) else json.dumps(row)).encode()
+    (tmp_path / "rows.jsonl").write_bytes(b'{"prompt": "fine"}\n' + line + b"\n")
+    with pytest.raises(ValueError, match=says):
+        own.read_by_split(tmp_path / "rows.jsonl")
+
+
+REWARDS = [
+    (None, ValueError, "returned NoneType"), ({}, ValueError, "returned dict"), ([1.0], ValueError, r"shape \[1\]"),
+    ([1.0, "2"], ValueError, "row 1 is '2'"), ([1.0, NAN], FloatingPointError, "row 1, nan for 'second'"),
+    ([INF, 1.0], FloatingPointError, "row 0, inf for 'first'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("values", "error", "says"), REWARDS)
+def test_a_reward(values, error, says):
+    with pytest.raises(error, match=says):
+        text.check("polite", values, ["first", "second"], "python:mine.py:f")
+
+
+WEIGHTS = [
+    ({}, r"config\.json"),
+    ({"config.json": "{"}, "config.json"),
+    ({"config.json": '{"model_type": "mamba", "architectures": ["MambaForCausalLM"]}'}, "mamba|Mamba"),
+]
+
+
+@pytest.mark.parametrize(("written", "says"), WEIGHTS)
+def test_weights(written, says, tmp_path):
+    for name, content in written.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=says):
+        pretrained.load_config(tmp_path)
+
+
+WORKDIRS = [
+    ("{", "config.json is not valid JSON"),
+    ("[]", "config.json is not valid JSON of a configuration"),
+    ('{"stepz": 1}', "a field stepz, which this version"),
+    ('{"seed": 7}', r"config\.seed: 7 → 0"),
+    ('{"beside": [], "optim": {"final": 0.5}}', r"config\.optim\.final_lr_fraction: 0\.5 → 0\.05"),
+]
+
+
+@pytest.mark.parametrize(("recorded", "says"), WORKDIRS)
+def test_a_workdir(recorded, says, tmp_path):
+    (tmp_path / "config.json").write_text(recorded)
+    with pytest.raises(ValueError, match=says):
+        train.run(base.default(), str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert (tmp_path / "config.json").read_text() == recorded
+
+
+def test_a_workdir_that_is_a_file(tmp_path):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises((ValueError, OSError), match="run"):
+        train.run(base.default(), str(tmp_path / "run"))
+
+
+MESHES = [
+    ({"mesh.data": 3}, r"Mesh data=3 .* does not fit 8 device"),
+    ({"mesh.data": -1, "mesh.fsdp": -1}, r"-1"),
+    ({"mesh.data": 8, "batch_size": 6, "eval.batch_size": 64}, r"half of config\.batch_size"),
+    ({"mesh.data": 8, "eval.batch_size": 12}, r"config\.eval\.batch_size"),
+]
+
+
+@pytest.mark.parametrize(("fields", "says"), MESHES)
+def test_a_mesh(fields, says):
+    if jax.device_count() < 8:
+        pytest.skip("needs 8 devices: XLA_FLAGS=--xla_force_host_platform_device_count=8")
+    with pytest.raises(ValueError, match=says):
+        build.mesh_of(configured(fields))
