@@ -109,6 +109,17 @@ def parse(argv: Sequence[str]) -> list[str]:
         raise SystemExit(f"error: {error}") from None
 
 
+def workdir() -> str:
+    """--workdir, or runs/NAME by default: the name of --config's file, its argument after the colon, and the stage."""
+    f = flags.FLAGS
+    if f.workdir:
+        return f.workdir
+    path, _, argument = config_flags.get_config_filename(f["config"]).partition(":")
+    parts = [os.path.splitext(os.path.basename(path))[0], re.sub(r"[^\w.=-]+", "_", argument)]
+    parts += ["sft"] if f.config.get("stage") == "sft" else []
+    return os.path.join("runs", "_".join(filter(None, parts)))
+
+
 def wrong_field(argv: Sequence[str]) -> str | None:
     """What to say of the first --config.NAME in `argv` that the configuration does not have; None if it has them all."""
     config = _read_config(argv)

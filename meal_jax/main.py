@@ -24,13 +24,38 @@ def train_from_flags() -> Any:
     distributed.start_as_flags_say()  # before anything else that uses JAX
 
     from meal_jax import sft, train
+    from meal_jax.config import check
+    from meal_jax.runtime.metrics import Preemption
 
-    return (sft if f.config.stage == "sft" else train).run(f.config, f.workdir)
+    Preemption.status = f.stopped_status
+    check(f.config)
+    need_inputs(f.config)
+    return (sft if f.config.stage == "sft" else train).run(f.config, command.workdir())
+
+
+def need_inputs(config: Any) -> None:
+    """Refuses a run that lacks weights, rewards or data, with all that is missing in one message.
+
+    Raises:
+      FileNotFoundError: lists it, with the command for each.
+    """
+    from meal_jax.doctor import files
+
+    found = files.missing(config)
+    error = None
+    if found:
+        lines = "\n".join(f"  {f.name}: {f.found}\n    → {f.advice}" for f in found)
+        error = FileNotFoundError(f"this run cannot start here yet:\n{lines}\nNothing was written.")
+    distributed.agree(error, "Finding the run's inputs")
 
 
 if __name__ == "__main__":
     command.define_config()
-    flags.DEFINE_string("workdir", None, "Where the run writes; run again with the same to resume.", required=True)
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "Where the run writes, runs/NAME of the configuration's file by default; the same again resumes.",
+    )
     flags.DEFINE_integer(
         "stopped_status",
         0,

@@ -325,6 +325,7 @@ def loop(
         profiling.stopwatch() as watch,
         profiling.trace(config.profile_steps, workdir / "profile") as trace,
     ):
+        preemption.nothing_to_save = True
         for at in range(start, config.steps):
             trace(at)
             if at % config.eval.every == 0:
@@ -342,6 +343,7 @@ def loop(
                 state, metrics = step(state, batch, watch.run)
             settle(pending)  # of the step before: the device is never waited for
             pending, done = (at, metrics | {"time/data_wait": wait}, watch.take()), at + 1
+            preemption.nothing_to_save = False
             bar.update(done, **shown)
             preempted = preemption.stop_point()
             if done % config.checkpoint.every == 0 or done == config.steps or preempted:

@@ -121,3 +121,23 @@ def test_a_wrong_field_takes_less_than_a_second_and_a_half(name):
     after = os.times()
     spent = after.children_user + after.children_system - before.children_user - before.children_system
     assert spent < 1.5, (spent, time.monotonic() - began)
+
+
+@pytest.mark.parametrize(
+    ("argument", "directory"),
+    [
+        ("configs/toy.py", "runs/toy"),
+        ("configs/toy.py:k=3", "runs/toy_k=3"),
+        ("configs/reddit.py:summary,faithful", "runs/reddit_summary_faithful"),
+    ],
+)
+def test_a_workdir_is_named_after_the_configurations_file(argument, directory):
+    code = (
+        "from absl import flags; from meal_jax import command; command.define_config()\n"
+        "flags.DEFINE_string('workdir', None, '')\n"
+        f"flags.FLAGS(['x', '--config={argument}']); print(command.workdir())\n"
+        "flags.FLAGS.config.stage = 'sft'; print(command.workdir())\n"
+        "flags.FLAGS.workdir = 'here'; print(command.workdir())"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout.split() == [directory, f"{directory}_sft", "here"]

@@ -6,9 +6,9 @@ takes the flags of `meal_jax.main`, those of several processes too; every proces
 process 0 prints what all have found. Nothing is downloaded, and nothing written but a small file in the workdir (in the
 directory above it, if it is not there yet), which is removed again.
 
-Each line is `ok`, `warn` (the run starts; read it) or `fail`, with what to do about it. The exit status is 1 on a fail.
-What only the whole run can tell is not checked: whether every row of the data can be read, whether the step fits the
-devices' memory with what XLA needs beside the estimate.
+Each line is `ok`, `warn` (the run starts; read it), `fail`, with what to do about it, or `unknown` where it did not look. The
+exit status is 1 on a fail. Where weights or data are missing nothing is compiled. What only the whole run can tell is not
+checked: whether the step fits the devices' memory with what XLA needs beside the estimate.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from meal_jax.runtime import distributed
 
 
 def run() -> int | None:
-    config, workdir = flags.FLAGS.config, flags.FLAGS.workdir
+    config, workdir = flags.FLAGS.config, command.workdir()
     if "policy" not in config or "mesh" not in config:
         raise ValueError("this --config is not of meal_jax.main, whose runs the doctor knows.")
     with distributed.end_together():
@@ -40,6 +40,6 @@ def run() -> int | None:
 
 if __name__ == "__main__":
     command.define_config()
-    flags.DEFINE_string("workdir", None, "Where the run would write.", required=True)
+    flags.DEFINE_string("workdir", None, "Where the run would write; runs/NAME of the configuration's file by default.")
     distributed.define_flags()
     command.main(run)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from meal_jax import build, cost, testing
 from meal_jax.aot.memory import held, peak
-from meal_jax.doctor.finding import GIB, Finding, fail, ok, warn
+from meal_jax.doctor.finding import GIB, Finding, fail, ok, unknown, warn
 from meal_jax.hf import pretrained
 from meal_jax.meal import step as meal
 from meal_jax.models.policy import inserted
@@ -28,6 +29,7 @@ from meal_jax.models.transformer import TransformerConfig
 from meal_jax.rollout.weights import RolloutWeights
 from meal_jax.runtime import sharding
 
+SUMMED = 2**20  # numbers of each device
 ACCELERATORS = {"/dev/nvidia0": "an NVIDIA GPU", "/dev/accel0": "a TPU", "/dev/vfio/0": "a TPU"}
 
 
@@ -95,7 +97,12 @@ def memory(config: Any, mesh: Mesh, model: TransformerConfig | None) -> Iterator
         limit, alone, has = _host_memory(), jax.local_device_count(), "this host has free"
     has = f"{has} {limit / GIB:.1f} GiB" if limit else "what there is, is not known"
     if model is None:
-        yield ok("memory", has)
+        known = not config.policy.source  # drawn at random, and small
+        yield (
+            ok("memory", has)
+            if known
+            else unknown("memory", f"{has}; a step's need is unknown: the policy was not read")
+        )
         return
     try:
         paths = {f"policy/transformer/{path}": shape for path, shape in pretrained.param_shapes(model).items()}
@@ -143,11 +150,22 @@ def _host_memory() -> int | None:
 
 def collective() -> list[Finding]:
     """A sum over all devices of all processes, timed the second time."""
-    count, length = jax.device_count(), 2**20
+    return compile_collective()()
+
+
+def compile_collective() -> Callable[[], list[Finding]]:
+    """`collective` in two parts, for a limit of time on the second alone: a slow compiler is no device that hangs."""
     mesh = Mesh(np.array(jax.devices()), ("all",))
-    rows = lambda at: np.arange(count, dtype=np.float32)[at[0]][:, None] * np.ones(length, np.float32)  # noqa: E731
-    x = jax.make_array_from_callback((count, length), NamedSharding(mesh, P("all")), rows)
-    total = jax.jit(lambda x: jnp.sum(x, axis=0), out_shardings=NamedSharding(mesh, P()))
+    split = NamedSharding(mesh, P("all"))
+    x = jax.ShapeDtypeStruct((jax.device_count(), SUMMED), jnp.float32, sharding=split)
+    total = jax.jit(lambda x: jnp.sum(x, axis=0), out_shardings=NamedSharding(mesh, P())).lower(x).compile()
+    return functools.partial(_sum, total, split)
+
+
+def _sum(total: Callable, split: NamedSharding) -> list[Finding]:
+    count = jax.device_count()
+    rows = lambda at: np.arange(count, dtype=np.float32)[at[0]][:, None] * np.ones(SUMMED, np.float32)  # noqa: E731
+    x = jax.make_array_from_callback((count, SUMMED), split, rows)
     jax.block_until_ready(total(x))
     began = time.perf_counter()
     found = jax.block_until_ready(total(x))
@@ -162,6 +180,11 @@ def collective() -> list[Finding]:
 
 def small_step(mesh: Any) -> list[Finding]:
     """A step of the method in miniature on the run's mesh: rollout, scoring, both halves' updates, sharded by its rules."""
+    return compile_small_step(mesh)()
+
+
+def compile_small_step(mesh: Any) -> Callable[[], list[Finding]]:
+    """`small_step` in two parts, as `compile_collective`."""
     rows, fsdp, tensor = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["fsdp"], mesh.shape["tensor"]
     vocabulary = testing.VOCABULARY * tensor
     sizes = {
@@ -181,13 +204,17 @@ def small_step(mesh: Any) -> list[Finding]:
         return metrics["loss/base"]
 
     with jax.set_mesh(mesh):
-        compiled = jax.jit(step, out_shardings=sharding.replicated(mesh))
         began = time.perf_counter()
-        loss = float(compiled())
+        compiled = jax.jit(step, out_shardings=sharding.replicated(mesh)).lower().compile()
         compiling = time.perf_counter() - began
-        began = time.perf_counter()
-        again = float(compiled())
-        seconds = time.perf_counter() - began
+    return functools.partial(_step_twice, compiled, compiling)
+
+
+def _step_twice(compiled: Callable, compiling: float) -> list[Finding]:
+    loss = float(compiled())
+    began = time.perf_counter()
+    again = float(compiled())
+    seconds = time.perf_counter() - began
     if not math.isfinite(loss) or loss != again:
         return [
             fail("step", f"a small step's loss was {loss}, then {again}", "A device computes wrongly: try another.")

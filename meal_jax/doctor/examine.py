@@ -16,9 +16,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from meal_jax.doctor import devices, files, software
-from meal_jax.doctor.finding import Finding, fail, report
+from meal_jax.doctor.finding import Finding, fail, report, unknown
 
-DEVICE_SECONDS = 180.0  # that a first program on all devices may take, its compilation included
+DEVICE_SECONDS = 180.0  # that a program on all devices may take, once it is compiled
 
 
 def examine(config: Any, workdir: str) -> list[Finding]:
@@ -30,7 +30,9 @@ def examine(config: Any, workdir: str) -> list[Finding]:
     findings = [*software.versions(), software.settings(config)]
     sound = findings[-1].status == "ok"  # else the fields cannot be relied on
     if sound:
-        findings += [*files.weights(config), *files.data(config), *files.workdir(config, workdir)]
+        inputs = [*files.weights(config), *files.data(config), *files.splits(config)]
+        findings += [*inputs, *files.workdir(config, workdir)]
+    lacking = sound and any(finding.status == "fail" for finding in inputs)
     try:
         jax.devices()
     except RuntimeError as error:
@@ -43,18 +45,42 @@ def examine(config: Any, workdir: str) -> list[Finding]:
     findings += found
     if sound and mesh is not None:
         findings += devices.memory(config, mesh, files.decoder(config))
-    try:
-        findings += within(DEVICE_SECONDS, devices.collective)
-        if mesh is not None:
-            findings += within(DEVICE_SECONDS, functools.partial(devices.small_step, mesh))
-    except TimeoutError:
-        advice = (
-            "Some device or host does not take part. Was the command started on every host? Are the ports between hosts "
-            "open? Is another program on the devices? With NVIDIA GPUs, NCCL_DEBUG=INFO says more."
-        )
-        report([*findings, fail("collective", f"no answer from all devices in {DEVICE_SECONDS:.0f} s", advice)])
-        os._exit(1)  # a thread waits for the devices, and would keep this process
+    if lacking_somewhere(lacking):  # the run cannot start anyway: the answer is there in seconds
+        why = "not tried, since weights or data are missing"
+        findings += [unknown("collective", why), unknown("step", why)]
+        return gathered([*findings, *files.shared(workdir)])
+    programs = {"collective": devices.compile_collective}
+    if mesh is not None:
+        programs["step"] = functools.partial(devices.compile_small_step, mesh)
+    for name, compile_program in programs.items():
+        program = compile_program()  # outside of the limit: a loaded machine compiles slowly
+        try:
+            findings += within(DEVICE_SECONDS, program)
+        except TimeoutError:
+            report([*findings, silent(name)])
+            os._exit(1)  # a thread waits for the devices, and would keep this process
     return gathered([*findings, *files.shared(workdir)])
+
+
+def lacking_somewhere(lacking: bool) -> bool:
+    """Whether any process lacks what the run reads; the same on all."""
+    if jax.process_count() == 1:
+        return lacking
+    return bool(np.any(multihost_utils.process_allgather(np.array(lacking))))
+
+
+def silent(name: str) -> Finding:
+    """The finding of a compiled program that did not end in time."""
+    count, processes = jax.device_count(), jax.process_count()
+    advice = "Is another program on the device? Does its driver run?"
+    if count > 1:
+        advice = "Some device does not take part. Is another program on one of them?"
+    if processes > 1:
+        advice += " Was the command started on every host, and are the ports between hosts open?"
+    if count > 1 and jax.default_backend() == "gpu":
+        advice += " NCCL_DEBUG=INFO says more."
+    of = "the device" if count == 1 else f"all {count} devices"
+    return fail(name, f"no answer from {of} in {DEVICE_SECONDS:.0f} s, the program being compiled", advice)
 
 
 def within(seconds: float, function: Callable[[], list[Finding]]) -> list[Finding]:

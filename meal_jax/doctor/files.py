@@ -17,14 +17,16 @@ from jax.experimental import multihost_utils
 
 from meal_jax import methods, sft
 from meal_jax.data import overlap, read_prepared
-from meal_jax.doctor.finding import GIB, Finding, fail, ok, warn
+from meal_jax.doctor.finding import GIB, Finding, fail, ok, unknown, warn
 from meal_jax.hf import pretrained
 from meal_jax.hf.storage import INDEX, SINGLE, read_json, weight_files
 from meal_jax.models.lora import Lora
 from meal_jax.rewards import formats, linear_heads, sources
+from meal_jax.rewards.sources import parse
 from meal_jax.runtime import distributed
 from meal_jax.saved_run import need_same, steps_done
-from meal_jax.tasks.language import need_weights
+from meal_jax.tasks import BENCHMARKS
+from meal_jax.tasks.language import TUNED, need_weights
 
 HUB_SECONDS = 5.0  # that the hub may take to answer
 READ_BYTES = 2**28  # of data that is read through
@@ -173,13 +175,15 @@ def data(config: Any) -> Iterator[Finding]:
 def splits(config: Any) -> Iterator[Finding]:
     """How many rows are trained and evaluated on, before limits of length, and what the two share; of data that is there."""
     at = config.data.posts or config.data.path
+    if not at or not Path(at).expanduser().exists():  # `data` has told
+        return
     rows = getattr(importlib.import_module(f"meal_jax.tasks.{config.task}"), "read_rows", None)
-    if not at or rows is None:
+    if rows is None:
         return
     path = Path(at).expanduser()
     size = sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
     if size > READ_BYTES:
-        yield Finding("unknown", "splits", f"{size / 2**20:.0f} MiB of rows were not read")
+        yield unknown("splits", f"{size / 2**20:.0f} MiB of rows were not read")
         return
     try:
         train, test = rows(config)[:2]
@@ -235,6 +239,49 @@ def configurations(config: Any) -> dict[str, Any]:
     if config.stage == "sft":
         return {config.method: sft.configure(config)}
     return {name: methods.configure(name, config) for name in (config.method, *config.compare_with)}
+
+
+def missing(config: Any) -> list[Finding]:
+    """What a run of this configuration needs and this machine has not: policy, rewards, data. Nothing is read through.
+
+    Each has a command in its advice. Where something is missing, what else a newcomer has to know stands below it: the
+    fine-tuned start and the devices.
+    """
+    if config.task not in BENCHMARKS or config.task in ("toy", "synthetic"):
+        return []  # `build.build_task` tells
+    found = [f for f in (*weights(config), *data(config)) if f.status == "fail"]
+    sources = {"policy": (str(config.policy.source), "config.policy.source")}
+    for objective, source in zip(config.objectives, map(parse, config.reward.sources), strict=False):
+        if source.kind == "model":
+            at = source.directory or formats.PRESETS[source.value].source
+            sources[f"reward {objective}"] = (at, f"{source.value}@DIRECTORY in config.reward.sources")
+        elif source.kind == "judge":
+            sources[f"reward {objective}"] = (str(config.reward.judge), "config.reward.judge")
+    for i, finding in enumerate(found):
+        source, field = sources.get(finding.name, ("", ""))
+        if source.count("/") == 1 and not source.startswith((".", "/", "~", "weights/")):  # a hub id
+            command = f"hf download {source} --local-dir weights/{source.rpartition('/')[2]}"
+            found[i] = finding._replace(advice=f"{finding.advice} `{command}`, and name that directory in {field}.")
+    return [*found, *_also(config)] if found else []
+
+
+def _also(config: Any) -> Iterator[Finding]:
+    """What is not missing for sure, but a newcomer would learn next."""
+    directory = Path(config.policy.source).expanduser()
+    if config.stage == "align" and config.data.template == "plain" and not (directory / TUNED).exists():
+        yield warn(
+            "SFT start",
+            "the published comparisons start from a fine-tuned model, and config.policy.source is a base model",
+            "The same command with --config.stage=sft --workdir=runs/sft makes one; then set "
+            "--config.policy.source=runs/sft/model.",
+        )
+    kind = jax.devices()[0]
+    if kind.platform == "cpu" and config.policy.dtype == "bfloat16":
+        yield warn(
+            "devices",
+            f"{jax.device_count()} × {kind.device_kind}: a configuration in bfloat16 is made for GPUs or TPUs",
+            "Install JAX for them: pip install -e '.[cuda]' or '.[tpu]' (BUILD.md).",
+        )
 
 
 def existing(path: Path) -> Path:

@@ -13,7 +13,7 @@ GIB = 2**30
 
 
 class Finding(NamedTuple):
-    """One line of the report: ok, warn or fail; of what; what was found; what to do."""
+    """One line of the report: ok, warn, fail, or unknown where nobody looked; of what; what was found; what to do."""
 
     status: str
     name: str
@@ -24,15 +24,18 @@ class Finding(NamedTuple):
 ok = functools.partial(Finding, "ok")
 warn = functools.partial(Finding, "warn")
 fail = functools.partial(Finding, "fail")
+unknown = functools.partial(Finding, "unknown")
 
 
 def report(findings: list[Finding]) -> None:
     """Prints the list."""
-    console, styles = Console(soft_wrap=True), {"ok": "green", "warn": "yellow", "fail": "bold red"}
+    console, styles = Console(soft_wrap=True), {"ok": "green", "warn": "yellow", "fail": "bold red", "unknown": "cyan"}
     width = max(len(finding.name) for finding in findings)
+    column = max(4, *(len(finding.status) for finding in findings))
     for status, name, found, advice in findings:
-        console.print(Text.assemble((f"{status:4}", styles[status]), f"  {name:{width}}  {found}"))
+        console.print(Text.assemble((f"{status:{column}}", styles[status]), f"  {name:{width}}  {found}"))
         if advice:
-            console.print(Text.assemble(" " * (width + 8), ("→ ", styles[status]), advice))
+            console.print(Text.assemble(" " * (width + column + 4), ("→ ", styles[status]), advice))
     count = collections.Counter(finding.status for finding in findings)
-    console.print(f"\n{count['fail']} failed, {count['warn']} to look at, {count['ok']} fine")
+    rest = f", {count['unknown']} unknown" if count["unknown"] else ""
+    console.print(f"\n{count['fail']} failed, {count['warn']} to look at, {count['ok']} fine{rest}")

@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 from meal_jax import methods
 from meal_jax.config import check
 from meal_jax.doctor.finding import Finding, fail, ok, warn
+from meal_jax.tasks import BENCHMARKS
 
 SHOWN = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
 PLUGINS = ("libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin", "jax-rocm7-plugin")
@@ -45,6 +46,8 @@ def settings(config: Any) -> Finding:
     """The configuration's own checks, for every method that it trains."""
     try:
         check(config)
+        if config.task not in BENCHMARKS:
+            raise ValueError(f"config.task={config.task!r} is not one of {', '.join(BENCHMARKS)}.")
         if config.stage == "align":
             for name in (config.method, *config.compare_with):
                 check(methods.configure(name, config))

@@ -196,12 +196,18 @@ class Preemption:
     A second Ctrl-C interrupts at once. The handlers before are put back on exit. Off the main thread, where Python
     allows no handlers, nothing is installed.
 
+    While there is nothing to save (`nothing_to_save`), as in the first step's compilation, which no Python handler can
+    interrupt, the program ends at once, with `status`.
+
     With several processes a request to one is a request to all, and they stop at the same point: SIGTERM is left to JAX's
     preemption service, which also hears of the cluster's own notices, and Ctrl-C is passed on to it.
     """
 
+    status = 0  # of a program that is told to stop while there is nothing to save
+
     def __init__(self):
-        self.requested = False
+        self.requested, self.nothing_to_save = False, False
+        self._pipe, self._wakeup = None, -1
         self._several = jax.process_count() > 1
         self._interrupted = False
         self._before = {}
@@ -210,6 +216,12 @@ class Preemption:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT,) if self._several else (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._handle)
+            if not self._several:
+                # The signal's number is written here by C, at once, whatever the main thread does.
+                self._pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+                os.set_blocking(self._pipe[0], True)
+                self._wakeup = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+                threading.Thread(target=self._leave, args=(self._pipe[0],), daemon=True).start()
         return self
 
     def __exit__(self, *_) -> None:
@@ -217,6 +229,22 @@ class Preemption:
             # None stands for a handler that was not installed from Python, and that Python cannot put back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._before = {}
+        if self._pipe is not None:
+            signal.set_wakeup_fd(self._wakeup)
+            os.close(self._pipe[1])  # ends the thread, which closes the other end
+            self._pipe = None
+
+    def _leave(self, heard: int) -> None:
+        """Thread: ends the program where a signal comes while there is nothing to save."""
+        while numbers := os.read(heard, 64):
+            if self.nothing_to_save and {signal.SIGTERM, signal.SIGINT} & set(numbers):
+                print(
+                    "stopped before the first step was done: nothing to save; run the same command to go on",
+                    file=sys.stderr,
+                )
+                sys.stderr.flush()
+                os._exit(self.status)
+        os.close(heard)
 
     def stop_point(self) -> bool:
         """Whether to stop here. With several processes all call this alike and hear the same; see `distributed`."""

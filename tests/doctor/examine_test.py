@@ -111,3 +111,33 @@ def test_two_processes_examine_together(tmp_path):
         re.search(r"fail +workdir .*it is a file.*\(processes \[1\]\)", outputs[0]) and "of 2 processes" in outputs[0]
     )
     assert re.search(r"ok +step", outputs[0]) and "1 failed" in outputs[0] and "fail" not in outputs[1]
+
+
+def test_where_weights_or_data_are_missing_nothing_is_compiled(monkeypatch, tmp_path):
+    def compiled(*_):
+        raise AssertionError("compiled")
+
+    monkeypatch.setattr(examine.devices, "compile_collective", compiled)
+    monkeypatch.setattr(examine.devices, "compile_small_step", compiled)
+    config = base.default()
+    config.task, config.policy.source = "assistant", str(tmp_path / "nowhere")
+    config.data.path = str(tmp_path / "no_data")
+    found = {f.name: f.status for f in examine.examine(config, str(tmp_path / "run"))}
+    assert (found["policy"], found["data"]) == ("fail", "fail")
+    assert (found["memory"], found["collective"], found["step"]) == ("unknown",) * 3
+
+
+@pytest.mark.parametrize(
+    ("count", "processes", "backend", "says", "not_says"),
+    [
+        (1, 1, "cpu", "no answer from the device in 180 s", "NCCL"),
+        (8, 1, "gpu", "NCCL_DEBUG", "every host"),
+        (8, 2, "tpu", "started on every host", "NCCL"),
+    ],
+)
+def test_a_device_that_does_not_answer_is_named_for_what_it_is(monkeypatch, count, processes, backend, says, not_says):
+    monkeypatch.setattr(jax, "device_count", lambda: count)
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    found = examine.silent("step")
+    assert says in found.found + found.advice and not_says not in found.advice and "being compiled" in found.found

@@ -109,3 +109,37 @@ def test_the_workdir_is_written_to_and_left_as_it_was(config, tmp_path, monkeypa
     for free, status in ((2**29, "fail"), (2**32, "warn"), (2**36, "ok")):
         monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: usage(0, 0, free))
         assert next(files.workdir(config, str(tmp_path))).status == status
+
+
+def test_all_that_is_missing_is_listed_with_a_command_for_each(monkeypatch, tmp_path):
+    from configs import reddit
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", offline)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.chdir(tmp_path)
+    config = reddit.get_config("summary,faithful")
+    found = files.missing(config)
+    assert [f.name for f in found] == ["policy", "reward summary", "reward faithful", "data", "SFT start", "devices"]
+    advice = {f.name: f.advice for f in found}
+    assert "`hf download meta-llama/Llama-2-7b-hf --local-dir weights/Llama-2-7b-hf`" in advice["policy"]
+    assert "summary@DIRECTORY in config.reward.sources" in advice["reward summary"]
+    assert "python -m meal_jax.data.prepare --dataset=summarize_from_feedback" in advice["data"]
+    assert "--config.stage=sft" in advice["SFT start"] and "[cuda]" in advice["devices"]
+    assert files.missing(base.default()) == [] and not list(tmp_path.iterdir())
+
+
+def test_nothing_is_missing_where_all_is_on_this_machine(config, chat_model):
+    config.reward.sources = (f"harmless@{chat_model}",) * 2
+    assert files.missing(config) == []
+
+
+def test_rows_are_counted_and_unreadable_ones_named(config, tmp_path):
+    config.data.format = "own"
+    rows = tmp_path / "data" / "train.jsonl"
+    rows.write_text("".join(f'{{"prompt": "question {i}", "split": "train"}}\n' for i in range(9)))
+    (tmp_path / "data" / "test.jsonl").write_text('{"prompt": "Question  3"}\n{"prompt": "another"}\n')
+    [found] = files.splits(config)
+    assert found.status == "ok" and "9 prompts to train on, 2 to evaluate on; in both: 1 by text" in found.found
+    rows.write_text("{}\n")
+    [found] = files.splits(config)
+    assert found.status == "fail" and "train.jsonl:1 must have one of prompt and messages" in found.found
