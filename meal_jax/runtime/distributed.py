@@ -17,7 +17,7 @@ port follows from the job's number, so that two jobs can share a host.
 Told to stop (SIGTERM to any process, or the cluster's notice of a preemption), all stop at the same point and save: after the
 step or the batch of an evaluation that is under way and at most a second's worth of more, since the notice is looked for once
 a second. What comes on top is the save itself, as long as its bytes take to write. While the first step compiles there is
-nothing to save, and nobody listens.
+nothing to save: a process alone leaves at once, and of several nobody listens until then.
 
 If a process dies, the others learn of it from missed heartbeats, or sooner from a broken collective, and end with a message
 and a nonzero status within twice `--heartbeat_seconds`. Run the same command again and it goes on from the last checkpoint.

@@ -218,8 +218,8 @@ class Preemption:
                 self._before[number] = signal.signal(number, self._handle)
             if not self._several:
                 # The signal's number is written here by C, at once, whatever the main thread does.
-                self._pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-                os.set_blocking(self._pipe[0], True)
+                self._pipe = os.pipe()
+                os.set_blocking(self._pipe[1], False)
                 self._wakeup = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
                 threading.Thread(target=self._leave, args=(self._pipe[0],), daemon=True).start()
         return self

@@ -4,6 +4,8 @@ import os
 import re
 import signal
 import struct
+import subprocess
+import sys
 import threading
 
 import jax.numpy as jnp
@@ -221,3 +223,26 @@ def test_preemption_off_the_main_thread_installs_nothing():
     thread.start()
     thread.join()
     assert handlers == [(before, False)]
+
+
+BUSY = """
+import hashlib, threading
+from meal_jax.runtime.metrics import Preemption
+Preemption.status = 75
+with Preemption() as preemption:
+    preemption.nothing_to_save = {nothing}
+    print("busy", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", {rounds})  # C, which no Python handler interrupts, as XLA's compiler
+    print("requested", preemption.requested)
+"""
+
+
+@pytest.mark.parametrize(("nothing", "rounds", "status"), [(True, 2**31 - 1, 75), (False, 3_000_000, 0)])
+def test_while_there_is_nothing_to_save_a_busy_program_leaves_at_once(nothing, rounds, status):
+    code = BUSY.format(nothing=nothing, rounds=rounds)
+    run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert run.stdout.readline() == "busy\n"
+    run.send_signal(signal.SIGTERM)
+    output, errors = run.communicate(timeout=60)
+    assert run.returncode == status
+    assert ("nothing to save" in errors) == nothing and ("requested True" in output) != nothing
