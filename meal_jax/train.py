@@ -149,13 +149,8 @@ def train_and_evaluate(
                 return None
 
             def judge() -> dict[str, Any]:
-                known = recorded_reference(workdir)
-                its = (
-                    task
-                    if known is None
-                    else task._replace(reference=np.where(np.isnan(task.reference), known, task.reference))
-                )
-                its = its._replace(reference=evaluate.fix_reference(its.reference, answers))
+                reference = evaluate.fix_reference(recorded_reference(workdir, task.reference), answers)
+                its = task._replace(reference=reference)
                 out = {"step": at} | evaluate.summarise(answers, preferences, its, e.bootstrap)
                 out["samples"] = evaluate.sample_answers(answers, preferences, its, e.samples)
                 write_json(path, out)

@@ -1,0 +1,317 @@
+"""Kills and corrupts runs, and says whether anything that was saved was lost: figures for docs/reliability.md.
+
+    python tests/reliability.py --kills=50 --only=toy,text
+
+Each case runs the command line in processes of their own, in a tiny configuration, and compares the end with that of a run
+that nobody touched: the newest checkpoint's digests, all metrics but those of time and memory, and the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from orbax.checkpoint import v1 as ocp
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZES = {
+    "batch_size": 4, "meal.candidates": 2, "sampling.max_new": 4, "compare_with": "()", "eval.batch_size": 16,
+    "eval.prompts": 16, "eval.divisions": 2, "eval.bootstrap": 20, "checkpoint.every": 5, "mesh.data": 1,
+}  # fmt: skip
+TOY = SIZES | {
+    "policy.width": 16,
+    "policy.hidden": 16,
+    "policy.layers": 1,
+    "steps": 300,
+    "eval.every": 100,
+    "mesh.data": -1,
+}
+TEXT = SIZES | {
+    "steps": 60, "eval.every": 20, "eval.prompts": 8, "eval.batch_size": 8, "policy.lora_rank": 2, "policy.chunk": 0,
+    "data.format": "own", "data.prompt_length": 48, "meal.beta": 0.0,
+}  # fmt: skip
+REWARDS = """
+def short(prompts, responses):
+    return [-len(response) for response in responses]
+
+def vowels(prompts, responses):
+    return [sum(c in "aeiou" for c in response) for response in responses]
+"""
+ENDED = 0
+
+
+def command(case: str, home: Path, workdir: Path, **fields: Any) -> list[str]:
+    """The command line of a case, "toy" or "text"; `home` holds what the latter reads."""
+    values = {"toy": TOY, "text": TEXT}[case] | {name.replace("__", "."): value for name, value in fields.items()}
+    config = "configs/toy.py"
+    if case == "text":
+        config = "configs/assistant_small.py"
+        (home / "mine.py").write_text(REWARDS)
+        rows = "".join(json.dumps({"prompt": f"question number {i}, please"}) + "\n" for i in range(200))
+        (home / "rows.jsonl").write_text(rows)
+        values |= {
+            "policy.source": ROOT / "tests" / "saved" / "model", "data.path": home / "rows.jsonl",
+            "reward.sources": f"('python:{home}/mine.py:short','python:{home}/mine.py:vowels')",
+        }  # fmt: skip
+    flags = [f"--config.{name}={value}" for name, value in values.items()]
+    return [
+        sys.executable,
+        "-m",
+        "meal_jax.main",
+        f"--config={config}",
+        *flags,
+        f"--workdir={workdir}",
+        "--stopped_status=75",
+    ]
+
+
+def start(line: list[str], home: Path, **more: str) -> subprocess.Popen:
+    """The command in a process group of its own, its output in home/log."""
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0", "MEAL_CACHE": "0",
+        "JAX_COMPILATION_CACHE_DIR": str(home / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }  # fmt: skip
+    log = open(home / "log", "a")
+    return subprocess.Popen(line, cwd=ROOT, env=environment | more, stdout=log, stderr=log, start_new_session=True)
+
+
+def finish(line: list[str], home: Path, seconds: float = 600) -> tuple[int, str, float]:
+    """Runs the command to its end: status, the end of what it said, seconds."""
+    (home / "log").write_text("")
+    began = time.monotonic()
+    status = start(line, home).wait(timeout=seconds)
+    return status, (home / "log").read_text()[-1500:], time.monotonic() - began
+
+
+def result(workdir: Path) -> dict[str, Any]:
+    """What two runs must share to the bit."""
+    steps = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    metadata = ocp.checkpointables_metadata(workdir / "checkpoints" / str(steps[-1])).custom_metadata
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    pareto = json.loads((workdir / "pareto.json").read_text())
+    clock = ("time/", "memory/", "score/known")  # a process that was killed has forgotten what it had scored
+    return {
+        "leaves": json.loads(metadata["record"])["leaves"],
+        "metrics": [{name: v for name, v in row.items() if not name.startswith(clock)} for row in rows],
+        "pareto": {name: v for name, v in pareto.items() if name not in ("seconds_training", "compiled")},
+    }
+
+
+def kill(process: subprocess.Popen) -> None:
+    """SIGKILL to the process, its children and its loaders."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def wait_for(found: Callable[[], Any], process: subprocess.Popen, seconds: float = 300) -> Any:
+    """What `found` gives once it is true; AssertionError if the process ends first."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := found():
+            return value
+        assert process.poll() is None, "the run ended first"
+        time.sleep(0.002)
+    raise AssertionError("nothing came")
+
+
+def kills(case: str, home: Path, count: int, seed: int = 0, limit: float = 1e9) -> dict[str, Any]:
+    """`count` SIGKILLs at random moments of runs of a case, each run started again until it ends; within `limit` seconds."""
+    draw, began = random.Random(seed), time.monotonic()
+    status, said, _ = finish(command(case, home, home / "whole"), home)
+    assert status == ENDED, said
+    expected = result(home / "whole")
+    shutil.rmtree(home / "whole")
+    status, said, seconds = finish(command(case, home, home / "whole"), home)  # its programs are compiled now
+    assert status == ENDED and result(home / "whole") == expected, "two whole runs differ"
+    done, runs, moments = 0, 0, []
+    while done < count and time.monotonic() - began < limit:
+        workdir = home / f"killed_{runs}"
+        while True:
+            process, moment = start(command(case, home, workdir), home), draw.uniform(0, seconds)
+            if done >= count or time.monotonic() - began > limit:
+                moment = 600.0
+            try:
+                status = process.wait(timeout=moment)
+                break
+            except subprocess.TimeoutExpired:
+                kill(process)
+                done += 1
+                moments.append(moment)
+        assert status == ENDED, (home / "log").read_text()[-1500:]
+        assert result(workdir) == expected, f"after {done} kills {workdir} differs"
+        shutil.rmtree(workdir)
+        runs += 1
+    return {"case": case, "kills": done, "runs": runs, "seconds": round(seconds, 1), "same_bits": True}
+
+
+def full_disk(home: Path) -> dict[str, Any]:
+    """The disk fills up in a save: a message, what was saved stays, and with room again the run ends with the same bits."""
+    disk = home / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", disk]).returncode:
+        return {"case": "disk full", "skipped": "a tmpfs cannot be mounted here"}
+    try:
+        status, said, seconds = finish(command("toy", home, disk / "run", checkpoint__keep=50), home)
+        saved = sorted(int(p.name) for p in (disk / "run" / "checkpoints").glob("*") if p.name.isdigit())
+        assert status not in (ENDED, 75) and saved, said
+        subprocess.run(["mount", "-o", "remount,size=200m", disk], check=True)
+        again, told, _ = finish(command("toy", home, disk / "run"), home)
+        assert again == ENDED, told
+        return outcome("disk full", home, disk / "run", status, said, seconds) | {"saved": len(saved)}
+    finally:
+        subprocess.run(["umount", disk])
+
+
+def read_only(home: Path) -> dict[str, Any]:
+    """A workdir that cannot be written to."""
+    disk = home / "sealed"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,ro", "tmpfs", disk]).returncode:
+        return {"case": "read-only workdir", "skipped": "a tmpfs cannot be mounted here"}
+    try:
+        status, said, seconds = finish(command("toy", home, disk / "run"), home)
+        assert status not in (ENDED, 75) and "Traceback" not in said, said
+        return {"case": "read-only workdir", "status": status, "said": last(said), "seconds": round(seconds, 1)}
+    finally:
+        subprocess.run(["umount", disk])
+
+
+def half_done(home: Path, name: str) -> Path:
+    """A workdir whose run was killed with two checkpoints, the newest not the last."""
+    workdir = home / name
+    process = start(command("toy", home, workdir), home)
+    names = lambda: [p for p in (workdir / "checkpoints").glob("*") if p.name.isdigit() and int(p.name) >= 100]  # noqa: E731
+    wait_for(lambda: len(names()) >= 2, process)
+    kill(process)
+    return workdir
+
+
+def truncate(checkpoint: Path) -> None:
+    """Cuts the largest file of a checkpoint to half."""
+    file = max((p for p in checkpoint.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def damaged(home: Path, which: str) -> dict[str, Any]:
+    """The newest checkpoint truncated, or the older, or both."""
+    workdir = half_done(home, f"damaged_{which}")
+    numbers = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    for number in {"newest": numbers[-1:], "older": numbers[:1], "both": numbers}[which]:
+        truncate(workdir / "checkpoints" / str(number))
+    before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
+    status, said, seconds = finish(command("toy", home, workdir), home)
+    if which == "both":
+        after = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
+        assert status not in (ENDED, 75) and "None of the checkpoints" in said and after == before, said
+        return {"case": "both damaged", "status": status, "said": last(said), "seconds": round(seconds, 1)}
+    return outcome(f"{which} damaged", home, workdir, status, said, seconds)
+
+
+def told(home: Path, when: str) -> dict[str, Any]:
+    """SIGTERM during a save, or during an evaluation."""
+    workdir = home / f"told_{when}"
+    fields = {"eval__every": 50, "eval__prompts": 1024, "eval__bootstrap": 2000} if when == "evaluation" else {}
+    whole = home / f"whole_{when}" if fields else home / "whole"
+    if fields:
+        status, said, _ = finish(command("toy", home, whole, **fields), home)
+        assert status == ENDED, said
+    process = start(command("toy", home, workdir, **fields), home)
+    if when == "save":
+        wait_for(
+            lambda: list((workdir / "checkpoints").glob("*tmp*")) and (workdir / "checkpoints" / "20").exists(), process
+        )
+    else:
+        wait_for(lambda: (workdir / "checkpoints" / "50").exists(), process)  # the evaluation at 50 is under way
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    status = process.wait(timeout=120)
+    seconds = time.monotonic() - began
+    assert status == 75, (status, (home / "log").read_text()[-1500:])
+    again, said, _ = finish(command("toy", home, workdir, **fields), home)
+    assert again == ENDED and result(workdir) == result(whole), said
+    return {"case": f"SIGTERM in {when}", "status": status, "seconds": round(seconds, 1), "same_bits": True}
+
+
+def one_of_two(home: Path) -> dict[str, Any]:
+    """One of two processes is killed: the other ends by itself, and both started again end with the bits of one process."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+
+    def both(workdir: Path) -> list[subprocess.Popen]:
+        line = command("toy", home, workdir, eval__batch_size=16, mesh__data=2)
+        joined = [f"--coordinator=localhost:{port}", "--processes=2", "--heartbeat_seconds=10"]
+        return [start([*line, *joined, f"--process={i}"], home) for i in range(2)]
+
+    whole = both(home / "two")
+    assert [process.wait(timeout=600) for process in whole] == [0, 0], (home / "log").read_text()[-1500:]
+    first, second = both(home / "two_killed")
+    wait_for(lambda: list((home / "two_killed" / "checkpoints").glob("1[0-9]")), first)
+    (home / "log").write_text("")
+    began = time.monotonic()
+    kill(second)
+    status = first.wait(timeout=180)
+    seconds, said = time.monotonic() - began, (home / "log").read_text()
+    assert status != 0, said[-1500:]
+    again = both(home / "two_killed")
+    assert [process.wait(timeout=600) for process in again] == [0, 0], (home / "log").read_text()[-1500:]
+    assert result(home / "two_killed") == result(home / "two")
+    words = "died" if "died" in said else last(said)
+    return {
+        "case": "one of two killed",
+        "status": status,
+        "said": words,
+        "seconds": round(seconds, 1),
+        "same_bits": True,
+    }
+
+
+def outcome(case: str, home: Path, workdir: Path, status: int, said: str, seconds: float) -> dict[str, Any]:
+    same = result(workdir) == result(home / "whole")
+    assert same, f"{case}: another end than that of the untouched run"
+    return {"case": case, "status": status, "said": last(said), "seconds": round(seconds, 1), "same_bits": same}
+
+
+def last(said: str) -> str:
+    """The line of a run's output that says what happened."""
+    lines = [line for line in said.splitlines() if any(word in line for word in ("error", "damaged", "stopped"))]
+    return (lines or said.splitlines() or [""])[-1][:300]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=50, help="of each case of --only")
+    parser.add_argument("--only", default="toy,text,others", help="toy, text, others; with commas")
+    parser.add_argument("--limit", type=float, default=1e9, help="seconds after which a case is killed no more")
+    args = parser.parse_args()
+    for case in args.only.split(","):
+        with tempfile.TemporaryDirectory() as folder:
+            home = Path(folder)
+            if case != "others":
+                print(json.dumps(kills(case, home, args.kills, limit=args.limit)), flush=True)
+                continue
+            status, said, _ = finish(command("toy", home, home / "whole"), home)
+            assert status == ENDED, said
+            parts = [(damaged, home, which) for which in ("newest", "older", "both")]
+            parts += [(told, home, when) for when in ("save", "evaluation")]
+            for part, *where in (*parts, (full_disk, home), (read_only, home), (one_of_two, home)):
+                try:
+                    print(json.dumps(part(*where)), flush=True)
+                except AssertionError as error:
+                    print(f"FAILED {part.__name__} {where[1:]} {error}"[:3000], flush=True)
+
+
+if __name__ == "__main__":
+    main()
