@@ -18,6 +18,7 @@ import numpy as np
 import optax
 
 from meal_jax import methods
+from meal_jax.meal.clip import clip_by_global_norm
 from meal_jax.meal.state import Frozen, MealConfig, Micro, Setup
 from meal_jax.meal.weight_net import WeightNet
 from meal_jax.models import lora
@@ -108,7 +109,7 @@ def policy_optimizer(config: ml_collections.ConfigDict, updates: int) -> optax.G
         0.0, o.lr, o.warmup, max(updates * config.steps, o.warmup + 1), end_value=o.lr * o.final_lr_fraction
     )
     adam = optax.adamw(schedule, o.b1, o.b2, o.eps, o.eps_root, weight_decay=o.weight_decay)
-    return optax.chain(optax.clip_by_global_norm(o.clip), adam)
+    return optax.chain(clip_by_global_norm(o.clip), adam)
 
 
 def mesh_of(

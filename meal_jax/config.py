@@ -65,6 +65,15 @@ def default() -> ml_collections.ConfigDict:
     m.tau = 0.1  # τ, temperature of acceptance, in standard deviations of the reward; → 0 best-of-N, → ∞ plain SFT
     m.lam = 0.1  # λ, pull of the responses on the preferences; λ/τ sets how far one moves; 0 = none
     m.accept = "soft"  # weight of a response: soft = P(n|p), sample = a draw of it, top1 = best of its pool or nothing
+    m.accept_share = (
+        0.0  # τ per prompt, so that acceptance is spread over this share of N (tau then only sets λ/τ); 0 = off
+    )
+    m.baseline = (
+        "none"  # subtracted from acceptance: none; pool = 1/N; leave_one_out = mean chance of the other candidates
+    )
+    m.reward_scale = "running"  # rewards in standard deviations: running, or pool = each prompt's own candidates'
+    m.passes = 1  # policy updates per half of a pool; after the first with probability ratios
+    m.pass_clip = 0.2  # those ratios are clipped to 1 ± this
     m.adapt = True  # preferences follow the responses (step 5)
     m.net = True  # the weight-net proposes (steps 2, 7–9); False: ŵ = w
     m.meta = "utility"  # meta-objective: utility (importance-weighted REINFORCE) or likelihood
@@ -285,7 +294,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     # Here, since these bring jax: a command's flags, and with them a file of configs/, are read before it is imported.
     from meal_jax import methods
     from meal_jax.meal.bilevel import HYPERGRADIENT, LENGTH_NORM, META
-    from meal_jax.meal.preference import ACCEPT, TARGETS
+    from meal_jax.meal.normalise import SCALE
+    from meal_jax.meal.preference import ACCEPT, BASELINE, TARGETS
     from meal_jax.models.attention import ATTENTION
     from meal_jax.models.policy import CONDITIONING, PROMPT
     from meal_jax.rewards import sources
@@ -302,6 +312,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         ("method", config.method, tuple(methods.METHODS)),
         *(("compare_with", name, tuple(methods.METHODS)) for name in config.compare_with),
         ("meal.accept", m.accept, ACCEPT),
+        ("meal.baseline", m.baseline, BASELINE),
+        ("meal.reward_scale", m.reward_scale, SCALE),
         ("meal.targets", m.targets, TARGETS),
         ("meal.meta", m.meta, META),
         ("meal.hypergradient", m.hypergradient, HYPERGRADIENT),
@@ -348,6 +360,17 @@ def check(config: ml_collections.ConfigDict) -> None:
     need(m.candidates >= 1, f"config.meal.candidates={m.candidates} must be at least 1.")
     need(m.tau > 0, f"config.meal.tau={m.tau} must be above 0; for best-of-N use config.meal.accept=top1.")
     need(m.lam >= 0, f"config.meal.lam={m.lam} must not be negative; 0 keeps preferences where they are.")
+    need(
+        m.baseline == "none" or m.candidates > 1,
+        f"config.meal.baseline={m.baseline!r} compares a candidate with its pool: config.meal.candidates must be above 1.",
+    )
+    need(m.passes >= 1, f"config.meal.passes={m.passes} must be at least 1.")
+    need(0 < m.pass_clip < 1, f"config.meal.pass_clip={m.pass_clip} must lie between 0 and 1.")
+    need(
+        m.accept_share == 0 or 1 <= m.accept_share * m.candidates < m.candidates,
+        f"config.meal.accept_share={m.accept_share} of {m.candidates} candidates must be at least one answer and less than "
+        "all; 0 switches it off.",
+    )
     need(s.max_new >= 1, f"config.sampling.max_new={s.max_new} must be at least 1.")
     need(
         s.temperature > 0,

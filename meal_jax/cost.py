@@ -85,6 +85,7 @@ class Run:
       net: the weight-net is trained; False is a plain step (static targets).
       hypergradient: exact, first_order or none.
       reuse_virtual: the virtual update is the first update.
+      passes: how often a pool serves.
       chunk: response positions projected at a time, 0 for all.
       rollout_weights: how the rollout holds the weights and attends, see `rollout.weights`.
       parts: of a rollout, of scoring and of each pass of an update, one after another; each part reads the weights anew.
@@ -104,6 +105,7 @@ class Run:
     net: bool = True
     hypergradient: str = "exact"
     reuse_virtual: bool = True
+    passes: int = 1
     chunk: int = 0
     rollout_weights: RolloutWeights = AS_STORED
     parts: tuple[int, int, int] = (1, 1, 1)
@@ -127,6 +129,7 @@ def of_setup(setup, prompts: int, prompt_length: int, max_new: int | None = None
         net=m.net,
         hypergradient=m.hypergradient,
         reuse_virtual=m.reuse_virtual,
+        passes=m.passes,
         chunk=setup.chunk,
         rollout_weights=setup.rollout_weights,
         parts=step_parts(setup.micro, prompts),
@@ -343,7 +346,18 @@ def update(run: Run) -> dict[str, Cost]:
         if run.hypergradient != "none":
             out["mixed"] = mixed(run, through_network=run.hypergradient == "exact")
     out["descend"] = (1 if run.net and run.reuse_virtual else 2) * gradient(run, kl=run.kl)
+    if run.passes > 1:
+        out["serve again"] = 2 * (run.passes - 1) * gradient(run, kl=run.kl) + 2 * forward(run)
     return {name: cost.in_parts(run.parts[2]) for name, cost in out.items()}
+
+
+def forward(run: Run) -> Cost:
+    """The log-probabilities of half a batch's responses, without a gradient."""
+    prompt, response = (
+        prompt_parts(run, run.prompts / 2),
+        response_parts(run, run.prompts / 2, run.slots + run.max_new - 1),
+    )
+    return prompt.times(*FORWARD) + response.times(*FORWARD) + _logits(run, 1, 0, kl=False)
 
 
 def gradient(run: Run, kl: bool, theta: bool = True, unread: int = 0) -> Cost:

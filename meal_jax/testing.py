@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from meal_jax.meal.clip import clip_by_global_norm
 from meal_jax.meal.step import Batch, Frozen, MealConfig, Setup, State, init_state
 from meal_jax.meal.weight_net import WeightNet
 from meal_jax.models import lora
@@ -65,7 +66,7 @@ def tiny(
         policy=policy,
         base=base if meal_config.beta else None,
         net=WeightNet(hidden=8),
-        policy_tx=policy_tx or optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2, eps_root=1e-12)),
+        policy_tx=policy_tx or optax.chain(clip_by_global_norm(1.0), optax.adamw(1e-2, eps_root=1e-12)),
         net_tx=optax.adam(1e-2),
         meal=meal_config,
         sampling=sampling or Sampling(),

@@ -46,10 +46,14 @@ def base_loss(
     beta: float = 0.0,
     length_norm: str = "response",
     over: tuple[jax.Array, jax.Array] | None = None,
+    before: jax.Array | None = None,
+    clip: float = 0.2,
 ) -> jax.Array:
     """L_base = − Σ a_n (1/|y_n|) log π_θ(y_n | x, p_n) / Σ a + β KL(π_θ ‖ π_ref): what the policy learns from.
 
-    The KL is the mean over all response tokens of the exact divergence over the vocabulary at each.
+    The KL is the mean over all response tokens of the exact divergence over the vocabulary at each. A pool that serves again
+    has `before`: in the place of each token's a log π_θ stands PPO's clipped surrogate (arXiv 1707.06347),
+    min(ρ a, clip(ρ, 1 ± clip) a) with ρ = π_θ / π_before, whose gradient at π_before is the same.
 
     Args:
       a: acceptance weights [B, N].
@@ -60,12 +64,20 @@ def base_loss(
       length_norm: what stands in the place of |y_n|, see `scaled_logp`.
       over: Σ a and the number of response tokens to divide by, where these prompts are a part of those that the loss is
         of; None: their own.
+      before: log π of the response tokens when the pool first served [B, N, T]; None in the first pass.
+      clip: of the ratios.
 
     Returns:
       A scalar.
     """
     accepted, tokens = (jnp.sum(a), jnp.sum(mask)) if over is None else over
-    loss = -jnp.sum(a * scaled_logp(logp, mask, length_norm)) / jnp.maximum(accepted, 1e-6)
+    if before is None:
+        gain = a * scaled_logp(logp, mask, length_norm)
+    else:
+        ratio, weight = jnp.exp((logp - before) * mask), a[..., None]
+        surrogate = jnp.minimum(ratio * weight, jnp.clip(ratio, 1.0 - clip, 1.0 + clip) * weight)
+        gain = scaled_logp(surrogate, mask, length_norm)
+    loss = -jnp.sum(gain) / jnp.maximum(accepted, 1e-6)
     if beta:
         loss += beta * jnp.sum(token_kl * mask) / jnp.maximum(tokens, 1)
     return loss
@@ -92,7 +104,7 @@ def meta_loss(
     mask: jax.Array,
     *,
     kind: str,
-    tau: float,
+    tau: float | jax.Array,
     rho: float,
     ratio_clip: float,
     length_norm: str = "response",
@@ -113,7 +125,7 @@ def meta_loss(
       behaviour_logp: the sampler's own [B, N, T].
       mask: [B, N, T].
       kind: "utility" or "likelihood".
-      tau: τ.
+      tau: τ, a number or one per prompt [B].
       rho: ρ.
       ratio_clip: ratios are clipped to [1 − ratio_clip, 1 + ratio_clip].
       length_norm: of "likelihood", as in `base_loss`.

@@ -1,6 +1,6 @@
 """Running mean and variance of each objective's reward, so that preferences weigh comparable scales.
 
-Letters: K objectives.
+Letters: B prompts, N candidates, K objectives.
 """
 
 from __future__ import annotations
@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+SCALE = ("running", "pool")
+LEAST = 0.1  # of a pool's standard deviation, in running ones: what hardly differs is not blown up more than tenfold
 
 
 class RewardStats(NamedTuple):
@@ -47,3 +50,12 @@ def absorb(stats: RewardStats, rewards: jax.Array, window: float) -> RewardStats
 def normalise(stats: RewardStats, rewards: jax.Array) -> jax.Array:
     """(rewards − mean) / standard deviation, [..., K]; a reward that never varies maps to 0."""
     return (rewards - stats.mean) * jax.lax.rsqrt(stats.var + 1e-8)
+
+
+def scale_by_pool(r: jax.Array) -> jax.Array:
+    """Normalised rewards [B, N, K] divided by their pool's own standard deviation [B, 1, K], at least `LEAST`.
+
+    A prompt whose answers differ little then counts as much as one whose answers differ much: τ and λ are in standard
+    deviations of the pool.
+    """
+    return r / jnp.maximum(jnp.std(r, axis=1, keepdims=True), LEAST)

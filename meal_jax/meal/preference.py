@@ -14,6 +14,7 @@ import jax.numpy as jnp
 TINY = 1e-30  # a preference of exactly 0 stays 0 (to float precision) instead of making a logarithm infinite
 TARGETS = ("stratified", "dirichlet", "shared")
 ACCEPT = ("soft", "sample", "top1")
+BASELINE = ("none", "pool", "leave_one_out")
 
 
 def draw_targets(key: jax.Array, prompt_id: jax.Array, candidates: int, objectives: int, how: str) -> jax.Array:
@@ -48,7 +49,12 @@ def draw_targets(key: jax.Array, prompt_id: jax.Array, candidates: int, objectiv
     return jax.vmap(one)(jax.vmap(jax.random.fold_in, (None, 0))(key, prompt_id))
 
 
-def log_accept(p: jax.Array, r: jax.Array, tau: float) -> jax.Array:
+def by_prompt(x: float | jax.Array, axes: int) -> float | jax.Array:
+    """A number, or one per prompt [B] with as many more axes of size 1 as arrays [B, …] need."""
+    return x if jnp.ndim(x) == 0 else jnp.reshape(x, (-1, *[1] * axes))
+
+
+def log_accept(p: jax.Array, r: jax.Array, tau: float | jax.Array) -> jax.Array:
     """log P(n | p_n): each candidate's chance of being the one accepted from its prompt's pool, under its own preference.
 
     P(n | p) = softmax_j(p · r_j / τ)_n. τ → 0 accepts the best of N under p, τ → ∞ accepts all alike.
@@ -56,16 +62,16 @@ def log_accept(p: jax.Array, r: jax.Array, tau: float) -> jax.Array:
     Args:
       p: preferences [B, N, K].
       r: rewards [B, N, K].
-      tau: τ > 0, in units of the (normalised) reward.
+      tau: τ > 0, in units of the (normalised) reward; a number, or one per prompt [B].
 
     Returns:
       [B, N].
     """
-    scores = jnp.einsum("bnk,bjk->bnj", p, r) / tau
+    scores = jnp.einsum("bnk,bjk->bnj", p, r) / by_prompt(tau, 2)
     return jnp.diagonal(jax.nn.log_softmax(scores, axis=-1), axis1=1, axis2=2)
 
 
-def accept(key: jax.Array, p: jax.Array, r: jax.Array, tau: float, how: str) -> jax.Array:
+def accept(key: jax.Array, p: jax.Array, r: jax.Array, tau: float | jax.Array, how: str) -> jax.Array:
     """Acceptance weights a [B, N] of candidates under preferences p.
 
     soft: a = P(n | p_n). sample: a draw of it, 0 or 1. top1: 1 where the candidate is its pool's best under p_n. The last
@@ -97,7 +103,74 @@ def accept(key: jax.Array, p: jax.Array, r: jax.Array, tau: float, how: str) -> 
     return chance + jax.lax.stop_gradient(hard.astype(chance.dtype) - chance)
 
 
-def adapt(w_hat: jax.Array, r: jax.Array, lam: float, tau: float, iterations: int = 12) -> jax.Array:
+def control(a: jax.Array, p: jax.Array, r: jax.Array, tau: float | jax.Array, how: str, baseline: str) -> jax.Array:
+    """The control variate b [B, N] that acceptance weights a are measured against: the policy learns from a_n − b_n.
+
+    On the policy's own samples the likelihood of a response has no gradient on average and much variance, so what every
+    response has in common is noise. With c_nj = P(j | p_n), or under "top1" whether j is the best under p_n, so that
+    Σ_j c_nj = 1,
+        pool            b_n = mean_j c_nj = 1 / N
+        leave_one_out   b_n = mean_{j ≠ n} c_nj = (1 − c_nn) / (N − 1)
+    A constant keeps the expected gradient. A softmax's other chances do depend on its own: leaving n out multiplies the
+    expected gradient by N / (N − 1), and where a_n = c_nn ("soft" and "top1") it is just that factor on a_n − 1 / N. See
+    docs/method.md.
+
+    Args:
+      a: as from `accept`.
+      p, r, tau, how: as given to `accept`.
+      baseline: "none", "pool" or "leave_one_out".
+
+    Returns:
+      [B, N].
+    """
+    count = a.shape[1]
+    if baseline == "none":
+        return jnp.zeros_like(a)
+    if baseline == "pool":
+        return jnp.full_like(a, 1 / count)
+    return (1 - (jnp.exp(log_accept(p, r, tau)) if how == "sample" else a)) / (count - 1)
+
+
+def share(a: jax.Array, b: jax.Array | float = 0.0) -> jax.Array:
+    """What the policy learns from, (a − b) / Σ a: acceptance weights [B, N] by all that is accepted in these prompts.
+
+    Where nothing is accepted the divisor is 1, so that the derivative in a is that of a itself.
+    """
+    total = jnp.sum(a)
+    return (a - b) / jnp.where(total == 0, 1.0, jnp.maximum(total, 1e-6))
+
+
+def choose_tau(w: jax.Array, r: jax.Array, accepted: float, iterations: int = 24) -> jax.Array:
+    """τ of each prompt [B] at which exp H(P(· | w_n)), averaged over its targets, is the share `accepted` of N.
+
+    exp of the entropy is the number of answers among which acceptance is spread evenly. It grows with τ from the number of
+    best answers to N; found by bisection of log τ between 1e-3 and 1e3, whose ends stand for what is out of reach. It is a
+    function of targets and rewards alone, so that no derivative passes through it.
+
+    Args:
+      w: targets [B, N, K].
+      r: normalised rewards [B, N, K].
+      accepted: in (0, 1).
+      iterations: halvings of the interval; 24 leave log τ to 1e-6.
+    """
+    scores = jnp.einsum("bnk,bjk->bnj", w, r)
+    low = jnp.full(w.shape[0], jnp.log(1e-3), scores.dtype)
+
+    def narrower(_, ends):
+        low, high = ends
+        middle = (low + high) / 2
+        log_p = jax.nn.log_softmax(scores / by_prompt(jnp.exp(middle), 2), axis=-1)
+        effective = jnp.mean(jnp.exp(-jnp.sum(jnp.exp(log_p) * log_p, axis=-1)), axis=-1)
+        above = effective > accepted * w.shape[1]
+        return jnp.where(above, low, middle), jnp.where(above, middle, high)
+
+    low, high = jax.lax.fori_loop(0, iterations, narrower, (low, -low))
+    return jax.lax.stop_gradient(jnp.exp((low + high) / 2))
+
+
+def adapt(
+    w_hat: jax.Array, r: jax.Array, lam: float | jax.Array, tau: float | jax.Array, iterations: int = 12
+) -> jax.Array:
     """The preference that each response embodies, found near the one it was asked for (responses → preferences).
 
         p_n = argmax_{p ∈ Δ}  λ log P(n | p) − KL(p ‖ ŵ_n)
@@ -113,26 +186,28 @@ def adapt(w_hat: jax.Array, r: jax.Array, lam: float, tau: float, iterations: in
     Args:
       w_hat: ŵ [B, N, K].
       r: normalised rewards [B, N, K]; no derivative is taken in them.
-      lam: λ >= 0.
-      tau: τ > 0.
+      lam: λ >= 0; a number, or one per prompt [B].
+      tau: τ > 0; likewise.
       iterations: Newton steps, fixed so that the shape of the computation is.
 
     Returns:
       p [B, N, K].
     """
-    if lam == 0:
+    if jnp.ndim(lam) == 0 and lam == 0:
         return w_hat
+    pull, spread, weight = by_prompt(lam / tau, 2), by_prompt(tau, 2), by_prompt(lam, 1)
+    slope = by_prompt(lam / tau**2, 3)
     r = jax.lax.stop_gradient(r)
     log_w = jnp.log(w_hat + TINY)
     eye = jnp.eye(r.shape[-1], dtype=r.dtype)
     shrink = 0.5 ** jnp.arange(12, dtype=r.dtype)  # [A] step lengths to try, longest first
 
     def pool(u):  # P(j | p_n) [B, N, J] and the mean reward under it [B, N, K]
-        chance = jax.nn.softmax(jnp.einsum("bnk,bjk->bnj", jax.nn.softmax(u), r) / tau, axis=-1)
+        chance = jax.nn.softmax(jnp.einsum("bnk,bjk->bnj", jax.nn.softmax(u), r) / spread, axis=-1)
         return chance, jnp.einsum("bnj,bjk->bnk", chance, r)
 
     def residual(u, log_w):  # G [B, N, K]
-        return u - log_w - (lam / tau) * (r - pool(u)[1])
+        return u - log_w - pull * (r - pool(u)[1])
 
     def newton(u, g):
         """(∂G/∂u)⁻¹ g, where ∂G/∂u = I + C S Sᵀ with C = (λ/τ²) Cov_P(r) and S Sᵀ = diag p − p pᵀ = ∂p/∂u.
@@ -141,7 +216,7 @@ def adapt(w_hat: jax.Array, r: jax.Array, lam: float, tau: float, iterations: in
         """
         chance, mean = pool(u)
         away = r[:, None] - mean[:, :, None]  # [B, N, J, K]
-        c = (lam / tau**2) * jnp.einsum("bnj,bnjk,bnjl->bnkl", chance, away, away)
+        c = slope * jnp.einsum("bnj,bnjk,bnjl->bnkl", chance, away, away)
         root = jnp.sqrt(jax.nn.softmax(u))
         s = root[..., :, None] * (eye - root[..., :, None] * root[..., None, :])
         cs = c @ s
@@ -151,7 +226,7 @@ def adapt(w_hat: jax.Array, r: jax.Array, lam: float, tau: float, iterations: in
     def objective(u, log_w):  # [B, N]
         log_p = jax.nn.log_softmax(u)
         p = jnp.exp(log_p)
-        return lam * log_accept(p, r, tau) - jnp.sum(p * (log_p - log_w), axis=-1)
+        return weight * log_accept(p, r, tau) - jnp.sum(p * (log_p - log_w), axis=-1)
 
     def body(_, u):
         tried = u - shrink[:, None, None, None] * newton(u, residual(u, frozen))  # [A, B, N, K]

@@ -42,6 +42,11 @@ class MealConfig:
     ratio_clip: float = 0.2
     length_norm: str = "response"
     stats_window: float = 10_000.0
+    baseline: str = "none"
+    passes: int = 1
+    pass_clip: float = 0.2
+    reward_scale: str = "running"
+    accept_share: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

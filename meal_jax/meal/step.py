@@ -22,8 +22,8 @@ import optax
 
 from meal_jax.meal import bilevel
 from meal_jax.meal.bilevel import apart, together
-from meal_jax.meal.normalise import absorb, init_stats, normalise
-from meal_jax.meal.preference import accept, adapt, draw_targets, kl, log_accept
+from meal_jax.meal.normalise import absorb, init_stats, normalise, scale_by_pool
+from meal_jax.meal.preference import accept, adapt, choose_tau, control, draw_targets, kl, log_accept, share
 from meal_jax.meal.state import Batch, Frozen, MealConfig, Micro, Rollout, Scores, Setup, State  # noqa: F401
 from meal_jax.models.lora import merge
 from meal_jax.models.policy import TokenStats, apart_by_candidate, token_stats
@@ -41,6 +41,7 @@ class _Pool(NamedTuple):
     rollout: Rollout
     r: jax.Array
     reference: jax.Array | None
+    tau: jax.Array | None = None  # of each prompt [B], where it is not `meal.tau`
 
 
 def init_state(setup: Setup, theta: PyTree, key: jax.Array) -> State:
@@ -209,18 +210,21 @@ def update(
     m = setup.meal
     _, _, accept_key, dropout_key = step_keys(state, 4)
     stats = absorb(state.rewards, scores.rewards, m.stats_window)
-    pool = _Pool(batch, rolled, normalise(stats, scores.rewards), scores.reference)
+    r = normalise(stats, scores.rewards)
+    r = scale_by_pool(r) if m.reward_scale == "pool" else r
+    tau = choose_tau(rolled.w, r, m.accept_share) if m.accept_share else None
+    pool = _Pool(batch, rolled, r, scores.reference, tau)
     inner, outer = _half(pool, 0), _half(pool, 1)
     weigh = functools.partial(_preferences, setup, accept_key)
     base_level = functools.partial(_base_level, setup, frozen, dropout_key)
 
     def read_base(phi: PyTree) -> dict[str, jax.Array]:
-        _, p, a = weigh(phi, inner)
+        _, p, a, b = weigh(phi, inner)
         # Under "first_order" φ reaches the loss through a alone: no derivative of the network.
-        return {"share": _share(a)} | ({} if m.hypergradient == "first_order" else {"p": p})
+        return {"share": share(a, b)} | ({} if m.hypergradient == "first_order" else {"p": p})
 
-    def descend(theta: PyTree, opt: PyTree, half: _Pool, p: jax.Array, a: jax.Array):
-        loss, grads, _ = bilevel.value_and_grads(base_level(half, {"p": p, "share": _share(a)}), theta, {})
+    def descend(theta: PyTree, opt: PyTree, half: _Pool, given: dict[str, jax.Array]):
+        loss, grads, _ = bilevel.value_and_grads(base_level(half, given), theta, {})
         updates, opt = setup.policy_tx.update(grads, opt, theta)
         return optax.apply_updates(theta, updates), opt, loss, optax.tree.norm(grads)
 
@@ -235,30 +239,56 @@ def update(
         updates, net_opt = setup.net_tx.update(h.grad, net_opt, phi)
         phi = optax.apply_updates(phi, updates)
         metrics |= {"loss/meta": h.meta, "grad_norm/net": optax.tree.norm(h.grad)}
-    w_hat, p, a = weigh(phi, pool)
+    w_hat, p, a, b = weigh(phi, pool)
+    halves = [(half, _learns_from(which, p, a, b)) for which, half in enumerate((inner, outer))]
     if m.net and m.reuse_virtual:
         theta, opt, loss_inner = h.virtual, h.virtual_opt, h.base
     else:
-        theta, opt, loss_inner, _ = descend(theta, opt, inner, _half(p, 0), _half(a, 0))
-    theta, opt, loss_outer, norm = descend(theta, opt, outer, _half(p, 1), _half(a, 1))
+        theta, opt, loss_inner, _ = descend(theta, opt, *halves[0])
+    theta, opt, loss_outer, norm = descend(theta, opt, *halves[1])
+    if m.passes > 1:
+        read_before = functools.partial(_read_before, setup, frozen, dropout_key, state.policy)
+        again = [(half, given | {"before": read_before(half, given["p"])}) for half, given in halves]
+
+        def serve(_, carry: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+            for half, given in again:
+                carry = descend(*carry, half, given)[:2]
+            return carry
+
+        theta, opt = jax.lax.fori_loop(1, m.passes, serve, (theta, opt))
     metrics |= {"loss/base": (loss_inner + loss_outer) / 2, "grad_norm/policy": norm}
     metrics |= _diagnostics(setup, pool, scores.rewards, w_hat, p, a)
     new = State(state.step + 1, theta, opt, phi, net_opt, stats, state.key)
     return new, metrics
 
 
-def _preferences(setup: Setup, key: jax.Array, phi: PyTree, pool: _Pool) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Proposed ŵ and adapted preferences p [B, N, K], and acceptance weights a [B, N], as functions of φ."""
-    m = setup.meal
+def _preferences(
+    setup: Setup, key: jax.Array, phi: PyTree, pool: _Pool
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Proposed ŵ and adapted p [B, N, K], acceptance weights a and their control variate b [B, N], as functions of φ."""
+    m, tau = setup.meal, _tau(setup.meal, pool)
     w_hat = propose(setup, phi, pool.rollout.pooled, pool.rollout.w)
-    p = adapt(w_hat, pool.r, m.lam, m.tau) if m.adapt else w_hat
+    lam = m.lam if pool.tau is None or m.lam == 0 else m.lam / m.tau * tau  # λ/τ is the configured one in every prompt
+    p = adapt(w_hat, pool.r, lam, tau) if m.adapt else w_hat
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, pool.batch.id)
-    return w_hat, p, accept(keys, p, pool.r, m.tau, m.accept)
+    a = accept(keys, p, pool.r, tau, m.accept)
+    return w_hat, p, a, control(a, p, pool.r, tau, m.accept, m.baseline)
 
 
-def _share(a: jax.Array) -> jax.Array:
-    """Acceptance weights [B, N] as shares of all that is accepted in these prompts."""
-    return a / jnp.maximum(jnp.sum(a), 1e-6)
+def _tau(m: MealConfig, pool: _Pool) -> float | jax.Array:
+    """τ, or that of each prompt [B]."""
+    return m.tau if pool.tau is None else pool.tau
+
+
+def _learns_from(which: int, p: jax.Array, a: jax.Array, b: jax.Array) -> dict[str, jax.Array]:
+    """What a half's loss is given: preferences and shares."""
+    return {"p": _half(p, which), "share": share(_half(a, which), _half(b, which))}
+
+
+def _read_before(setup: Setup, frozen: Frozen, key: jax.Array, theta: PyTree, half: _Pool, p: jax.Array) -> jax.Array:
+    """log π of a half's response tokens under p before its first update [B, N, T]: what later passes take ratios to."""
+    run = lambda rows: _read_pool(setup, frozen, key, theta, rows[1], rows[0]).logp  # noqa: E731
+    return jax.lax.stop_gradient(_in_pieces(run, (half, p), setup.micro.gradient))
 
 
 def _read_pool(
@@ -284,7 +314,10 @@ def _base_level(
         pool, its = rows[0], rows[1] | x
         token = _read_pool(setup, frozen, key, theta, its["p"], pool, reference=pool.reference if m.beta else None)
         mask = pool.rollout.responses.mask
-        return bilevel.base_loss(its["share"], token.logp, mask, token.kl, m.beta, m.length_norm, over=(1.0, tokens))
+        return bilevel.base_loss(
+            its["share"], token.logp, mask, token.kl, m.beta, m.length_norm, over=(1.0, tokens),
+            before=its.get("before"), clip=m.pass_clip,
+        )  # fmt: skip
 
     return bilevel.Level(reads, loss, (half, given), _pieces(half.batch.id.shape[0], setup.micro.gradient))
 
@@ -292,14 +325,14 @@ def _base_level(
 def _meta_level(setup: Setup, frozen: Frozen, key: jax.Array, half: _Pool) -> bilevel.Level:
     """L_meta of the other half; φ reaches it through the proposals."""
     m, targets = setup.meal, half.rollout.w
-    over = targets[..., 0].size, jnp.sum(jnp.exp(log_accept(targets, half.r, m.tau)))
+    over = targets[..., 0].size, jnp.sum(jnp.exp(log_accept(targets, half.r, _tau(m, half))))
 
     def loss(theta: PyTree, w_hat: jax.Array, pool: _Pool) -> jax.Array:
         token = _read_pool(setup, frozen, key, theta, w_hat, pool, temperature=setup.sampling.temperature or 1.0)
         responses = pool.rollout.responses
         return bilevel.meta_loss(
-            pool.rollout.w, w_hat, pool.r, token.logp, responses.logp, responses.mask, kind=m.meta, tau=m.tau, rho=m.rho,
-            ratio_clip=m.ratio_clip, length_norm=m.length_norm, over=over,
+            pool.rollout.w, w_hat, pool.r, token.logp, responses.logp, responses.mask, kind=m.meta,
+            tau=_tau(m, pool), rho=m.rho, ratio_clip=m.ratio_clip, length_norm=m.length_norm, over=over,
         )  # fmt: skip
 
     proposals = lambda phi: propose(setup, phi, half.rollout.pooled, targets)  # noqa: E731
@@ -358,6 +391,8 @@ def _diagnostics(setup: Setup, pool: _Pool, raw: jax.Array, w_hat: jax.Array, p:
         ),
         "response/entropy": -jnp.sum(responses.logp) / jnp.maximum(jnp.sum(responses.mask), 1),
     }
+    if pool.tau is not None:
+        out["accept/tau"] = jnp.mean(pool.tau)
     for k, name in enumerate(setup.objectives):
         out[f"weight/{name}/proposed"] = jnp.mean(w_hat[..., k])
         out[f"weight/{name}/adapted"] = jnp.mean(p[..., k])

@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from meal_jax.meal import bilevel
+from meal_jax.meal import bilevel, preference
+from meal_jax.meal.clip import clip_by_global_norm
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +20,7 @@ OPTIMIZERS = {
     "sgd": optax.sgd(0.1),
     "momentum": optax.sgd(0.1, momentum=0.9, nesterov=True),
     "adam": optax.adam(0.05, eps_root=1e-12),
-    "adam_clipped": optax.chain(optax.clip_by_global_norm(0.05), optax.adamw(0.05, eps_root=1e-12, weight_decay=0.1)),
+    "adam_clipped": optax.chain(clip_by_global_norm(0.05), optax.adamw(0.05, eps_root=1e-12, weight_decay=0.1)),
 }
 
 
@@ -122,6 +123,84 @@ def test_prompts_a_part_at_a_time_change_nothing(pieces):
     assert np.abs(parts.grad["u"]).min() > 1e-6
 
 
+@pytest.mark.parametrize("how", preference.ACCEPT)
+@pytest.mark.parametrize("meta", bilevel.META)
+@pytest.mark.parametrize("mode", bilevel.HYPERGRADIENT)
+def test_where_the_gradient_is_exactly_zero_the_hypergradient_is_that_of_finite_differences(how, meta, mode):
+    """Nothing accepted, or under "soft" with a baseline all alike: the clip and Adam are passed at a gradient of zero.
+
+    A policy over 3 one-token responses that reads ŵ = softmax(log w + φ). Draws are passed straight through: finite
+    differences are of the acceptance weights with the draw's jump held.
+    """
+    tau, rho = 0.5, 0.3
+    table = jnp.array([[2.0, -1.0], [-1.0, 2.0], [0.5, 0.5]])
+    rewards = jnp.array([[1.0, 0.0], [0.0, 1.0], [0.4, 0.3]])
+    w = {"base": jnp.array([[[0.2, 0.8], [0.8, 0.2]]]), "meta": jnp.array([[[0.3, 0.7], [0.6, 0.4]]])}
+    y = {"base": jnp.array([[0, 1]]), "meta": jnp.array([[1, 2]])}  # under "top1" each is worse than the other
+    r = {name: rewards[at] for name, at in y.items()}
+    phi, theta = jnp.array([0.2, -0.1]), jnp.array([0.3, -0.2, 0.1])
+    propose = lambda phi, name: jax.nn.softmax(jnp.log(w[name]) + phi)  # noqa: E731
+    if how == "soft":  # equally good at φ, and no longer beside it
+        w["base"] = jnp.full((1, 2, 2), 0.5)
+        first, second = propose(phi, "base")[0, 0]
+        r["base"] = jnp.array([[[second, 0.0], [0.0, first]]])
+    baseline, mask = "pool" if how == "soft" else "none", jnp.ones((1, 2, 1), bool)
+    drawn = lambda key: preference.accept(key[None], propose(phi, "base"), r["base"], tau, "sample")  # noqa: E731
+    key = next(key for key in map(jax.random.key, range(99)) if float(jnp.sum(drawn(key))) == 0)
+    behaviour = jnp.full((1, 2, 1), -1.0)
+
+    def logp(theta, p, name):
+        return jnp.take_along_axis(jax.nn.log_softmax(theta + p @ table.T), y[name][..., None], -1)
+
+    def weigh(p):
+        a = preference.accept(key[None], p, r["base"], tau, how)
+        return a, preference.share(a, preference.control(a, p, r["base"], tau, how, baseline))
+
+    def held(p):  # the acceptance weights whose derivative is passed straight through, as a function
+        chance = lambda p: jnp.exp(preference.log_accept(p, r["base"], tau))  # noqa: E731
+        start = propose(phi, "base")
+        a = chance(p) + (weigh(start)[0] - chance(start) if how != "soft" else 0.0)
+        total = jnp.sum(a) if how == "soft" else 1.0  # nothing is accepted: divided by 1
+        return (a - preference.control(a, p, r["base"], tau, how, baseline)) / total
+
+    def base(theta, x, _):
+        return bilevel.base_loss(x["share"], logp(theta, x["p"], "base"), mask, over=(1.0, 2))
+
+    def judge(theta, w_hat, _):
+        return bilevel.meta_loss(
+            w["meta"], w_hat, r["meta"], logp(theta, w_hat, "meta"), behaviour, mask, kind=meta, tau=tau, rho=rho,
+            ratio_clip=0.9,
+        )  # fmt: skip
+
+    still = propose(phi, "base")
+
+    def read(phi, share=lambda p: weigh(p)[1]):
+        p = propose(phi, "base")
+        return {"share": share(p), "p": still if mode == "first_order" else p}
+
+    tx = optax.chain(clip_by_global_norm(1.0), optax.adamw(0.05, eps_root=1e-4))
+    # In mid-run: at Adam's very first step the derivative is of the size of its epsilons, too sharp for a difference.
+    _, state = tx.update(jnp.array([0.3, -0.4, 0.2]), tx.init(theta), theta)
+    assert np.all(jax.grad(lambda t: base(t, read(phi), ()))(theta) == 0)
+    if how != "soft":
+        assert float(jnp.sum(weigh(still)[0])) == 0
+    levels = bilevel.Level(read, base), bilevel.Level(lambda phi: propose(phi, "meta"), judge)
+    ours = bilevel.hypergradient(*levels, theta, phi, tx, state, through_update=mode != "none").grad
+
+    def outer(at):
+        x = read(phi if mode == "none" else at, held)
+        updates, _ = tx.update(jax.grad(lambda t: base(t, x, ()))(theta), state, theta)
+        return judge(optax.apply_updates(theta, updates), propose(at, "meta"), ())
+
+    step = 1e-5
+    for i in range(2):
+        e = step * jnp.eye(2)[i]
+        np.testing.assert_allclose(ours[i], (outer(phi + e) - outer(phi - e)) / (2 * step), rtol=1e-6, atol=1e-8)
+    if mode != "none":
+        direct = bilevel.hypergradient(*levels, theta, phi, tx, state, through_update=False).grad
+        assert float(jnp.abs(ours - direct).max()) > 1e-4
+
+
 def test_parts_are_put_together_again():
     x = jnp.arange(12).reshape(6, 2)
     np.testing.assert_array_equal(bilevel.apart(x, 3)[1], x[jnp.array([1, 4])])
@@ -150,6 +229,24 @@ def test_base_loss_by_hand():
     assert bilevel.base_loss(jnp.zeros_like(a), logp, mask) == 0  # nothing accepted: nothing learned, no NaN
 
 
+def test_a_pool_that_serves_again_is_learned_from_by_ppos_clipped_ratios():
+    before = jnp.log(jnp.array([[[0.5, 0.2], [0.4, 0.9]]]))
+    mask = jnp.array([[[True, True], [True, False]]])
+    a = jnp.array([[0.75, -0.25]])
+    loss = lambda logp, **how: bilevel.base_loss(a, logp, mask, over=(1.0, 3), **how)  # noqa: E731
+    # At the policy that answered: the gradient of the first pass.
+    again = jax.grad(lambda x: loss(x, before=before))(before)
+    np.testing.assert_allclose(again, jax.grad(loss)(before), rtol=1e-12)
+    assert float(jnp.abs(again[0, 1, 1])) == 0
+    # Away from it: what is accepted counts up to 1 + clip, what is rejected down to 1 − clip, and otherwise in full.
+    moved = before + jnp.log(jnp.array([[[1.5, 0.5], [0.5, 1.0]]]))
+    expected = -(0.75 * (1.2 + 0.5) / 2 + -0.25 * 0.8 / 1)
+    np.testing.assert_allclose(loss(moved, before=before, clip=0.2), expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        loss(before + jnp.log(2.0), before=before, clip=0.2), -(0.75 * 1.2 + -0.25 * 2.0), rtol=1e-12
+    )
+
+
 def test_over_a_constant_length_equal_acceptance_moves_nothing_and_over_its_own_length_a_short_answer_gains():
     """A policy that ends (or not) at each of T places, enumerated: the expected gradient on its own samples."""
     length = 4
@@ -167,6 +264,13 @@ def test_over_a_constant_length_equal_acceptance_moves_nothing_and_over_its_own_
 
     assert abs(expected("constant")) < 1e-12
     assert expected("response") < -0.05  # descent raises the chance to stop
+    # It is E[∇log π(y) / |y|] = ∇E[1 / |y|], and so what a baseline of 1 / N takes away from each candidate's N-th part.
+
+    def inverse_length(logit):
+        logp = jnp.where(place == row, jax.nn.log_sigmoid(logit), jax.nn.log_sigmoid(-logit)) * mask
+        return jnp.exp(jnp.sum(logp, axis=-1)) @ (1 / jnp.sum(mask, axis=-1))
+
+    np.testing.assert_allclose(expected("response"), -jax.grad(inverse_length)(0.3), rtol=1e-12)
 
 
 def test_advantage_leaves_the_candidate_out_of_its_baseline():

@@ -165,3 +165,87 @@ def test_unknown_choices_are_named():
         preference.accept(None, w, r, 1.0, "best")
     with pytest.raises(ValueError, match="targets='sobol'"):
         preference.draw_targets(jax.random.key(0), jnp.arange(2), 4, 2, "sobol")
+
+
+def policy(theta, w):
+    """log π(y | w) [..., M] of M one-token responses, for preferences w [..., 2]."""
+    table = jnp.array([[2.0, -1.0], [-1.0, 2.0], [0.5, 0.5]])
+    return jax.nn.log_softmax(theta + w @ table.T)
+
+
+REWARDS = np.array([[1.0, 0.0], [0.0, 1.2], [0.7, 0.6]])
+THETA = np.array([0.3, -0.2, 0.1])
+
+
+def expected(baseline, how, tau=0.7):
+    """Mean [M] and total variance of Σ_n (a_n − b_n) ∇log π(y_n | w_n), over all pools of 3 draws from the policy."""
+    w = jnp.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8]])
+    pools = jnp.array(list(np.ndindex(3, 3, 3)))  # [27, N]
+    told = jnp.broadcast_to(w, (27, 3, 2))
+    r = jnp.asarray(REWARDS)[pools]
+    key = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(27))
+    a = preference.accept(key, told, r, tau, "soft" if how == "sample" else how)  # of a draw its mean
+    b = preference.control(a, told, r, tau, how, baseline)
+    scores = jax.jacobian(policy)(jnp.asarray(THETA), w)  # [N, M, θ]: ∇log π of each response
+    gradient = jnp.sum((a - b)[..., None] * scores[jnp.arange(3), pools], axis=1)
+    chance = jnp.exp(jnp.sum(policy(jnp.asarray(THETA), w)[jnp.arange(3), pools], axis=1))
+    mean = chance @ gradient
+    return mean, chance @ jnp.sum((gradient - mean) ** 2, axis=-1)
+
+
+@pytest.mark.parametrize("how", preference.ACCEPT)
+def test_control_variates_keep_the_expected_gradient_and_take_variance(how):
+    """A policy over 3 responses, 3 candidates with a preference each: all 27 pools, each with its probability."""
+    mean, variance = expected("none", how)
+    assert np.abs(mean).max() > 0.03
+    centred, less = expected("pool", how)
+    np.testing.assert_allclose(centred, mean, rtol=1e-12, atol=1e-15)
+    without, lesser = expected("leave_one_out", how)
+    np.testing.assert_allclose(without, mean * 3 / 2, rtol=1e-12, atol=1e-15)
+    assert less < 0.6 * variance
+    np.testing.assert_allclose(lesser, less * (3 / 2) ** 2, rtol=1e-12)  # of a softmax they are one up to the factor
+
+
+def test_the_control_variate_of_a_draw_is_the_chance_of_the_others():
+    w, r = pools(2)
+    key = jax.random.split(jax.random.key(0), 3)
+    a = preference.accept(key, w, r, 0.7, "sample")
+    b = preference.control(a, w, r, 0.7, "sample", "leave_one_out")
+    for at, n in np.ndindex(3, 5):
+        np.testing.assert_allclose(b[at, n], np.delete(chance_naive(w[at, n], r[at], 0.7), n).mean(), rtol=1e-12)
+    np.testing.assert_array_equal(preference.control(a, w, r, 0.7, "sample", "pool"), np.full((3, 5), 0.2))
+
+
+def test_shares_are_of_what_is_accepted_and_finite_where_nothing_is():
+    a = jnp.array([[0.5, 0.25], [0.25, 0.0]])
+    np.testing.assert_allclose(preference.share(a, 0.5), (a - 0.5) / 1.0)
+    np.testing.assert_allclose(preference.share(3 * a), a)
+    nothing = jnp.zeros((2, 2))
+    np.testing.assert_array_equal(preference.share(nothing), nothing)
+    np.testing.assert_array_equal(jax.jacobian(preference.share)(nothing).reshape(4, 4), np.eye(4))
+
+
+@pytest.mark.parametrize("accepted", [0.3, 0.5, 0.9])
+def test_tau_of_a_prompt_spreads_acceptance_over_the_share_asked_for(accepted):
+    w, r = pools(3, candidates=6)
+    r = r * jnp.array([0.1, 1.0, 10.0])[:, None, None]
+    tau = preference.choose_tau(w, r, accepted)
+    for b in range(3):
+        chances = [chance_naive(w[b, n], r[b], tau[b]) for n in range(6)]
+        np.testing.assert_allclose(np.mean([np.exp(-p @ np.log(p + 1e-300)) for p in chances]), 6 * accepted, rtol=1e-4)
+    np.testing.assert_allclose(preference.choose_tau(w, 2 * r, accepted), 2 * tau, rtol=1e-5)
+    alike = preference.choose_tau(w, jnp.ones_like(r), accepted)  # out of reach: all are accepted alike
+    np.testing.assert_allclose(jnp.exp(preference.log_accept(w, jnp.ones_like(r), alike)), 1 / 6)
+
+
+def test_a_tau_of_each_prompt_is_that_tau_in_each_prompt():
+    w, r = pools(3)
+    tau = jnp.array([0.2, 0.5, 2.0])
+    p = preference.adapt(w, r, 0.7 * tau, tau)
+    chance = preference.log_accept(w, r, tau)
+    for b in range(3):
+        one = slice(b, b + 1)
+        np.testing.assert_allclose(
+            p[one], preference.adapt(w[one], r[one], 0.7 * float(tau[b]), float(tau[b])), rtol=1e-9
+        )
+        np.testing.assert_allclose(chance[one], preference.log_accept(w[one], r[one], float(tau[b])), rtol=1e-12)
