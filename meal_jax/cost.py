@@ -1,4 +1,4 @@
-"""What a step of Meal costs, by arithmetic: operations, memory traffic, and the least time on a chip.
+"""What a step of Meal costs, by arithmetic: operations and memory traffic. (roofline.py: the least time on a chip.)
 
 Nothing is compiled or run. Conventions:
 - A product of [m, k] and [k, n] is 2·m·n·k operations. Only matrix products count; they are all but about 1 % of a step.
@@ -19,10 +19,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
 from typing import NamedTuple
 
-from meal_jax.chips import Chip
 from meal_jax.models.decode_attention import BLOCK
 from meal_jax.models.transformer import TransformerConfig
 from meal_jax.rollout.weights import AS_STORED, RolloutWeights
@@ -441,47 +439,3 @@ def phases(run: Run) -> dict[str, Cost]:
 def encoder(parameters: float, rows: float, tokens: float, dtype: str = "bfloat16") -> Cost:
     """A reward model's pass over rows of so many tokens, from its number of parameters: 2 operations each and token."""
     return Cost(2.0 * parameters * rows * tokens, parameters * BYTES[dtype], 0.0)
-
-
-# ------------------------------------------------------------------------------------------------- time
-
-
-def pieces(mesh: Mapping[str, int]) -> tuple[int, int]:
-    """Into how many parts a mesh (axis → size) splits the batch, and the layers' widths."""
-    return mesh.get("data", 1) * mesh.get("fsdp", 1), mesh.get("tensor", 1)
-
-
-def on_chip(cost: Cost, mesh: Mapping[str, int]) -> tuple[float, float]:
-    """Operations and bytes of one chip of a mesh: every chip passes over the weights of its slice of the widths."""
-    batch, tensor = pieces(mesh)
-    return cost.flops / (batch * tensor), cost.weights / tensor + cost.activations / (batch * tensor)
-
-
-def gathered(cost: Cost, mesh: Mapping[str, int]) -> float:
-    """Bytes that a chip receives if the weights, split over fsdp, are gathered anew for every product that reads them."""
-    fsdp = mesh.get("fsdp", 1)
-    return cost.weights / mesh.get("tensor", 1) * (fsdp - 1) / fsdp
-
-
-class Bound(NamedTuple):
-    """The least seconds that a part of a step takes on a chip by each resource."""
-
-    compute: float
-    memory: float
-    network: float = 0.0
-
-    @property
-    def seconds(self) -> float:
-        """The slowest resource, the others hidden behind it."""
-        return max(self)
-
-    @property
-    def by(self) -> str:
-        """Its name."""
-        return max(zip(self, self._fields, strict=True))[1]
-
-
-def bound(cost: Cost, chip: Chip, mesh: Mapping[str, int] | None = None, sent: float = 0.0) -> Bound:
-    """The roofline of a part of a step. `sent`: bytes that a chip receives from others."""
-    flops, moved = on_chip(cost, mesh or {})
-    return Bound(flops / chip.flops, moved / chip.bandwidth, sent / chip.interconnect)

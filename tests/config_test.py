@@ -80,6 +80,12 @@ def test_toy_takes_the_number_of_objectives_or_a_base():
         ("conditioning.kind", "soft", "prefix, text, adapter, adapter.prefix, adapter.text, none"),
         ("conditioning.kind", "adapter", "lora_rank=0 has none: set a rank that 2 objectives divide, such as 16"),
         ("conditioning.prompt", "both", "uniform, preference"),
+        ("meal.baseline", "mean", "none, pool, leave_one_out"),
+        ("meal.reward_scale", "batch", "running, pool"),
+        ("meal.passes", 0, "at least 1"),
+        ("meal.pass_clip", 1.0, "between 0 and 1"),
+        ("meal.accept_share", 0.1, "of 8 candidates must be at least one answer and less than all"),
+        ("meal.accept_share", 1.0, "less than all"),
         ("policy.dtype", "float16", "bfloat16"),
         ("batch_size", 7, "must be even"),
         ("meal.candidates", 0, "at least 1"),
@@ -130,6 +136,25 @@ def test_the_fused_attention_is_refused_where_it_cannot_compute():
     base.check(config)
     config.method, config.stage = "meal", "sft"
     base.check(config)
+
+
+def test_adapters_that_read_a_preference_have_a_rank_to_split_and_stay_apart():
+    config = base.default()
+    config.conditioning.kind, config.policy.lora_rank = "adapter+text", 7
+    with pytest.raises(ValueError, match="lora_rank=7 cannot be split evenly among 2 objectives.*take 6 or 8"):
+        base.check(config)
+    config.policy.lora_rank, config.rollout.weights = 8, "merged"
+    with pytest.raises(ValueError, match="adapters differ from candidate to candidate: take 'same' or 'int8'"):
+        base.check(config)
+    config.rollout.weights = "int8"
+    base.check(config)
+
+
+def test_a_baseline_needs_a_pool():
+    config = base.default()
+    config.meal.baseline, config.meal.candidates = "pool", 1
+    with pytest.raises(ValueError, match="config.meal.candidates must be above 1"):
+        base.check(config)
 
 
 def test_unknown_fields_are_refused_with_the_nearest_known_name():

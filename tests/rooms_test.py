@@ -30,6 +30,7 @@ data
 rewards
 config
 cost
+roofline
 tasks
 reward_training
 build

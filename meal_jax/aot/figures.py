@@ -9,7 +9,7 @@ from pathlib import Path
 
 from absl import flags
 
-from meal_jax import command, cost
+from meal_jax import command, cost, roofline
 from meal_jax.chips import CHIPS, Chip
 from meal_jax.hf import families, known
 from meal_jax.models.lora import Lora
@@ -38,17 +38,17 @@ MESH = {"data": 1, "fsdp": 8, "tensor": 2}
 CHIP = CHIPS["v5e"]
 
 
-def seconds(run: cost.Run, mesh=None, chip: Chip = CHIP) -> dict[str, cost.Bound]:
+def seconds(run: cost.Run, mesh=None, chip: Chip = CHIP) -> dict[str, roofline.Bound]:
     """Least seconds of each part of a step. Weights are gathered for every pass but decoding, where they stay."""
     mesh = MESH if mesh is None else mesh
     out = {}
     for name, one in cost.step(run).items():
-        sent = 0.0 if name == "rollout/decode" else cost.gathered(one, mesh)
-        out[name] = cost.bound(one, chip, mesh, sent)
+        sent = 0.0 if name == "rollout/decode" else roofline.gathered(one, mesh)
+        out[name] = roofline.bound(one, chip, mesh, sent)
     return out
 
 
-def by_phase(bounds: dict[str, cost.Bound]) -> dict[str, float]:
+def by_phase(bounds: dict[str, roofline.Bound]) -> dict[str, float]:
     """Seconds of each phase."""
     return {p: sum(b.seconds for name, b in bounds.items() if name.startswith(p)) for p in PHASES}
 
@@ -102,7 +102,7 @@ def roofline(path: Path) -> None:
         points[f"decode, {rows * 8} rows"] = cost.rollout(dataclasses.replace(BASE, prompts=rows))["decode"]
     below = {"prefill": -14, "score": -26}
     for name, one in points.items():
-        flops, moved = cost.on_chip(one, alone)
+        flops, moved = roofline.on_chip(one, alone)
         at = min(CHIP.flops, flops / moved * CHIP.bandwidth) / 1e12
         axis.plot(flops / moved, at, "o", color=COLOURS.get(name, COLOURS["rollout"]))
         axis.annotate(name, (flops / moved, at), (6, below.get(name, -14)), textcoords="offset points", size=9)
@@ -118,7 +118,7 @@ def tables() -> str:
     rows = ["| part | TFLOP | HBM GB a chip | compute s | HBM s | network s | bound |", "|---|---|---|---|---|---|---|"]
     costs = cost.step(BASE)
     for name, b in seconds(BASE).items():
-        moved = cost.on_chip(costs[name], MESH)[1] / 1e9
+        moved = roofline.on_chip(costs[name], MESH)[1] / 1e9
         times = " | ".join(f"{value:.3f}" for value in b)
         rows.append(f"| {name} | {costs[name].flops / 1e12:.1f} | {moved:.1f} | {times} | {b.by} |")
     rows += ["", "| what grows | value | rollout s | score s | update s | step s |", "|---|---|---|---|---|---|"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from meal_jax import cost
+from meal_jax import cost, roofline
 
 
 def held(run: cost.Run, mesh: Mapping[str, int] | None = None, base_copies: int = 1) -> dict[str, float]:
@@ -26,7 +26,7 @@ def held(run: cost.Run, mesh: Mapping[str, int] | None = None, base_copies: int 
       rollout holds and what the update does are not held together; see `peak`.
     """
     mesh = mesh or {}
-    c, (batch, tensor) = run.model, cost.pieces(mesh)
+    c, (batch, tensor) = run.model, roofline.pieces(mesh)
     split = mesh.get("fsdp", 1) * tensor
     act, base = cost.BYTES[c.dtype], cost.base_parameters(c)
     # Of what is trained, gradient, virtual policy and direction beside the parameters; moments, and those of the virtual step.

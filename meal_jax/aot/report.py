@@ -15,7 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from meal_jax import cost
+from meal_jax import cost, roofline
 from meal_jax.aot import compiler, memory
 from meal_jax.aot.abstract import Plan
 from meal_jax.aot.compiler import Compiled
@@ -34,7 +34,7 @@ class Row(NamedTuple):
 
     program: Compiled
     cost: cost.Cost
-    bound: cost.Bound
+    bound: roofline.Bound
 
 
 class Report(NamedTuple):
@@ -109,7 +109,7 @@ def _row(one: Compiled, plan: Plan, run: cost.Run, mesh: Mapping[str, int], chip
         found = dataclasses.replace(found, weights=found.weights * one.calls)
     else:
         found = sum(phases.values(), cost.Cost()) if phase == "step" else phases[phase]
-    return Row(one, found, cost.bound(found, chip, mesh, one.calls * one.collectives.network))
+    return Row(one, found, roofline.bound(found, chip, mesh, one.calls * one.collectives.network))
 
 
 def show(report: Report, console: Console | None = None) -> None:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from meal_jax import cost
+from meal_jax import cost, roofline
 from meal_jax.aot import hlo, report, topology
 from meal_jax.aot.compiler import Compiled
 
@@ -15,7 +15,7 @@ def make(network=0.0, total=4e9, problem=""):
     collectives = hlo.Collectives({"all-gather": hlo.Sum(2, 1.0, network)}, at_most=True)
     program = Compiled("update", 1, arguments=total, collectives=collectives, problem=problem)
     work = cost.Cost(flops=4 * 197e12, repeated=197e12)
-    row = report.Row(program, work, cost.bound(work, there.chip, {"data": 4}, network))
+    row = report.Row(program, work, roofline.bound(work, there.chip, {"data": 4}, network))
     return report.Report(there, {"data": 4, "fsdp": 1, "tensor": 1}, (row,), {"weights": 1e9}, compiled=True)
 
 

@@ -11,8 +11,8 @@ import optax
 import pytest
 
 from meal_jax.meal import bilevel, step
-from meal_jax.meal.normalise import absorb, normalise
-from meal_jax.meal.preference import accept, adapt, draw_targets
+from meal_jax.meal.normalise import absorb, normalise, scale_by_pool
+from meal_jax.meal.preference import accept, adapt, choose_tau, draw_targets
 from meal_jax.models.lora import Lora, bake, merge
 from meal_jax.models.policy import token_stats
 from meal_jax.rollout.decode import decode, sample_keys
@@ -62,7 +62,8 @@ def static_step(run, state):
     stats = absorb(state.rewards, rewards, m.stats_window)
     r = normalise(stats, rewards)
     theta, opt = state.policy, state.policy_opt
-    for half in (0, 1):
+    before = [None, None]
+    for half in (0, 1) * m.passes:
         take = lambda x: x.reshape(x.shape[0] // 2, 2, *x.shape[1:])[:, half]  # noqa: B023, E731
         keys = jax.vmap(jax.random.fold_in, (None, 0))(acceptance, take(batch.id))
         a = accept(keys, take(w), take(r), m.tau, m.accept)
@@ -74,9 +75,13 @@ def static_step(run, state):
             hidden = setup.policy.apply(variables, prompt, take(w), tokens, method="respond")  # noqa: B023
             unembed = functools.partial(setup.policy.apply, variables, method="unembed")
             logp = token_stats(unembed, hidden, tokens, forbidden=setup.forbidden).logp
-            return bilevel.base_loss(a, logp, take(responses.mask))  # noqa: B023
+            old = before[half]  # noqa: B023
+            return bilevel.base_loss(a - b, logp, take(responses.mask), over=(jnp.sum(a), 0), before=old), logp  # noqa: B023
 
-        updates, opt = setup.policy_tx.update(jax.grad(loss)(theta), opt, theta)
+        b = 1 / m.candidates if m.baseline == "pool" else 0.0
+        grads = jax.grad(loss, has_aux=True)(theta)[0]
+        before[half] = loss(state.policy)[1] if before[half] is None else before[half]
+        updates, opt = setup.policy_tx.update(grads, opt, theta)
         theta = optax.apply_updates(theta, updates)
     return theta, responses
 
@@ -90,6 +95,18 @@ def test_no_pull_and_no_net_is_the_static_method():
     # To rounding (another program, other fusions), the static method written out plainly.
     theirs, _ = jax.jit(functools.partial(static_step, run))(run.state)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), ours.policy, theirs)
+
+
+def test_a_pool_that_serves_twice_is_the_static_method_again_with_ratios():
+    run = tiny(net=False, adapt=False, tau=0.5, baseline="pool", passes=2, policy_tx=optax.sgd(20.0))
+    ours, _ = jitted(run)(run.state, run.frozen, run.batch)
+    theirs, _ = jax.jit(functools.partial(static_step, run))(run.state)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4), ours.policy, theirs)
+    steps = [jax.tree.map(jnp.subtract, ours.policy, run.state.policy)]
+    once = dataclasses.replace(run.setup, meal=dataclasses.replace(run.setup.meal, passes=1))
+    first = jax.jit(functools.partial(step.step, once))(run.state, run.frozen, run.batch)[0]
+    steps.append(jax.tree.map(jnp.subtract, ours.policy, first.policy))
+    assert min(float(optax.tree.norm(moved)) for moved in steps) > 0.01
 
 
 def test_rollout_and_update_apart_are_the_step_and_the_pull_matters():
@@ -138,13 +155,19 @@ ADAPTERS = Lora(4, targets="(q|v|down)$")
 
 
 @pytest.mark.parametrize(
-    ("conditioning", "mode"),
-    [("prefix", "exact"), ("text", "exact"), ("prefix", "first_order"), ("prefix", "none"), ("adapter", "exact")],
+    ("conditioning", "mode", "signal"),
+    [
+        ("prefix", "exact", {}),
+        ("text", "exact", {}),
+        ("prefix", "first_order", {}),
+        ("prefix", "none", {}),
+        ("adapter", "exact", {"baseline": "leave_one_out", "accept_share": 0.6, "reward_scale": "pool", "passes": 2}),
+    ],
 )
-def test_hypergradient_of_the_step_is_the_derivative_of_its_own_losses(conditioning, mode):
+def test_hypergradient_of_the_step_is_the_derivative_of_its_own_losses(conditioning, mode, signal):
     """The step's gradient in φ, read off one SGD step of the weight-net, against unrolling its two losses by hand."""
     adapters = ADAPTERS if conditioning == "adapter" else None
-    run = tiny(conditioning=conditioning, hypergradient=mode, lam=0.5, tau=0.5, rho=0.3, adapters=adapters)
+    run = tiny(conditioning=conditioning, hypergradient=mode, lam=0.5, tau=0.5, rho=0.3, adapters=adapters, **signal)
     run = moved(run) if adapters else run
     setup = dataclasses.replace(run.setup, net_tx=optax.sgd(1.0))
     # Away from its start, where the last layer is zero and no gradient reaches the layers below.
@@ -160,7 +183,12 @@ def test_hypergradient_of_the_step_is_the_derivative_of_its_own_losses(condition
 
     grad, rolled, rewards = ours(phi)
     r = normalise(absorb(state.rewards, rewards, setup.meal.stats_window), rewards)
-    inner, outer = (step._half((run.batch, rolled, r), half) for half in (0, 1))
+    tau = jnp.full(4, setup.meal.tau)
+    if signal:
+        r = scale_by_pool(r)
+        tau = choose_tau(rolled.w, r, 0.6)
+        assert float(jnp.ptp(tau)) > 0.01
+    inner, outer = (step._half((run.batch, rolled, r, tau), half) for half in (0, 1))
 
     def logp(theta, w, batch, responses):
         apply = functools.partial(setup.policy.apply, {"params": merge(theta, run.frozen.policy)})
@@ -171,21 +199,23 @@ def test_hypergradient_of_the_step_is_the_derivative_of_its_own_losses(condition
         return jnp.take_along_axis(jax.nn.log_softmax(logits), responses.tokens[..., None], -1)[..., 0]
 
     def base(theta, phi):
-        batch, roll, r = inner
-        p = adapt(setup.net.apply({"params": phi}, roll.pooled, roll.w), r, setup.meal.lam, setup.meal.tau)
-        a = accept(None, p, r, setup.meal.tau, "soft")
+        batch, roll, r, tau = inner
+        p = adapt(setup.net.apply({"params": phi}, roll.pooled, roll.w), r, tau, tau)  # λ/τ is 1
+        a = accept(None, p, r, tau, "soft")
+        b = (1 - a) / 3 if signal else 0.0
         p = jax.lax.stop_gradient(p) if mode == "first_order" else p
-        return bilevel.base_loss(a, logp(theta, p, batch, roll.responses), roll.responses.mask)
+        token, mask = logp(theta, p, batch, roll.responses), roll.responses.mask
+        return bilevel.base_loss(a - b, token, mask, over=(jnp.sum(a), jnp.sum(mask)))
 
     def unrolled(phi):
         frozen_phi = jax.lax.stop_gradient(phi) if mode == "none" else phi
         updates, _ = setup.policy_tx.update(jax.grad(base)(state.policy, frozen_phi), state.policy_opt, state.policy)
         theta = optax.apply_updates(state.policy, updates)
-        batch, roll, r = outer
+        batch, roll, r, tau = outer
         w_hat = setup.net.apply({"params": phi}, roll.pooled, roll.w)
         return bilevel.meta_loss(
             roll.w, w_hat, r, logp(theta, w_hat, batch, roll.responses), roll.responses.logp, roll.responses.mask,
-            kind="utility", tau=setup.meal.tau, rho=setup.meal.rho, ratio_clip=setup.meal.ratio_clip,
+            kind="utility", tau=tau, rho=setup.meal.rho, ratio_clip=setup.meal.ratio_clip,
         )  # fmt: skip
 
     flat = lambda tree: jax.flatten_util.ravel_pytree(tree)[0]  # noqa: E731
