@@ -77,11 +77,13 @@ def build_setup(config: ml_collections.ConfigDict, task: Task) -> Setup:
     judged = task.judged_by_base and task.transformer.lora is None
     method = methods.get(config.method)
     reads_base = task.reward_reads_base or config.meal.beta > 0 or judged or method.reads_base
+    base = Policy(dataclasses.replace(task.transformer, lora=None), plain)
+    at_hand = reads_base or task.transformer.lora is not None
     fields = {f.name for f in dataclasses.fields(MealConfig)}
     s = config.sampling
     return Setup(
         policy=policy,
-        base=Policy(dataclasses.replace(task.transformer, lora=None), plain) if reads_base else None,
+        base=base if reads_base else None,
         net=WeightNet(config.meal.net_hidden, config.meal.net_epsilon),
         policy_tx=policy_optimizer(config, method.cost(config).updates),
         net_tx=optax.adam(config.optim.net_lr),
@@ -99,6 +101,7 @@ def build_setup(config: ml_collections.ConfigDict, task: Task) -> Setup:
         rollout_weights=RolloutWeights(**config.rollout),
         prompt_length=task.train.tokens.shape[1],
         options=method.options(config),
+        judge_of_fluency=base if at_hand and task.weights is not None else None,
     )
 
 

@@ -48,7 +48,7 @@ BASES = {
 }
 MEASURES = (
     "hypervolume", "share_of_true_hypervolume", "mean_inner_product", "sparsity", "spacing", "non_dominated", "monotonicity",
-    "truncated", "repetitive",
+    "truncated", "repetitive", "log_likelihood", "distinct_2",
 )  # fmt: skip
 
 
@@ -178,9 +178,11 @@ def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     out: dict[str, Any] = {"by_seed": {}}
     for field in MEASURES:
         if field not in runs[0]:
-            continue  # no truth is known
+            continue  # no truth is known, or no base at hand
         values = np.array([r[field] for r in runs])
         out[field], out["by_seed"][field] = np.median(values, axis=0).tolist(), values.tolist()
+        if f"{field}_interval" not in runs[0]:
+            continue
         over_prompts = [r[f"{field}_interval"] for r in runs]
         out["by_seed"][f"{field}_interval"], interval = over_prompts, over_prompts[0]
         if len(values) > 1:
@@ -210,9 +212,11 @@ def as_table(methods: dict[str, dict[str, Any]], labels: dict[str, str]) -> str:
         "sparsity": lambda m: f"{m['sparsity']:.3g}",
         "spacing": lambda m: f"{m['spacing']:.3g}",
         "non-dominated": lambda m: f"{m['non_dominated']:.2f}",
-        "monotone": lambda m: ", ".join(f"{value:.2f}" for value in m["monotonicity"]),
+        "pairs in order": lambda m: ", ".join(f"{value:.2f}" for value in m["monotonicity"]),
         "truncated": lambda m: f"{m['truncated']:.2f}",
         "repetitive": lambda m: f"{m['repetitive']:.2f}",
+        "log p/token": lambda m: f"{m['log_likelihood']:.2f}" if "log_likelihood" in m else "–",
+        "distinct-2": lambda m: f"{m['distinct_2']:.2f}" if "distinct_2" in m else "–",
     }
     spent = {
         "tokens sampled": lambda m: f"{m['budget']['rollout_tokens']:,.0f}",

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from meal_jax import fluency
 from meal_jax.data.prompts import Prompts
 from meal_jax.meal.step import Batch, Frozen, Setup, score
 from meal_jax.methods import Cost, Method
@@ -40,6 +41,7 @@ class Answers(NamedTuple):
       tokens, mask: [E, M, T] responses.
       ended: [E, M], the response reached its end token.
       proposals: [E, M, K], the preferences ŵ that the policy was conditioned on.
+      log_likelihood: [E, M] of the answers under the frozen base, see `fluency`; None where there is none.
     """
 
     scores: np.ndarray
@@ -47,19 +49,25 @@ class Answers(NamedTuple):
     mask: np.ndarray
     ended: np.ndarray
     proposals: np.ndarray
+    log_likelihood: np.ndarray | None = None
 
 
-def answer_fn(setup: Setup, method: Method, sampling: Sampling) -> Callable:
+def answer_fn(setup: Setup, method: Method, sampling: Sampling, fluently: bool = False) -> Callable:
     """The function to jit: (state, frozen, Batch [B], w [B, M, K], key) → Answers of the batch.
 
-    The grid's preferences take the place of training's candidates, so a prompt is prefilled once for all of them.
+    With `fluently`, also how likely they are under the frozen base, where the run has one; that costs a pass of the base over
+    the answers, unless scoring made it already. The grid's preferences take the place of training's candidates, so a prompt
+    is prefilled once for all of them.
     """
 
     def answer(state: PyTree, frozen: Frozen, batch: Batch, w: jax.Array, key: jax.Array) -> Answers:
         rolled = method.answer(setup, state, frozen, batch, w, key, sampling)
-        rewards = score(setup, frozen, batch, rolled.responses).rewards
         r = rolled.responses
-        return Answers(rewards, r.tokens, r.mask, r.ended, rolled.w_hat)
+        scores = score(setup, frozen, batch, r)
+        likely = None
+        if fluently and setup.judge_of_fluency is not None:
+            likely = fluency.log_likelihood(setup, frozen, batch, r, scores.reference)
+        return Answers(scores.rewards, r.tokens, r.mask, r.ended, rolled.w_hat, likely)
 
     return answer
 
@@ -102,7 +110,7 @@ def evaluate(
         batch = Batch(*prompts.rows(index)[:3])
         w = np.broadcast_to(preferences.astype(np.float32), (batch_size, *preferences.shape))
         done = answer(state, frozen, *place((batch, w)), jax.random.key(seed))
-        done = Answers(*(a[: rows - start] for a in jax.device_get(done)))
+        done = jax.tree.map(lambda a: a[: rows - start], jax.device_get(done))  # noqa: B023
         if scorer is not None:
             scores, _ = scorer.complete(prompts.rows(index[: rows - start]).text, done.tokens, done.mask, done.scores)
             done = done._replace(scores=scores)
@@ -110,7 +118,7 @@ def evaluate(
         tick(min(start + batch_size, rows))
         if stop():
             return None
-    return Answers(*(np.concatenate(parts) for parts in zip(*out, strict=True)))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *out)
 
 
 def summarise(answers: Answers, preferences: np.ndarray, task: Task, bootstrap: int) -> dict[str, Any]:
@@ -118,19 +126,26 @@ def summarise(answers: Answers, preferences: np.ndarray, task: Task, bootstrap: 
 
     Returns:
       points [M, K] with points_low and points_high; every measure of `front.measures`, and how much has collapsed:
-      "truncated", the share of responses that did not reach their end, and "repetitive", `repeats`' share. Each NAME has
-      NAME_interval, [low, high], 95 % over the draw of prompts. Where the truth is known, also the share of the
+      "truncated", the share of responses that did not reach their end, and "repetitive", `repeats`' share; where the frozen
+      base is at hand, "log_likelihood" under it. Each NAME has NAME_interval, [low, high], 95 % over the draw of prompts.
+      "distinct_2" has none: repeated draws of a prompt would lower it. "fluency" has these measures for each preference, [M]
+      (see `meal_jax.fluency`). Where the truth is known, also the share of the
       hypervolume that an exact maximiser of the same preferences has.
     """
     scores, reference, k = answers.scores.astype(np.float64), task.reference, answers.scores.shape[-1]
-    collapsed = np.stack([~answers.ended, repeats(answers.tokens, answers.mask)], axis=-1)
+    told = {"truncated": ~answers.ended, "repetitive": repeats(answers.tokens, answers.mask)}
+    if answers.log_likelihood is not None:
+        told["log_likelihood"] = answers.log_likelihood
+    columns = np.stack([column.astype(np.float64) for column in told.values()], axis=-1)  # [E, M, of told]
 
-    def judge(mean: np.ndarray) -> dict[str, Any]:  # [M, K + 2]: all measures of one replicate are of the same prompts
-        points, (truncated, repetitive) = mean[:, :k], mean[:, k:].mean(axis=0)
+    def judge(mean: np.ndarray) -> dict[str, Any]:  # [M, K + of told]: a replicate's measures are of the same prompts
+        points = mean[:, :k]
         measured = front.measures(points, preferences, reference)
-        return {"points": points, **measured, "truncated": truncated, "repetitive": repetitive}
+        return {"points": points, **measured, **dict(zip(told, mean[:, k:].mean(axis=0), strict=True))}
 
-    found, low, high = front.bootstrap(np.concatenate([scores, collapsed], axis=-1), judge, bootstrap)
+    found, low, high = front.bootstrap(np.concatenate([scores, columns], axis=-1), judge, bootstrap)
+    by_preference = dict(zip(told, columns.mean(axis=0).T.tolist(), strict=True))
+    by_preference["distinct_2"] = fluency.distinct(answers.tokens, answers.mask).tolist()
     out = {
         "preferences": preferences.tolist(),
         "proposals": answers.proposals.mean(axis=0).astype(float).tolist(),
@@ -141,6 +156,8 @@ def summarise(answers: Answers, preferences: np.ndarray, task: Task, bootstrap: 
         "points_high": high.pop("points").tolist(),
         **{name: np.asarray(value).tolist() for name, value in found.items()},
         **{f"{name}_interval": [low[name].tolist(), high[name].tolist()] for name in low},
+        "distinct_2": float(np.mean(by_preference["distinct_2"])),
+        "fluency": by_preference,
     }
     if task.truth is not None:
         # As many points as the policy has, each the best there is for its preference: what a perfect policy would

@@ -37,6 +37,7 @@ from meal_jax.data import overlap
 from meal_jax.data.pipeline import batch_at, prefetch
 from meal_jax.meal.step import Batch, Frozen, Setup, State
 from meal_jax.pareto import figures
+from meal_jax.pareto.front_table import front_table
 from meal_jax.rewards import sources
 from meal_jax.rewards.text import TextScorer
 from meal_jax.rollout.decode import Responses
@@ -133,7 +134,7 @@ def train_and_evaluate(
         e = config.eval
         sampling = Sampling(e.temperature, e.top_k, e.top_p, config.sampling.draw)
         # Whole on every process: each reads all answers.
-        answer = jax.jit(evaluate.answer_fn(setup, method, sampling), out_shardings=everywhere)
+        answer = jax.jit(evaluate.answer_fn(setup, method, sampling, fluently=True), out_shardings=everywhere)
         preferences = evaluate.grid(config)
 
         def eval_now(at: int, state: State, stop: Callable[[], bool]) -> dict[str, Any] | None:
@@ -453,12 +454,8 @@ def _report(results: dict[str, Any], axes: tuple[str, ...], task: Task, root: Pa
     path, drawn = root / "pareto.png", len(axes) in (2, 3)
     if drawn:
         figures.draw_fronts(path, fronts, axes, truth=truth, title=task.name)
-    print(f"\n{'':16} {'hypervolume':>12} {'95 % interval':>18} {'of the true':>12} {'inner product':>14}")
-    for r in [*([] if before is None else [dict(before, method="before training")]), *results.values()]:
-        low, high = r["hypervolume_interval"]
-        share = f"{r['share_of_true_hypervolume']:.3f}" if "share_of_true_hypervolume" in r else "–"
-        interval = f"{low:.3f} … {high:.3f}"
-        print(f"{r['method']:16} {r['hypervolume']:12.4f} {interval:>18} {share:>12} {r['mean_inner_product']:14.4f}")
+    lines = [*([] if before is None else [dict(before, method="before training")]), *results.values()]
+    print("\n" + front_table(lines))
     figure = f"figure: {path}" if drawn else f"no figure: fronts are drawn of 2 or 3 objectives, not of {len(axes)}"
     print(f"\nfronts: {root / 'pareto.json'}\n{figure}")
 

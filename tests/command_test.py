@@ -28,6 +28,8 @@ WITHOUT = {
     "export": ["--checkpoint=/nowhere", "--out=/nowhere"],
     "parity": ["--model=/nowhere"],
     "hf.convert_gguf": ["--source=/nowhere", "--out=/nowhere"],
+    "hf.convert_llama2c": ["--model=/nowhere", "--tokenizer=/nowhere", "--out=/nowhere"],
+    "answers_figure": ["--run=/nowhere", "--out=/nowhere"],
     "data.prepare": ["--dataset=hh_rlhf"],
 }
 # Runs a module as a command and says on the last line of stderr whether jax was imported on the way.

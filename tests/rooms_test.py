@@ -21,6 +21,7 @@ runtime
 models
 rollout
 meal
+fluency
 pareto
 baselines
 methods
@@ -39,7 +40,7 @@ saved_run
 train
 export
 sft
-testing generate compare parity
+testing generate compare parity answers_figure
 aot
 bench doctor
 main

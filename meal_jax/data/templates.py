@@ -5,6 +5,7 @@ into exports. Its end of a turn is the tokenizer's end token, its begin token st
 
     assistant   "\\n\\nHuman: …\\n\\nAssistant: …\\n\\nHuman: … \\n\\nAssistant:"   (the last space but one as published)
     reddit      "### Instruction: Generate a one-sentence summary of this post. ### Input: … ### Response:"
+    stories     the beginning and a line end: the answer is the story's next paragraph
 
 The published code filters training rows by prompt and response together and evaluation rows by either, depending on the
 method; here the prompt alone is measured, for all.
@@ -43,6 +44,12 @@ PLAIN = {
         + " ### Input: ' + message['content'] }}"
         "{% else %}{{ ' ### Response: ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}{{ ' ### Response:' }}{% endif %}"
+    ),
+    "stories": (
+        "{{ bos_token }}{% for message in messages %}"
+        "{% if message['role'] == 'user' %}{{ ' ' + message['content'] }}"
+        "{% else %}{{ '\n' + message['content'] }}{% if loop.last %}{{ eos_token }}{% endif %}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '\n' }}{% endif %}"
     ),
 }
 CHARACTERS = (100, 1200)  # a post has more than the first and fewer than the second

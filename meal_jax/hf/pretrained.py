@@ -42,11 +42,12 @@ from meal_jax.models.transformer import Transformer, TransformerConfig
 
 PyTree = Any
 PIECES = "tokenizer.model"  # sentencepiece's file
+SHIPPED = Path(__file__).parents[1] / "shipped"  # models that the package holds, by the names of their folders
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")  # what is fetched of a hub id
 
 
 def resolve(source: str | os.PathLike, patterns: Iterable[str] = FILES) -> Path:
-    """The directory that `source` names: itself where it exists, else the local snapshot of that hub id.
+    """The directory that `source` names: itself where it exists, else a model of SHIPPED, else the snapshot of that hub id.
 
     A GGUF file is unpacked (settings and tokenizer; the weights stay in it) to a directory that lasts as long as this process.
 
@@ -62,6 +63,8 @@ def resolve(source: str | os.PathLike, patterns: Iterable[str] = FILES) -> Path:
         return gguf.unpack(path.absolute())
     if path.exists():
         raise NotADirectoryError(f"{source} is a file; a Hugging Face directory, a hub id or a .gguf file is needed.")
+    if is_shipped(source):
+        return SHIPPED / str(source)
     from huggingface_hub import snapshot_download  # only here: most runs read a directory
 
     try:
@@ -75,6 +78,11 @@ def resolve(source: str | os.PathLike, patterns: Iterable[str] = FILES) -> Path:
             "spelling, the network and (for a gated model) `hf auth login`, or download it where there is a network "
             "and give the directory."
         ) from error
+
+
+def is_shipped(source: str | os.PathLike) -> bool:
+    """Whether `source` names a model of SHIPPED; a directory of that name goes before it."""
+    return str(source).isidentifier() and not Path(source).exists() and (SHIPPED / str(source)).is_dir()
 
 
 def resolve_weights(source: str | os.PathLike) -> Path:

@@ -65,6 +65,7 @@ class Setup:
     Attributes:
       policy: π_θ.
       base: the policy without adapters and without a preference, π_ref and the trunk of reward heads; None if unused.
+      judge_of_fluency: a pretrained base that is at hand anyway, by which an evaluation measures answers; None if none is.
       net: g_φ.
       policy_tx, net_tx: optimizers of θ and φ.
       meal: the method's choices.
@@ -103,6 +104,7 @@ class Setup:
     rollout_weights: RolloutWeights = AS_STORED
     prompt_length: int = 0
     options: Any = None
+    judge_of_fluency: Policy | None = None
 
 
 @flax.struct.dataclass

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,14 +28,22 @@ LEVELS = 11  # weights that numerals can spell: 0.0, 0.1 … 1.0
 Load = Callable[[Any, chats.Chat, dict[str, Any]], tuple[Prompts, Prompts, str]]
 
 
-def build(config, name: str, load: Load, reference: float) -> Task:
+class Counted(NamedTuple):
+    """A benchmark's own rewards that need no model: `Setup.reward` and its parameters."""
+
+    reward: Callable[..., Any]
+    params: dict[str, Any]
+
+
+def build(config, name: str, load: Load, reference: float, counted: Callable[..., Counted] | None = None) -> Task:
     """The benchmark `name` for `config`.
 
     Args:
       config: of the run.
       name: of the benchmark and of its plain template.
       load: reads its prompts.
-      reference: of the hypervolume, in every objective, where rewards are the shipped heads.
+      reference: of the hypervolume, in every objective, where rewards are the benchmark's own.
+      counted: (names of objectives, chat, V) → Counted, where the benchmark's own rewards are not heads.
 
     Raises:
       FileNotFoundError: weights, data or heads are not there; says how to get them.
@@ -46,13 +54,17 @@ def build(config, name: str, load: Load, reference: float) -> Task:
     need_weights(p.source)
     # The heads' objectives are those that no other reward replaces; fine-tuning needs none.
     mine = () if config.stage == "sft" else tuple(objectives[k] for k in sources.own(config))
-    heads = linear_heads.load(config.reward.heads).pick(mine) if mine else None
+    heads = linear_heads.load(config.reward.heads).pick(mine) if mine and not counted else None
     chat = templates.make_chat(pretrained.load_tokenizer(p.source), config.data.template, name)
     if heads:
         linear_heads.check_format(heads, chats.describe(chat))
     train, test, evaluated = load(config, chat, tokenizers_in_play(config, chat))
     lora = Lora(p.lora_rank, p.lora_alpha, p.lora_dropout, p.lora_targets) if p.lora_rank else None
     transformer = pretrained.load_config(p.source, dtype=p.dtype, param_dtype=p.param_dtype, remat=p.remat, lora=lora)
+
+    own = Counted(heads.reward, heads.params) if heads else Counted(None, {})
+    if mine and counted:
+        own = counted(mine, chat, transformer.vocab_size)
 
     def weights(placed):
         params = pretrained.load_params(p.source, transformer, placed)
@@ -71,8 +83,8 @@ def build(config, name: str, load: Load, reference: float) -> Task:
         pad=chat.pad,
         end=chat.end,
         forbidden=forbidden_tokens(chat, transformer.vocab_size),
-        reward=heads and heads.reward,
-        reward_params=heads.params if heads else {},
+        reward=own.reward,
+        reward_params=own.params,
         reward_reads_base=heads is not None,
         reference=np.full(len(objectives), reference),
         truth=None,

@@ -1,0 +1,39 @@
+"""The table that a run prints at its end: a line per front, what it reached and whether its answers are still language."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+COLUMNS = (
+    "hypervolume", "95 % interval", "of the true", "inner product", "pairs in order", "log p/token", "repetitive",
+    "distinct-2",
+)  # fmt: skip
+
+
+def front_table(fronts: Sequence[Mapping[str, Any]]) -> str:
+    """Fronts as in pareto.json, each with its "method", as text; "–" where a measure is not known.
+
+    `pairs in order` is `pareto.front.monotonicity`, a number per objective: 1 follows every preference, 0.5 is chance.
+    The last three columns are means over the preferences, see `meal_jax.fluency`.
+    """
+    rows = [["", *COLUMNS], *(_row(front) for front in fronts)]
+    width = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    cells = [[row[0].ljust(width[0]), *(c.rjust(w) for c, w in zip(row[1:], width[1:], strict=True))] for row in rows]
+    return "\n".join("  ".join(line) for line in cells)
+
+
+def _row(front: Mapping[str, Any]) -> list[str]:
+    known = lambda name, form: format(front[name], form) if front.get(name) is not None else "–"  # noqa: E731
+    low, high = front["hypervolume_interval"]
+    return [
+        front["method"],
+        known("hypervolume", ".4f"),
+        f"{low:.3f} … {high:.3f}",
+        known("share_of_true_hypervolume", ".3f"),
+        known("mean_inner_product", ".4f"),
+        ", ".join(f"{value:.2f}" for value in front["monotonicity"]),
+        known("log_likelihood", ".2f"),
+        known("repetitive", ".2f"),
+        known("distinct_2", ".2f"),
+    ]

@@ -1,0 +1,104 @@
+"""The embedded benchmark of real text: a small model continues a story, with more speech or more cheer.
+
+The policy is the 260K-parameter story model that the package holds (`policy.source="stories260k"`, see
+meal_jax/shipped/stories260k/README.md), the prompts are its beginnings of stories (`tasks/story_prompts.py`), or JSON lines of
+one's own at `config.data.path`. Rewards count what a person sees in the answer:
+
+    dialogue   √ of the share of the answer that is speech, from a quotation mark to the next (or to the answer's end)
+    cheerful   √ of the share of its words that are cheerful and the narrator's: those of CHEERFUL outside speech
+
+Speech and narration share an answer's few tokens, so each costs the other. The root makes the first quotation mark worth more
+than the tenth, so that a mixture is worth more than a coin's toss between extremes. Both are counted in characters inside
+the jitted step (`rewards/characters.py`). A third, `short`, is a Python function of texts: `tasks/story_text.py`.
+
+Letters: B prompts, N candidates, K objectives.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from meal_jax.data import chat as chats
+from meal_jax.data import own, templates
+from meal_jax.data.prompts import Prompts
+from meal_jax.rewards import characters
+from meal_jax.tasks import language
+from meal_jax.tasks.story_text import CHEERFUL
+from meal_jax.tasks.task import Task
+
+PROMPTS = Path(__file__).with_name("story_prompts.jsonl")
+REFERENCE = 0.0  # of the hypervolume: no reward is below it
+
+
+def dialogue(text: jax.Array) -> jax.Array:
+    """√ of the share of an answer's characters [..., C], spaces left out, that are speech: [...]."""
+    printed = characters.printed(text)
+    return jnp.sqrt(characters.share(characters.count(printed & characters.spoken(text)), characters.count(printed)))
+
+
+def cheerful(text: jax.Array) -> jax.Array:
+    """√ of the share of an answer's words that are of CHEERFUL and outside speech, from characters [..., C]: [...]."""
+    found = characters.any_word(text, CHEERFUL) & ~characters.spoken(text)
+    return jnp.sqrt(characters.share(characters.count(found), characters.count(characters.first_letters(text))))
+
+
+REWARDS = {"dialogue": dialogue, "cheerful": cheerful}
+
+
+def build(config) -> Task:
+    """The benchmark for `config`; errors as of `language.build`."""
+    return language.build(config, "stories", load, REFERENCE, counted)
+
+
+def counted(objectives: tuple[str, ...], chat: chats.Chat, vocabulary: int) -> language.Counted:
+    """The rewards of these objectives, by name.
+
+    Raises:
+      ValueError: one is none of REWARDS.
+    """
+    unknown = [name for name in objectives if name not in REWARDS]
+    if unknown:
+        raise ValueError(
+            f"The benchmark stories has no reward {', '.join(unknown)}; it has {', '.join(REWARDS)}. Set config.objectives to "
+            "some of these, or give the others a source in config.reward.sources: python:meal_jax.tasks.story_text:short."
+        )
+    spellings = jnp.asarray(characters.spellings(chat.tokenizer, vocabulary))
+    return language.Counted(functools.partial(reward, objectives), {"spellings": spellings})
+
+
+def reward(objectives: tuple[str, ...], params: dict[str, jax.Array], batch, responses, hidden=None) -> jax.Array:
+    """r [B, N, K] of responses; `params` holds "spellings", see `characters.spellings`."""
+    text = characters.spell(responses.tokens, responses.mask, params["spellings"])
+    return jnp.stack([REWARDS[name](text) for name in objectives], axis=-1)
+
+
+def load(config, chat: chats.Chat, tokenizers: dict[str, Any]) -> tuple[Prompts, Prompts, str]:
+    """Training prompts, test prompts and the name of the evaluation set.
+
+    Raises:
+      FileNotFoundError: `config.data.path` is not there or lacks a split.
+      ValueError: a row that cannot be read, or too few prompts.
+    """
+    path = Path(config.data.path).expanduser() if config.data.path else PROMPTS
+    train, test = (rows(own.read(path, split).prompts) for split in ("train", "test"))
+    name = "own story beginnings" if config.data.path else "story beginnings"
+    return *language.encode_splits(chat, train, test, config, str(path)), name
+
+
+def rows(beginnings: list[chats.Turns]) -> list[templates.Row]:
+    """Beginnings as rows, each once."""
+    made = (templates.Row(chats.name_of(turns), turns, " ".join(text for _, text in turns)) for turns in beginnings)
+    return list({row.name: row for row in made}.values())
+
+
+def answers(config) -> dict[int, list[str]]:
+    """What fine-tuning learns, by the id of its prompt: "response" or "chosen" of one's own rows."""
+    out: dict[int, list[str]] = {}
+    for turns, text in own.read_answers(config.data.path or PROMPTS):
+        out.setdefault(chats.hash_of(chats.name_of(turns)), []).append(text)
+    return out

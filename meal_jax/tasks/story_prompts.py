@@ -1,0 +1,66 @@
+"""The beginnings of stories that the benchmark `stories` trains and evaluates on, written from a few templates.
+
+    python -m meal_jax.tasks.story_prompts --out=meal_jax/tasks/story_prompts.jsonl
+
+writes the file that the package holds: TRAIN prompts to train on and TEST others to evaluate on, all different, one JSON line
+{"prompt": …, "split": "train" or "test"} each. Every word is one that the story model uses often.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+TRAIN, TEST, SEED = 320, 64, 0
+HEROES = (
+    ("girl", "she", "her", ("Lily", "Mia", "Sue", "Amy", "Anna", "Sara")),
+    ("boy", "he", "his", ("Tim", "Ben", "Tom", "Sam", "Max", "Jack")),
+    ("bunny", "he", "his", ("Benny", "Bobo", "Hoppy")),
+    ("dog", "he", "his", ("Max", "Spot", "Buddy")),
+    ("cat", "she", "her", ("Kitty", "Mimi", "Luna")),
+    ("bird", "she", "her", ("Bella", "Mia", "Polly")),
+)
+NATURES = ("little", "big", "small", "brave", "curious", "shy")
+EVENTS = (
+    "One day, {they} went to the park with {their} mom.",
+    "One day, {they} met a big frog.",
+    "One day, {they} saw a red ball in a tree.",
+    "One day, {they} found a box in the garden.",
+    "One day, {they} lost {their} toy.",
+    "One day, {they} wanted to bake a cake.",
+    "One day, {they} went for a walk with {their} friend.",
+    "One day, {they} heard a loud noise.",
+    "One day, {they} wanted to play a new game.",
+    "One day, {their} mom came home with a surprise.",
+)
+
+
+def beginnings() -> list[str]:
+    """All that the templates make, in their order."""
+    return [
+        f"Once upon a time, there was a {nature} {kind} named {name}. {event.format(they=they, their=their)}"
+        for kind, they, their, names in HEROES
+        for name in names
+        for nature in NATURES
+        for event in EVENTS
+    ]
+
+
+def prompts() -> list[dict[str, str]]:
+    """The file's rows."""
+    drawn = random.Random(SEED).sample(beginnings(), TRAIN + TEST)
+    return [{"prompt": text, "split": "train" if i < TRAIN else "test"} for i, text in enumerate(drawn)]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m meal_jax.tasks.story_prompts", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, metavar="JSONL", help="file to write")
+    args = parser.parse_args(argv)
+    args.out.write_text("".join(json.dumps(row) + "\n" for row in prompts()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

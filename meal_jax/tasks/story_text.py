@@ -1,0 +1,39 @@
+"""What a story's text is rewarded for: the cheerful words, rewards as Python functions, and what they count, marked.
+
+`config.reward.sources` names them, python:meal_jax.tasks.story_text:short for one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+CHEERFUL = (
+    "beautiful", "best", "bright", "cheerful", "excited", "friend", "friends", "fun", "giggled", "glad", "happily", "happy",
+    "hug", "hugged", "joy", "kind", "laugh", "laughed", "laughing", "love", "loved", "loves", "nice", "proud", "shiny",
+    "smile", "smiled", "smiling", "sunny", "warm", "wonderful", "yummy",
+)  # fmt: skip
+
+
+def short(prompts: list[str], responses: list[str]) -> list[float]:
+    """√ of sentences per word: 1 where every word is a sentence, 0.32 where ten are one. Signs alone are no sentence."""
+    return [sentences_per_word(response) ** 0.5 for response in responses]
+
+
+def sentences_per_word(text: str) -> float:
+    """0 for a text without words."""
+    words = lambda part: re.findall(r"[A-Za-z']+", part)  # noqa: E731
+    sentences = [part for part in re.split(r"[.!?]", text) if words(part)]
+    return len(sentences) / max(len(words(text)), 1)
+
+
+def marked(text: str, objectives: Sequence[str]) -> list[tuple[str, int | None]]:
+    """The text's parts in order, each with the number of the objective that counts it, or None.
+
+    Speech is counted by `dialogue`, words of CHEERFUL outside of it by `cheerful` (`tasks/stories.py`).
+    """
+    number = {name: k for k, name in enumerate(objectives)}
+    words = "|".join(CHEERFUL)
+    parts = re.split(rf"(\"[^\"]*(?:\"|$)|(?i:(?<![a-z'])(?:{words})(?![a-z'])))", text)
+    counts = lambda part: number.get("dialogue" if part.startswith('"') else "cheerful")  # noqa: E731
+    return [(part, counts(part) if i % 2 else None) for i, part in enumerate(parts) if part]
