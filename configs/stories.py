@@ -25,7 +25,8 @@ def get_config(arg: str = ""):
     c.meal.reuse_virtual = True
     c.sampling.max_new = 48
     c.policy.source = "stories260k"
-    c.policy.lora_rank = 16
+    c.policy.lora_rank = 16 if k == 2 else 18  # K divides it: each objective has a block
+    c.conditioning.kind = "adapter"
     c.optim.lr = 1e-3
     c.optim.warmup = 10
     c.data.template = "plain"
@@ -33,5 +34,6 @@ def get_config(arg: str = ""):
     c.eval.prompts = 64
     c.eval.every = 1_000_000
     c.checkpoint.every = 20
-    c.eval.divisions = 10 if k == 2 else 5
+    c.eval.divisions = 8 if k == 2 else 4
+    c.eval.temperature = 0.7
     return c

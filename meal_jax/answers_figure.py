@@ -2,8 +2,8 @@
 
     python -m meal_jax.answers_figure --run=runs/stories --out=docs/stories.png
 
-Each row has the preference as a bar, the answer, and its rewards, from the run's pareto.json. On the benchmark `stories`, what a
-reward counts is printed in that objective's colour: speech, and the narrator's cheerful words.
+Each row has the preference as a bar, the answer, and its rewards, from the run's pareto.json. On the benchmark `stories`, what
+a reward counts is printed in that objective's colour: speech, and the narrator's cheerful words.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import numpy as np
 from meal_jax import config as defaults
 from meal_jax.export.chat_template import text_of
 from meal_jax.export.prompt_gap import Gap
+from meal_jax.hf import pretrained
 from meal_jax.saved_run import Run
 
 LOAD = """\
@@ -109,6 +110,8 @@ def base_name(run: Run) -> tuple[str, bool]:
     if not source:
         return "none: weights drawn at random", False
     local = Path(source).expanduser()
+    if pretrained.is_shipped(source):
+        return f"{source}, shipped with meal_jax", False
     return (local.name, False) if local.is_dir() else (source, True)
 
 
@@ -259,7 +262,11 @@ def _prefix() -> Iterator[str]:
 def example(run: Run, kind: str, slots: Sequence[int], networks: Sequence[str]) -> str:
     """Code that answers one message under one preference, greedily."""
     k, reads = len(run.task.objectives), run.task.conditioning.kind
-    load = LOAD_ADAPTER.format(base=json.dumps(str(run.config.policy.source))) if kind == "adapter" else LOAD
+    load = (
+        LOAD_ADAPTER.format(base=json.dumps(pretrained.location(run.config.policy.source)))
+        if kind == "adapter"
+        else LOAD
+    )
     parts = [load, MESSAGES]
     if reads in ("text", "prefix") and not slots:
         example = [0.3, 0.7] if k == 2 else [round(1 / k, 4)] * k

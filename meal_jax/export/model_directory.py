@@ -223,7 +223,7 @@ def save_adapter(directory: Path, run: Run, flat: Mapping[str, Any]) -> None:
     entries = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": str(run.config.policy.source),
+        "base_model_name_or_path": pretrained.location(run.config.policy.source),
         "r": config.lora.rank,
         "lora_alpha": config.lora.alpha,  # PEFT scales by lora_alpha / r, as we do
         "lora_dropout": config.lora.dropout,

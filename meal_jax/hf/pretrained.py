@@ -85,6 +85,11 @@ def is_shipped(source: str | os.PathLike) -> bool:
     return str(source).isidentifier() and not Path(source).exists() and (SHIPPED / str(source)).is_dir()
 
 
+def location(source: str | os.PathLike) -> str:
+    """What other programs find a model by: a directory or hub id as it is, a shipped model's path for its name."""
+    return str(resolve(source)) if is_shipped(source) else str(source)
+
+
 def resolve_weights(source: str | os.PathLike) -> Path:
     """`resolve`, with torch's .bin files of a hub id that has no safetensors."""
     directory = resolve(source)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -105,25 +106,36 @@ def test_a_batch_of_the_third_objective_needs_the_host(tmp_path):
         configs.get_config("k=4")
 
 
-def test_two_steps_and_their_resume(tmp_path, monkeypatch):
-    """A whole run in miniature; stopped after a step and begun again, it ends with the same front."""
-    one = train.sharding.make_mesh(1, devices=jax.devices()[:1])
-    monkeypatch.setattr(train.sharding, "make_mesh", lambda *axes: one)
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Function that runs two small steps and an evaluation in one workdir, and goes on there when it is called again."""
     config = configs.get_config()
     changes = {
         "steps": 2, "batch_size": 2, "meal.candidates": 2, "sampling.max_new": 4, "eval.prompts": 2, "eval.batch_size": 2,
         "eval.divisions": 1, "eval.bootstrap": 5, "policy.lora_rank": 2, "tensorboard": False, "compare_with": (),
-        "checkpoint.every": 1, "eval.samples": 1,
+        "checkpoint.every": 1, "eval.samples": 1, "method": "static",
     }  # fmt: skip
     config.update_from_flattened_dict(changes)
-    whole = train.run(config, str(tmp_path / "whole"))["meal"]
-    assert np.all(np.isfinite(whole["points"])) and len(whole["fluency"]["log_likelihood"]) == 2
-    assert whole["evaluation_set"]["name"] == "story beginnings"
-    config.steps = 1
-    train.run(config, str(tmp_path / "parts"))
-    config.steps = 2
-    parts = train.run(config, str(tmp_path / "parts"))["meal"]
-    assert parts["points"] == whole["points"] and parts["fluency"] == whole["fluency"]
+    workdir = tmp_path_factory.mktemp("stories")
+    with pytest.MonkeyPatch.context() as patch:
+        one = train.sharding.make_mesh(1, devices=jax.devices()[:1])
+        patch.setattr(train.sharding, "make_mesh", lambda *axes: one)
+        yield lambda: (train.run(config, str(workdir))["static"], workdir)
+
+
+def test_two_steps(run):
+    found, _ = run()
+    assert np.all(np.isfinite(found["points"])) and len(found["fluency"]["log_likelihood"]) == 2
+    assert found["evaluation_set"]["name"] == "story beginnings" and found["samples"][0]["prompt"].startswith("Once")
+
+
+@pytest.mark.slow
+def test_a_run_put_back_to_its_first_step_ends_with_the_same_front(run):
+    whole, workdir = run()
+    shutil.rmtree(workdir / "checkpoints" / "2")
+    again, _ = run()
+    assert again["seconds_training"] is None  # it resumed
+    assert again["points"] == whole["points"] and again["fluency"] == whole["fluency"]
 
 
 def test_the_reward_is_one_function_of_the_batch(task):
