@@ -2,6 +2,7 @@
 
 import configparser
 import fnmatch
+import types
 from pathlib import Path
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from meal_jax.export import card
 from meal_jax.hf import pretrained
 from meal_jax.models.policy import Conditioning, Policy
 
@@ -72,3 +74,9 @@ def test_a_shipped_name_is_resolved_unless_a_directory_has_it(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "stories260k").mkdir()
     assert pretrained.resolve("stories260k") == Path("stories260k")
+
+
+def test_exports_name_a_shipped_base_so_that_others_find_it():
+    assert pretrained.location("stories260k") == str(STORIES) and pretrained.location("some/model") == "some/model"
+    run = types.SimpleNamespace(config=types.SimpleNamespace(policy=types.SimpleNamespace(source="stories260k")))
+    assert card.base_name(run) == ("stories260k, shipped with meal_jax", False)  # and no hub id

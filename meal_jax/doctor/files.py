@@ -63,7 +63,7 @@ def reach(name: str, source: str, read: Callable[[Path], str]) -> Finding:
       source: as in `config.policy.source`.
       read: (directory) → what is in it, in words; raises ValueError or FileNotFoundError where it does not do.
     """
-    path = Path(source).expanduser()
+    path = Path(pretrained.location(source)).expanduser()
     if path.is_file():
         return ok(name, f"{source}, {path.stat().st_size / GIB:.2f} GiB")
     directory = path if path.is_dir() else None
@@ -86,7 +86,7 @@ def reach(name: str, source: str, read: Callable[[Path], str]) -> Finding:
 def decoder(config: Any) -> Any:
     """The policy's TransformerConfig; None where it has no pretrained weights, or they are not on this machine."""
     p = config.policy
-    path = Path(p.source).expanduser()
+    path = Path(pretrained.location(p.source)).expanduser()
     directory = (path if path.exists() else cached(p.source)) if p.source else None
     lora = Lora(p.lora_rank, p.lora_alpha, p.lora_dropout, p.lora_targets) if p.lora_rank else None
     with contextlib.suppress(ValueError, OSError):  # `weights` has told

@@ -143,3 +143,11 @@ def test_rows_are_counted_and_unreadable_ones_named(config, tmp_path):
     rows.write_text("{}\n")
     [found] = files.splits(config)
     assert found.status == "fail" and "train.jsonl:1 must have one of prompt and messages" in found.found
+
+
+def test_a_shipped_model_is_found_by_its_name(monkeypatch, config):
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", offline)
+    found = files.reach("policy", "stories260k", files._decoder)
+    assert found.status == "ok" and "5 layers of 64" in found.found
+    config.policy.source = "stories260k"
+    assert files.decoder(config).width == 64
