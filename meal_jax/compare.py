@@ -181,14 +181,15 @@ def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
             continue  # no truth is known, or no base at hand
         values = np.array([r[field] for r in runs])
         out[field], out["by_seed"][field] = np.median(values, axis=0).tolist(), values.tolist()
-        if f"{field}_interval" not in runs[0]:
-            continue
-        over_prompts = [r[f"{field}_interval"] for r in runs]
-        out["by_seed"][f"{field}_interval"], interval = over_prompts, over_prompts[0]
+        interval = None
+        if f"{field}_interval" in runs[0]:  # distinct_2 has none over prompts
+            over_prompts = [r[f"{field}_interval"] for r in runs]
+            out["by_seed"][f"{field}_interval"], interval = over_prompts, over_prompts[0]
         if len(values) > 1:
             draws = np.random.default_rng(0).integers(0, len(values), (2000, len(values)))
             interval = np.quantile(np.median(values[draws], axis=1), [0.025, 0.975], axis=0).tolist()
-        out[f"{field}_interval"] = interval
+        if interval is not None:
+            out[f"{field}_interval"] = interval
     out["budget"] = {key: float(np.median([r["budget"][key] for r in runs])) for key in runs[0]["budget"]}
     seconds = [r["seconds_training"] for r in runs if r["seconds_training"] is not None]
     out["seconds_training"] = float(np.median(seconds)) if seconds else None

@@ -24,10 +24,11 @@ def canned(monkeypatch):
             out = {
                 "hypervolume": volume, "share_of_true_hypervolume": volume, "mean_inner_product": 0.4, "sparsity": 0.1,
                 "spacing": 0.0, "non_dominated": 1.0, "truncated": 0.25, "repetitive": 0.0,
-                "monotonicity": [1.0, 0.5 + 0.1 * config.seed],
+                "monotonicity": [1.0, 0.5 + 0.1 * config.seed], "log_likelihood": -1.5,
             }  # fmt: skip
             for field, value in list(out.items()):
                 out[f"{field}_interval"] = [(np.array(value) - 0.05).tolist(), (np.array(value) + 0.05).tolist()]
+            out["distinct_2"] = 0.3 + 0.01 * config.seed  # it has no interval over prompts
             return out | {"preferences": preferences.tolist(), "points": (volume * preferences).tolist()}
 
         (folder / "evals").mkdir(parents=True)
@@ -64,6 +65,8 @@ def test_every_method_meets_every_seed_once_and_what_is_done_is_not_run_again(ca
     np.testing.assert_allclose(meal["by_seed"]["hypervolume_interval"], [[0.55, 0.65], [0.56, 0.66], [0.57, 0.67]])
     reached, spent = (tmp_path / "compare.md").read_text().split("\n\n")
     assert "| Meal | 0.610 (0.600 … 0.620) | 0.610 (" in reached and "| 1.00, 0.60 |" in reached
+    assert "| pairs in order |" in reached and "| 0.25 | 0.00 | -1.50 | 0.31 |" in reached
+    assert meal["distinct_2"] == pytest.approx(0.31) and meal["distinct_2_interval"] == pytest.approx([0.3, 0.32])
     assert "| Meal | 2,000 | 200 | 2,000 | 8 | 1 | 1 | 11 |" in spent
     for table in (reached, spent):
         lines = table.strip().splitlines()
@@ -91,7 +94,7 @@ def test_at_equal_spending_each_is_taken_at_its_last_evaluation_within_it(canned
 
 def test_one_seed_has_the_intervals_over_its_prompts(canned, tmp_path):
     out = compare.run(toy.get_config(), str(tmp_path), ["static"], 1)["methods"]["static"]
-    assert out["hypervolume_interval"] == pytest.approx([0.45, 0.55])
+    assert out["hypervolume_interval"] == pytest.approx([0.45, 0.55]) and "distinct_2_interval" not in out
     np.testing.assert_allclose(out["monotonicity_interval"], [[0.95, 0.45], [1.05, 0.55]])
 
 

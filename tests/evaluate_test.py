@@ -5,7 +5,7 @@ import types
 import numpy as np
 import pytest
 
-from meal_jax import evaluate
+from meal_jax import evaluate, fluency
 from meal_jax.data.prompts import Prompts
 from meal_jax.pareto import front
 from meal_jax.rewards.text import TextScorer
@@ -60,7 +60,8 @@ def test_every_measure_has_an_interval_over_prompts_and_collapse_is_counted():
     ended = np.ones((40, 3), bool)
     ended[:, 1] = False
     preferences = np.array([[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]])
-    answers = evaluate.Answers(scores, tokens, np.ones(tokens.shape, bool), ended, scores)
+    likely = rng.normal(-2, 1, (40, 3))
+    answers = evaluate.Answers(scores, tokens, np.ones(tokens.shape, bool), ended, scores, likely)
     task = types.SimpleNamespace(
         reference=np.array([-1.0, -1.0]), evaluation_set="", truth=lambda w: np.array([[1.0, 1.0]])
     )
@@ -75,14 +76,24 @@ def test_every_measure_has_an_interval_over_prompts_and_collapse_is_counted():
     assert out["repetitive"] == pytest.approx(10 / 120)
     share = rng.binomial(40, 10 / 40, size=20_000) / 120  # a prompt loops in one of its three answers or in none
     np.testing.assert_allclose(out["repetitive_interval"], np.quantile(share, [0.025, 0.975]), atol=0.01)
+    assert out["log_likelihood"] == pytest.approx(likely.mean())
+    low, high = out["log_likelihood_interval"]
+    assert low < out["log_likelihood"] < high
+    told = out["fluency"]
+    np.testing.assert_allclose(told["log_likelihood"], likely.mean(axis=0))
+    np.testing.assert_allclose(told["repetitive"], [10 / 40, 0.0, 0.0])
+    np.testing.assert_allclose(told["distinct_2"], fluency.distinct(tokens, answers.mask))
+    assert told["truncated"] == [0.0, 1.0, 0.0] and out["distinct_2"] == pytest.approx(np.mean(told["distinct_2"]))
     low, high = out["hypervolume_interval"]
     assert low < out["hypervolume"] < high
     assert out["share_of_true_hypervolume_interval"] == pytest.approx([low / 4, high / 4])
     np.testing.assert_allclose(out["points"], points)
     assert np.all(np.array(out["points_low"]) < points) and np.all(points < np.array(out["points_high"]))
+    answers = answers._replace(log_likelihood=None)  # no base at hand
     task.truth = lambda w: np.array([[1.0, -1.0]])  # dominates nothing of the reference: there is no share to speak of
     out = evaluate.summarise(answers, preferences, task, bootstrap=2)
     assert out["true_hypervolume"] == 0 and "share_of_true_hypervolume" not in out
+    assert "log_likelihood" not in out and "log_likelihood" not in out["fluency"]
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
