@@ -30,10 +30,15 @@ def sentences_per_word(text: str) -> float:
 def marked(text: str, objectives: Sequence[str]) -> list[tuple[str, int | None]]:
     """The text's parts in order, each with the number of the objective that counts it, or None.
 
-    Speech is counted by `dialogue`, words of CHEERFUL outside of it by `cheerful` (`tasks/stories.py`).
+    Speech that ends is counted by `dialogue`, words of CHEERFUL outside of it by `cheerful` (`tasks/stories.py`).
     """
     number = {name: k for k, name in enumerate(objectives)}
     words = "|".join(CHEERFUL)
     parts = re.split(rf"(\"[^\"]*(?:\"|$)|(?i:(?<![a-z'])(?:{words})(?![a-z'])))", text)
-    counts = lambda part: number.get("dialogue" if part.startswith('"') else "cheerful")  # noqa: E731
+
+    def counts(part: str) -> int | None:
+        if part.startswith('"'):
+            return number.get("dialogue") if part.endswith('"') and len(part) > 1 else None
+        return number.get("cheerful")
+
     return [(part, counts(part) if i % 2 else None) for i, part in enumerate(parts) if part]
