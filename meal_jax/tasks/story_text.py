@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 CHEERFUL = (
-    "beautiful", "best", "bright", "cheerful", "excited", "friend", "friends", "fun", "giggled", "glad", "happily", "happy",
+    "beautiful", "best", "bright", "cheerful", "excited", "fun", "giggled", "glad", "happily", "happy",
     "hug", "hugged", "joy", "kind", "laugh", "laughed", "laughing", "love", "loved", "loves", "nice", "proud", "shiny",
     "smile", "smiled", "smiling", "sunny", "warm", "wonderful", "yummy",
 )  # fmt: skip

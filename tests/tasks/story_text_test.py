@@ -20,10 +20,10 @@ def test_short_sentences(text, share):
 
 
 def test_marks_are_what_the_rewards_count():
-    text = 'Tim was happy. "I am happy, friend!" A Friend unloved "Yes, fun'
+    text = 'Tim was happy. "I am happy, friend!" A Smile unloved "Yes, fun'
     parts = story_text.marked(text, ("cheerful", "dialogue"))
     assert "".join(part for part, _ in parts) == text
     assert [(part, k) for part, k in parts if k is not None] == [
-        ("happy", 0), ('"I am happy, friend!"', 1), ("Friend", 0),
+        ("happy", 0), ('"I am happy, friend!"', 1), ("Smile", 0),
     ]  # fmt: skip
     assert all(k is None for part, k in story_text.marked(text, ("short", "dialogue")) if part == "happy")
