@@ -27,7 +27,7 @@ from meal_jax.data import chat as chats
 from meal_jax.data import own, templates
 from meal_jax.data.prompts import Prompts
 from meal_jax.rewards import characters
-from meal_jax.tasks import language
+from meal_jax.tasks import assistant, language
 from meal_jax.tasks.story_text import CHEERFUL
 from meal_jax.tasks.task import Task
 
@@ -84,24 +84,26 @@ def load(config, chat: chats.Chat, tokenizers: dict[str, Any]) -> tuple[Prompts,
     """Training prompts, test prompts and the name of the evaluation set.
 
     Raises:
-      FileNotFoundError: `config.data.path` is not there or lacks a split.
+      FileNotFoundError: `config.data.path` is not there, or lacks a split.
       ValueError: a row that cannot be read, or too few prompts.
     """
-    path = Path(config.data.path).expanduser() if config.data.path else PROMPTS
-    train, test = (rows(own.read(path, split).prompts) for split in ("train", "test"))
-    name = "own story beginnings" if config.data.path else "story beginnings"
-    return *language.encode_splits(chat, train, test, config, str(path)), name
+    name = assistant.own_rows(config, _path(config))[2] if config.data.path else "story beginnings"
+    return *language.encode_splits(chat, *read_rows(config), config, str(_path(config))), name
 
 
-def rows(beginnings: list[chats.Turns]) -> list[templates.Row]:
-    """Beginnings as rows, each once."""
-    made = (templates.Row(chats.name_of(turns), turns, " ".join(text for _, text in turns)) for turns in beginnings)
-    return list({row.name: row for row in made}.values())
+def read_rows(config) -> tuple[list[templates.Row], list[templates.Row]]:
+    """Beginnings to train on and to evaluate on, before limits of length; errors as of `load`."""
+    train, test, _ = assistant.own_rows(config, _path(config))
+    return tuple([row._replace(text=" ".join(text for _, text in row.turns)) for row in rows] for rows in (train, test))
+
+
+def _path(config) -> Path:
+    return Path(config.data.path).expanduser() if config.data.path else PROMPTS
 
 
 def answers(config) -> dict[int, list[str]]:
     """What fine-tuning learns, by the id of its prompt: "response" or "chosen" of one's own rows."""
     out: dict[int, list[str]] = {}
-    for turns, text in own.read_answers(config.data.path or PROMPTS):
+    for turns, text in own.read_answers(_path(config)):
         out.setdefault(chats.hash_of(chats.name_of(turns)), []).append(text)
     return out
