@@ -18,6 +18,7 @@ def get_config(arg: str = ""):
     c.batch_size = 8
     c.meal.candidates = 8
     c.meal.tau = 0.3
+    c.meal.baseline = "pool"  # what is accepted less than the average counts against
     c.meal.lam = 0.2
     c.meal.rho = 3.0
     c.meal.beta = 0.1
@@ -27,7 +28,7 @@ def get_config(arg: str = ""):
     c.policy.source = "stories260k"
     c.policy.lora_rank = 16 if k == 2 else 18  # K divides it: each objective has a block
     c.conditioning.kind = "adapter"
-    c.optim.lr = 1e-3
+    c.optim.lr = 2e-3
     c.optim.warmup = 10
     c.data.template = "plain"
     c.data.prompt_length = 48
