@@ -68,9 +68,9 @@ def default() -> ml_collections.ConfigDict:
     m.accept_share = (
         0.0  # τ per prompt, so that acceptance is spread over this share of N (tau then only sets λ/τ); 0 = off
     )
-    m.baseline = (
-        "none"  # subtracted from acceptance: none; pool = 1/N; leave_one_out = mean chance of the other candidates
-    )
+    # Subtracted from acceptance: none; pool = 1/N; leave_one_out = mean chance of the other candidates under this one's
+    # preference; accepted = the pool's mean acceptance, each candidate under its own adapted preference
+    m.baseline = "none"
     m.reward_scale = "running"  # rewards in standard deviations: running, or pool = each prompt's own candidates'
     m.passes = 1  # policy updates per half of a pool; after the first with probability ratios
     m.pass_clip = 0.2  # those ratios are clipped to 1 ± this

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 TINY = 1e-30  # a preference of exactly 0 stays 0 (to float precision) instead of making a logarithm infinite
 TARGETS = ("stratified", "dirichlet", "shared")
 ACCEPT = ("soft", "sample", "top1")
-BASELINE = ("none", "pool", "leave_one_out")
+BASELINE = ("none", "pool", "leave_one_out", "accepted")
 
 
 def draw_targets(key: jax.Array, prompt_id: jax.Array, candidates: int, objectives: int, how: str) -> jax.Array:
@@ -111,14 +111,18 @@ def control(a: jax.Array, p: jax.Array, r: jax.Array, tau: float | jax.Array, ho
     Σ_j c_nj = 1,
         pool            b_n = mean_j c_nj = 1 / N
         leave_one_out   b_n = mean_{j ≠ n} c_nj = (1 − c_nn) / (N − 1)
+        accepted        b_n = mean_j a_j, every candidate under its own preference
     A constant keeps the expected gradient. A softmax's other chances do depend on its own: leaving n out multiplies the
-    expected gradient by N / (N − 1), and where a_n = c_nn ("soft" and "top1") it is just that factor on a_n − 1 / N. See
-    docs/method.md.
+    expected gradient by N / (N − 1), and where a_n = c_nn ("soft" and "top1") it is just that factor on a_n − 1 / N.
+
+    The first two are for preferences that do not depend on the response. An adapted preference does: p_n is where response n
+    is accepted most readily, so that a_n is above 1 / N on average, and what is left of the mean makes every response likelier
+    under its own preference. "accepted" is the mean of the adapted weights themselves, and takes that out. See docs/method.md.
 
     Args:
       a: as from `accept`.
       p, r, tau, how: as given to `accept`.
-      baseline: "none", "pool" or "leave_one_out".
+      baseline: one of BASELINE.
 
     Returns:
       [B, N].
@@ -128,6 +132,8 @@ def control(a: jax.Array, p: jax.Array, r: jax.Array, tau: float | jax.Array, ho
         return jnp.zeros_like(a)
     if baseline == "pool":
         return jnp.full_like(a, 1 / count)
+    if baseline == "accepted":
+        return jnp.broadcast_to(jnp.mean(a, axis=1, keepdims=True), a.shape)
     return (1 - (jnp.exp(log_accept(p, r, tau)) if how == "sample" else a)) / (count - 1)
 
 

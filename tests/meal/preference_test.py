@@ -206,6 +206,17 @@ def test_control_variates_keep_the_expected_gradient_and_take_variance(how):
     np.testing.assert_allclose(lesser, less * (3 / 2) ** 2, rtol=1e-12)  # of a softmax they are one up to the factor
 
 
+def test_adapted_acceptance_is_above_chance_and_its_own_mean_centres_it():
+    """Equal responses under equal preferences have nothing to teach; adapted, 1/N leaves a pull to each response."""
+    w, r = pools(2)
+    p = preference.adapt(w, r, 0.5, 0.7)
+    a = jnp.exp(preference.log_accept(p, r, 0.7))
+    pool, accepted = (preference.control(a, p, r, 0.7, "soft", name) for name in ("pool", "accepted"))
+    assert float(jnp.mean(a - pool)) > 0.02  # selected: above 1/N on average
+    np.testing.assert_allclose(jnp.sum(a - accepted, axis=1), 0.0, atol=1e-12)
+    np.testing.assert_allclose(accepted[:, 0], [np.mean(row) for row in np.asarray(a)], rtol=1e-12)
+
+
 def test_the_control_variate_of_a_draw_is_the_chance_of_the_others():
     w, r = pools(2)
     key = jax.random.split(jax.random.key(0), 3)
