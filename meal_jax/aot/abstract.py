@@ -93,7 +93,7 @@ def make_task(config) -> Task:
 
 
 def _unloaded(source: sources.Source, config, task: Task) -> sources.Source | None:
-    return source if source.kind in sources.TEXT else None
+    return source if sources.reads_text(source) else None
 
 
 class Plan(NamedTuple):

@@ -20,6 +20,10 @@ RUNTIME = ("dtype", "param_dtype", "attention", "remat", "unroll", "unstack_laye
 ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}  # Hugging Face's name to ours
 
 
+# Which layers slide: none; all, if there is a size; those from `max_window_layers` on, if switched on; by a period.
+WINDOWS = ("none", "all", "switched", "period")
+
+
 class Family(NamedTuple):
     """Models that one class of transformers serves.
 
@@ -29,6 +33,9 @@ class Family(NamedTuple):
       fixed: fields of TransformerConfig that are so for the whole family.
       defaults: entries of config.json and the values that transformers takes where they are absent.
       activation: the entry that names the gate's activation.
+      windows: which layers slide where `layer_types` does not say: one of WINDOWS.
+      softcaps: config.json has the query's scale and the softcaps of attention and logits.
+      local_rope: sliding layers have a rotary base of their own.
     """
 
     architecture: str
@@ -36,6 +43,9 @@ class Family(NamedTuple):
     fixed: Mapping[str, Any]
     defaults: Mapping[str, Any]
     activation: str = "hidden_act"
+    windows: str = "none"
+    softcaps: bool = False
+    local_rope: bool = False
 
 
 BASE = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "hidden_act": "silu"}
@@ -63,9 +73,15 @@ FAMILIES = {
     family.model_type: family
     for family in (
         Family("LlamaForCausalLM", "llama", {}, BASE),
-        Family("MistralForCausalLM", "mistral", {}, BASE | {"num_key_value_heads": 8, "sliding_window": 4096}),
-        Family("Qwen2ForCausalLM", "qwen2", {"qkv_bias": True}, QWEN),
-        Family("Qwen3ForCausalLM", "qwen3", {"qk_norm": True}, QWEN | {"head_dim": 128}),
+        Family(
+            "MistralForCausalLM",
+            "mistral",
+            {},
+            BASE | {"num_key_value_heads": 8, "sliding_window": 4096},
+            windows="all",
+        ),
+        Family("Qwen2ForCausalLM", "qwen2", {"qkv_bias": True}, QWEN, windows="switched"),
+        Family("Qwen3ForCausalLM", "qwen3", {"qk_norm": True}, QWEN | {"head_dim": 128}, windows="switched"),
         Family(
             "Gemma2ForCausalLM",
             "gemma2",
@@ -78,6 +94,8 @@ FAMILIES = {
                 "final_logit_softcapping": 30.0,
             },
             "hidden_activation",
+            windows="period",
+            softcaps=True,
         ),
         Family(
             "Gemma3ForCausalLM",
@@ -91,6 +109,9 @@ FAMILIES = {
                 "rope_local_base_freq": 10_000.0,
             },
             "hidden_activation",
+            windows="period",
+            softcaps=True,
+            local_rope=True,
         ),
     )
 }
@@ -132,8 +153,10 @@ def _fields(family: Family, c: Mapping[str, Any]) -> tuple[dict[str, Any], list[
         bad.append(f"{family.activation} {c[family.activation]} ({', '.join(ACTIVATIONS)} are)")
     if family.model_type == "gemma3_text" and c.get("attn_logit_softcapping") is not None:
         bad.append("attn_logit_softcapping in Gemma 3 (transformers passes it over)")
-    gemma = family.model_type.startswith("gemma")
-    number = lambda key: float(c[key]) if gemma and c.get(key) is not None else None  # noqa: E731
+
+    def number(key: str) -> float | None:
+        return float(c[key]) if family.softcaps and c.get(key) is not None else None
+
     fields = {
         "vocab_size": c["vocab_size"],
         "width": c["hidden_size"],
@@ -169,7 +192,7 @@ def _family(c: Mapping[str, Any], where: Any) -> tuple[Family, Mapping[str, Any]
 def _rope(family: Family, c: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Fields of rotary positions, and what is not implemented of them, in the old spelling or the new one."""
     settings = c.get("rope_scaling") or c.get("rope_parameters") or {}
-    if family.model_type != "gemma3_text":
+    if not family.local_rope:
         base = settings.get("rope_theta") or c.get("rope_theta") or 10_000.0
         scaling, bad = _scaling(settings, c)
         return {"rope_base": float(base), "rope_scaling": scaling}, bad
@@ -207,9 +230,9 @@ def _scaling(settings: Mapping[str, Any], c: Mapping[str, Any]) -> tuple[RopeSca
 def _windows(family: Family, c: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Fields of sliding windows, and what is not implemented of them."""
     layers, size = c["num_hidden_layers"], c.get("sliding_window")
-    if family.model_type == "mistral":
+    if family.windows == "all":
         local = (size is not None,) * layers
-    elif family.model_type in ("qwen2", "qwen3"):
+    elif family.windows == "switched":
         size = size if c["use_sliding_window"] else None
         local = tuple(size is not None and i >= c["max_window_layers"] for i in range(layers))
     elif "sliding_window_pattern" in c:
@@ -225,7 +248,7 @@ def _windows(family: Family, c: Mapping[str, Any]) -> tuple[dict[str, Any], list
             bad.append(f"layer_types {', '.join(others)}")
         elif len(named) != layers:
             bad.append(f"layer_types of {len(named)} layers where num_hidden_layers is {layers}")
-        elif family.model_type in ("llama", "mistral") and named != local:
+        elif family.windows in ("none", "all") and named != local:
             bad.append(f"layer_types in {family.architecture}")
         local = named
     if any(local) and not size:
@@ -262,7 +285,7 @@ def entries(config: TransformerConfig) -> dict[str, Any]:
         **_rope_entries(family, config),
         **_window_entries(family, config),
     }
-    if family.model_type.startswith("gemma"):
+    if family.softcaps:
         out["query_pre_attn_scalar"] = int(config.query_scalar or config.head_dim)  # transformers takes whole numbers
         out["attn_logit_softcapping"] = config.attention_softcap
         out["final_logit_softcapping"] = config.logit_softcap
@@ -294,7 +317,7 @@ def _rope_entries(family: Family, config: TransformerConfig) -> dict[str, Any]:
             }
     new = {"rope_type": "default", "rope_theta": config.rope_base} | scaling
     out = {"rope_theta": config.rope_base, "rope_parameters": new}
-    if family.model_type == "gemma3_text":
+    if family.local_rope:
         out["rope_local_base_freq"] = config.local_rope_base
         out["rope_parameters"] = {
             "full_attention": new,
@@ -306,13 +329,13 @@ def _rope_entries(family: Family, config: TransformerConfig) -> dict[str, Any]:
 def _window_entries(family: Family, config: TransformerConfig) -> dict[str, Any]:
     size = config.window or None
     types = ["sliding_attention" if local else "full_attention" for local in config.local or (False,) * config.layers]
-    if family.model_type == "mistral":
+    if family.windows == "all":
         return {"sliding_window": size}
-    if family.model_type in ("qwen2", "qwen3"):
+    if family.windows == "switched":
         first = types.index("sliding_attention") if size else config.layers
         switches = {"use_sliding_window": size is not None, "max_window_layers": first}
         return {"sliding_window": size, "layer_types": types} | switches
-    if family.model_type.startswith("gemma"):
+    if family.windows == "period":
         return {"sliding_window": size or family.defaults["sliding_window"], "layer_types": types}
     return {}
 

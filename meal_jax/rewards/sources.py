@@ -23,13 +23,33 @@ from typing import NamedTuple
 from meal_jax.rewards import formats, python
 
 FIELD = "config.reward.sources"
-CALLS = ("python", "jax", "judge")
 TRAINED = "model"  # in place of a preset's name
-TEXT = ("model", "python", "judge")  # kinds that the host computes from texts
+
+
+class Call(NamedTuple):
+    """A kind of reward that is written NAME:VALUE.
+
+    Attributes:
+      value: what VALUE is: "function" (it is loaded to check it) or another noun for messages.
+      form: how VALUE is written.
+      reads_text: the host computes the reward from texts; False: the device computes it inside the jitted step.
+    """
+
+    value: str
+    form: str
+    reads_text: bool
+
+
+# A kind of a name of its own is a row here and its maker in `tasks.attach_rewards.MAKERS`.
+CALLS: dict[str, Call] = {
+    "python": Call("function", "FILE.py:FUNCTION", reads_text=True),
+    "jax": Call("function", "FILE.py:FUNCTION", reads_text=False),
+    "judge": Call("question", "QUESTION", reads_text=True),
+}
 
 
 class Source(NamedTuple):
-    """A string of `config.reward.sources`, taken apart: kind ("heads", "model", "python", "jax" or "judge") and the rest.
+    """A string of `config.reward.sources`, taken apart: kind ("heads", "model" or a key of CALLS) and the rest.
 
     Attributes:
       kind: as above.
@@ -51,7 +71,7 @@ def parse(source: str) -> Source:
     kind, colon, value = source.partition(":")
     if colon and kind in CALLS:
         if not value.strip():
-            raise ValueError(f"{FIELD}: {source!r} names no {'question' if kind == 'judge' else 'function'}.")
+            raise ValueError(f"{FIELD}: {source!r} names no {CALLS[kind].value}.")
         return Source(kind, value.strip())
     if source == "heads":
         return Source("heads")
@@ -59,9 +79,10 @@ def parse(source: str) -> Source:
     if (name not in formats.PRESETS and not (name == TRAINED and at)) or (at and not directory):
         near = difflib.get_close_matches(name, [*formats.PRESETS, "heads", *CALLS], n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
+        calls = "; ".join(f"{name}:{call.form}" for name, call in CALLS.items())
         raise ValueError(
             f"{FIELD}: {source!r} is none of: heads; {', '.join(formats.PRESETS)}, each alone or with "
-            f"@DIRECTORY; {TRAINED}@DIRECTORY; python:FILE.py:FUNCTION; jax:FILE.py:FUNCTION; judge:QUESTION.{hint}"
+            f"@DIRECTORY; {TRAINED}@DIRECTORY; {calls}.{hint}"
         )
     return Source("model", name, directory)
 
@@ -81,7 +102,7 @@ def check(sources: Sequence[str], objectives: Sequence[str]) -> None:
             "none for the benchmark's own."
         )
     for source in map(parse, sources):
-        if source.kind in ("python", "jax"):
+        if source.kind in CALLS and CALLS[source.kind].value == "function":
             python.load(source.value, f"{FIELD} {source.kind}:{source.value}")
         if source.directory and not Path(source.directory).expanduser().is_dir():
             raise FileNotFoundError(
@@ -90,6 +111,11 @@ def check(sources: Sequence[str], objectives: Sequence[str]) -> None:
             )
         if source.value == TRAINED and source.kind == "model":
             formats.trained(source.directory)
+
+
+def reads_text(source: Source) -> bool:
+    """Whether the host computes the reward from texts."""
+    return source.kind == "model" or (source.kind in CALLS and CALLS[source.kind].reads_text)
 
 
 def own(config) -> tuple[int, ...]:
@@ -105,7 +131,11 @@ def describe(config) -> tuple[str, ...]:
     for objective, source in zip(config.objectives, sources, strict=True):
         if source.kind == "model":
             of = Path(source.directory).name or formats.PRESETS[source.value].source
+        elif source.kind == "heads":
+            of = ""
+        elif CALLS[source.kind].value == "function":
+            of = source.value.rpartition(":")[2]
         else:
-            of = {"heads": "", "judge": f"judge: {source.value}"}.get(source.kind, source.value.rpartition(":")[2])
+            of = f"{source.kind}: {source.value}"
         out.append(f"{objective} reward" + (f" ({of})" if of else ""))
     return tuple(out)

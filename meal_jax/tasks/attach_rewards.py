@@ -18,7 +18,7 @@ from meal_jax.data.prompts import Prompts
 from meal_jax.hf import pretrained
 from meal_jax.meal.step import Batch, Frozen
 from meal_jax.rewards import formats, judge, python, text
-from meal_jax.rewards.sources import FIELD, TEXT, TRAINED, Source, parse
+from meal_jax.rewards.sources import CALLS, FIELD, TRAINED, Source, parse, reads_text
 from meal_jax.rollout.decode import Responses
 from meal_jax.runtime import sharding
 from meal_jax.tasks.task import Task
@@ -49,7 +49,7 @@ def attach(task: Task, config, load: Callable | None = None) -> Task:
     )
     device = _device_reward(task.reward, columns)
     _try_functions(columns, task, config)
-    if any(source.kind in TEXT for source in sources):
+    if any(map(reads_text, sources)):
         need_text(task)
         task = task._replace(train=_one_text_an_id(task.train))
     if any(source.kind != "heads" for source in sources):
@@ -69,7 +69,7 @@ def attach(task: Task, config, load: Callable | None = None) -> Task:
 
 def _reference(task: Task, config, sources: Sequence[Source]) -> np.ndarray:
     """The hypervolume's reference [K], NaN where the first evaluation fixes it: of rewards whose scale nobody knows yet."""
-    unknown = [source.kind in ("python", "jax", "judge") or source.value == TRAINED for source in sources]
+    unknown = [source.kind in CALLS or source.value == TRAINED for source in sources]
     reference = np.where(unknown, np.nan, np.asarray(task.reference, np.float64))
     said = "of {} is measured from {}, which the benchmark chose for its own rewards"
     if any(unknown):
@@ -141,18 +141,18 @@ def _try_functions(columns: Sequence[Callable | None], task: Task, config) -> No
 
 def _text_reward(source: Source, config, task: Task, objective: str) -> Callable | None:
     """Loads what a reward of texts needs; returns (mesh, frozen) → reward, None for a reward of tokens."""
-    if source.kind == "python":
-        named = f"python:{source.value}"
-        function = python.TextFunction(python.load(source.value, f"{FIELD} {named}"), named, objective)
-        rows = task.train.rows(np.arange(2)).text
-        text.check(
-            objective, function(list(rows), list(rows)), rows, named
-        )  # tried, so that a wrong one is refused now
-        return lambda mesh, frozen: function
-    return {"model": _model, "judge": _judge}.get(source.kind, lambda *_: None)(source, config, task)
+    return MAKERS[source.kind](source, config, task, objective) if reads_text(source) else None
 
 
-def _model(source: Source, config, task: Task) -> Callable:
+def _python(source: Source, config, task: Task, objective: str) -> Callable:
+    named = f"python:{source.value}"
+    function = python.TextFunction(python.load(source.value, f"{FIELD} {named}"), named, objective)
+    rows = task.train.rows(np.arange(2)).text
+    text.check(objective, function(list(rows), list(rows)), rows, named)  # tried, so that a wrong one is refused now
+    return lambda mesh, frozen: function
+
+
+def _model(source: Source, config, task: Task, objective: str) -> Callable:
     preset = formats.trained(source.directory) if source.value == TRAINED else formats.PRESETS[source.value]
     at = source.directory or preset.source
     tokenizer = pretrained.load_tokenizer(at)
@@ -165,7 +165,7 @@ def _model(source: Source, config, task: Task) -> Callable:
     return lambda mesh, frozen: text.of_classifier(model, tokenizer, preset.layout, preset.label, mesh, batch_size=rows)
 
 
-def _judge(source: Source, config, task: Task) -> Callable:
+def _judge(source: Source, config, task: Task, objective: str) -> Callable:
     rows, at = config.reward.batch_size, config.reward.judge
     if at:
         asked = judge.ask(pretrained.load_tokenizer(at), source.value)
@@ -186,3 +186,7 @@ def _judge(source: Source, config, task: Task) -> Callable:
     asked = judge.ask(pretrained.load_tokenizer(config.policy.source), source.value)
     transformer = dataclasses.replace(task.transformer, lora=None)
     return lambda mesh, frozen: judge.reward(asked, transformer, frozen.reference, mesh, batch_size=rows)
+
+
+# What makes a reward of texts of each kind: (Source, config, Task, objective) → (mesh, Frozen) → a reward, see `rewards.text`.
+MAKERS: dict[str, Callable] = {"model": _model, "python": _python, "judge": _judge}
