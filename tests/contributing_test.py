@@ -64,7 +64,7 @@ def test_a_method_is_a_row_of_METHODS(tmp_path, monkeypatch):
     found = train.run(c, tmp_path)["imitate"]
 
     assert found["method"] == "imitation" and found["step"] == 2 and found["compiled"] == 1
-    assert found["budget"]["updates"] == 2 and found["budget"]["reward_calls"] == 2 * 16 * 2
+    assert found["budget"]["updates"] == 2 and found["budget"]["reward_calls"] == 2 * 16 * 2 * 2
     assert np.shape(found["points"]) == (2, 2) and found["points"] != found["before"]["points"]
     assert (tmp_path / "pareto.png").exists()
 
