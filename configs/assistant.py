@@ -14,7 +14,7 @@ The published comparisons start from a model fine-tuned on the chosen answers: g
 in places.
 
 Not run at this scale yet. It fits 16 chips of v5e, by the TPU's compiler (at most 9.4 GB of a chip's 16), which finds so in
-two minutes without a TPU, after pip install -e '.[aot]'; train with the same fields. Other slices: BUILD.md.
+two minutes without a TPU, after pip install -e '.[aot]'; train with the same fields. Other slices: docs/devices.md.
 
     python -m meal_jax.aot --quick --config=configs/assistant.py --topology=v5e:4x4 \
         --config.mesh.fsdp=4 --config.mesh.tensor=4 --config.micro.gradient=4

@@ -13,7 +13,7 @@ The published comparisons start from a model fine-tuned on the chosen summaries:
 -2.5 in every raw reward, an arbitrary point, until --config.eval.reference names one.
 
 Not run at this scale yet. It fits 16 chips of v5e, by the TPU's compiler (under 15 GB of a chip's 16), which finds so in two
-minutes without a TPU, after pip install -e '.[aot]'; train with the same fields. Other slices: BUILD.md.
+minutes without a TPU, after pip install -e '.[aot]'; train with the same fields. Other slices: docs/devices.md.
 
     python -m meal_jax.aot --quick --config=configs/reddit.py --topology=v5e:4x4 --config.mesh.fsdp=8 --config.mesh.tensor=2
 
