@@ -18,7 +18,10 @@ from meal_jax import config as base
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
-DOCUMENTS = [ROOT / "README.md", ROOT / "BUILD.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    *(ROOT / f"{name}.md" for name in ("README", "BUILD", "CONTRIBUTING")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 COMMAND = re.compile(r"(?:python|\$python\"?) -m (meal_jax[\w.]*)((?:[^\n`]|\n(?=\s+--))*)")
 
 
@@ -73,9 +76,66 @@ def test_every_command_names_a_module_and_flags_that_exist():
     assert not wrong, "\n".join(wrong)
 
 
+def test_the_readme_is_one_screen():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150 and len(text.split()) <= 1400
+
+
+def test_the_readmes_own_rewards_and_prompts_pass_the_configurations_check(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(# mine\.py\n.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(code)
+    mine = {}
+    exec(code, mine)
+    config = mine["get_config"]()
+    base.check(config)
+    assert len(config.objectives) == len(config.reward.sources) == 2
+    assert mine["short"](["?", "?"], ["one", "two words"]) == [-1, -2]
+
+
+def broken_links(file: Path) -> list[str]:
+    """Relative links of a document that lead nowhere, and files in backticks that are not there."""
+    text = re.sub(r"<!--.*?-->", "", file.read_text(), flags=re.DOTALL)
+    links = [target for target in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"\w+:|#", target)]
+    wrong = [target for target in links if not (file.parent / target.partition("#")[0]).exists()]
+    named = re.findall(r"`((?:meal_jax|configs|launch|tests|docs|benchmarks)/[\w./]*\w\.\w+)", text)
+    return wrong + [path for path in named if "NAME" not in path and not (ROOT / path).exists()]
+
+
+@pytest.mark.parametrize("file", DOCUMENTS, ids=lambda path: path.name)
+def test_links_and_named_files_are_there(file):
+    assert not broken_links(file)
+
+
+def test_a_broken_link_is_found(tmp_path):
+    (tmp_path / "here.md").write_text("")
+    page = tmp_path / "page.md"
+    page.write_text(
+        "[a](here.md#part) [b](gone.md) ![c](gone.png) [d](https://x.org) `meal_jax/gone.py` `tests/NAME_test.py`"
+    )
+    assert broken_links(page) == ["gone.md", "gone.png", "meal_jax/gone.py"]
+
+
+def test_tables_are_unbroken():
+    """A row of a table stands below another row: a blank line above it would cut the table."""
+    wrong = []
+    for file in DOCUMENTS:
+        lines = file.read_text().splitlines()
+        for above, line, below in zip(["", *lines], lines, [*lines[1:], ""], strict=False):
+            if line.startswith("|") and not above.startswith("|") and not re.match(r"\|[\s:|-]+\|$", below):
+                wrong.append(f"{file.name}: {line[:60]}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_index_names_every_page():
+    index = (ROOT / "docs" / "README.md").read_text()
+    assert not [file.name for file in DOCUMENTS if file.parent.name == "docs" and file.name not in index]
+
+
 def default_of(module):
     """The configuration that a module's `--config.…` are fields of, where it is that of `meal_jax.config`."""
-    return base.default() if module in ("meal_jax.main", "meal_jax.doctor", "meal_jax.compare") else None
+    runs = ("main", "doctor", "compare", "bench", "aot")
+    return base.default() if module.removeprefix("meal_jax.") in runs else None
 
 
 def has(config, path):
