@@ -164,7 +164,7 @@ def test_a_model_family_is_a_row_of_FAMILIES(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------ a kind of reward
 
 
-def make_words(source, config, task):
+def make_words(source, config, task, objective):
     """`words:NUMBER` is minus the distance between a response's number of words and NUMBER."""
     wanted = int(source.value)
 
