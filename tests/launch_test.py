@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from meal_jax import config as base
+from meal_jax import former_names
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
@@ -91,6 +92,11 @@ def test_the_readmes_own_rewards_and_prompts_pass_the_configurations_check(tmp_p
     base.check(config)
     assert len(config.objectives) == len(config.reward.sources) == 2
     assert mine["short"](["?", "?"], ["one", "two words"]) == [-1, -2]
+
+
+def test_former_names_of_fields_are_in_the_table():
+    text = (ROOT / "docs" / "configurations.md").read_text()
+    assert not [name for pair in former_names.RENAMED.items() for name in pair if f"`{name}`" not in text]
 
 
 def broken_links(file: Path) -> list[str]:
