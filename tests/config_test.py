@@ -170,7 +170,7 @@ def test_unknown_methods_and_tasks_are_named():
         methods.get("ppo")
     config = base.default()
     config.task = "redit"
-    with pytest.raises(ValueError, match="'redit' is not one of assistant, reddit, synthetic, toy"):
+    with pytest.raises(ValueError, match="'redit' is not one of assistant, reddit, stories, synthetic, toy"):
         build_task(config)
 
 
