@@ -217,6 +217,59 @@ def test_rewards_from_text_train_and_evaluate_as_those_from_tokens_do(finished, 
         assert [other[name] for name in same] == pytest.approx([one[name] for name in same], rel=1e-5)
 
 
+OWN_REWARDS = """
+calls = 0
+
+def constant(prompts, responses):
+    return [7] * len(responses)
+
+def huge(prompts, responses):
+    return [1e6 * (len(r) - 40) for r in responses]
+
+def tiny(prompts, responses):
+    return [-19 - 1e-6 * len(r) for r in responses]
+
+def failing(prompts, responses):
+    global calls
+    calls += 1
+    return None if calls > LIMIT else [len(r) for r in responses]
+"""
+
+
+def test_four_rewards_of_ones_own_of_any_scale_one_of_them_constant_run(tmp_path):
+    code = tmp_path / "mine.py"
+    code.write_text(OWN_REWARDS)
+    names = ("constant", "huge", "tiny", "huge")
+    config = small(
+        objectives=("a", "b", "c", "d"), reward__sources=tuple(f"python:{code}:{name}" for name in names), steps=2,
+        method="static", eval__divisions=1, tensorboard=False,
+    )  # fmt: skip
+    found = train.run(config, str(tmp_path / "run"))["static"]
+    reference, before = np.array(found["reference"]), found["before"]
+    assert np.isfinite(reference).all() and before["reference"] == found["reference"]
+    assert found["hypervolume"] > 0 and before["hypervolume"] > 0 and np.shape(found["points"]) == (4, 4)
+    assert found["splits"]["same_text"] == 0 and found["splits"]["evaluation"] == 16
+    assert not (tmp_path / "run" / "pareto.png").exists()
+
+
+def test_a_reward_that_fails_is_named_the_state_before_is_saved_and_the_mended_run_resumes(tmp_path):
+    """One objective. Calls: one that tries it, one of the first evaluation, one a step."""
+    code = tmp_path / "mine.py"
+    code.write_text(OWN_REWARDS.replace("LIMIT", "4"))
+    config = small(
+        objectives=("only",), reward__sources=(f"python:{code}:failing",), steps=4, method="static", eval__every=100,
+        checkpoint__every=100, tensorboard=False,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"'only' \(python:.*mine\.py:failing\) returned NoneType None"):
+        train.run(config, str(tmp_path / "run"))
+    assert newest(tmp_path / "run")[0] == 2
+    code.write_text(OWN_REWARDS.replace("LIMIT", "1000"))
+    found = train.run(config, str(tmp_path / "run"))["static"]
+    assert newest(tmp_path / "run")[0] == 4 and found["hypervolume"] > 0 and np.shape(found["points"]) == (1, 1)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "utility" in row] == [0, 1, 2, 3]
+
+
 def test_a_timed_run_is_the_same_run_and_knows_its_phases_and_a_trace_shows_them(finished, tmp_path):
     train.run(small(method="static", timed=True, profile_steps=(1, 2), eval__every=6), str(tmp_path))
     assert newest(tmp_path) == newest(finished[0] / "static")  # the same bits as of one program
