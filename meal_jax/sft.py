@@ -37,6 +37,7 @@ from absl import logging
 from flax import traverse_util
 
 from meal_jax import build, methods, train
+from meal_jax.compiled_step import without_key
 from meal_jax.config import check
 from meal_jax.data import chat as chats
 from meal_jax.data import overlap
@@ -119,7 +120,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
         at_exit.callback(writer.close)
         split, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
         compiled = jax.jit(
-            train.without_key(functools.partial(update, setup)),
+            without_key(functools.partial(update, setup)),
             donate_argnums=0,
             out_shardings=(placed.replace(key=None), everywhere),
             compiler_options=compiler.options(everywhere),

@@ -34,7 +34,7 @@ cost
 roofline
 tasks
 reward_training
-build
+build compiled_step
 evaluate
 saved_run
 train
