@@ -248,7 +248,8 @@ LIMITS: dict[str, dict[str, Limit]] = {
     "conditioning": {"slots": SIZE, "hidden": SIZE},
     "meal": {
         "candidates": SIZE, "tau": POSITIVE, "lam": COUNT, "rho": COUNT, "beta": COUNT, "ratio_clip": POSITIVE,
-        "stats_window": SIZE, "net_hidden": SIZE, "net_epsilon": POSITIVE,
+        "stats_window": SIZE, "net_hidden": SIZE, "net_epsilon": POSITIVE, "passes": SIZE,
+        "pass_clip": Limit(above=0, below=1), "accept_share": Limit(least=0, below=1),
     },
     "ppo": {
         "divisions": AUTO, "candidates": AUTO, "epochs": SIZE, "minibatches": SIZE, "clip": POSITIVE, "value_coef": COUNT,

@@ -22,7 +22,7 @@ import functools
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,8 @@ from meal_jax.saved_run import (
 from meal_jax.tasks import attach_rewards
 from meal_jax.tasks.task import Task
 
+FIGURE = "pareto.png"
+
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | None:
     """Trains `config.method` and then each method of `config.compare_with`, and draws their fronts in one figure.
@@ -69,12 +71,18 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
     check(config)
     configs = {name: methods.configure(name, config) for name in names}
     folders = {name: root if name == config.method else root / name for name in names}
-    for name, its in configs.items():  # all of them before any of them is touched
-        distributed.from_first(lambda folder=folders[name], its=its: need_same(folder, its))
+
+    def left_alone() -> bool:
+        """Whether all is done and drawn. Looks at every method's directory before any of them is touched."""
+        differing = [need_same(folders[name], its) for name, its in configs.items()]
+        done = all(finished(folders[name], its) for name, its in configs.items())
+        return done and not any(differing) and (_drawn(config.objectives) == (root / FIGURE).exists())
+
+    alone = distributed.from_first(left_alone)
     task = build.build_task(config)
     results = {}
     with contextlib.ExitStack() as at_exit:
-        if not distributed.from_first(lambda: all(finished(folders[name], its) for name, its in configs.items())):
+        if not alone:
             at_exit.enter_context(identity.hold(root))
         for name, its in configs.items():
             done = train_and_evaluate(its, methods.get(name), build.for_method(task, its), folders[name])
@@ -82,7 +90,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
                 return None
             results[name] = done
             task = task._replace(reference=np.array(done["reference"]))  # all methods are measured from one point
-        distributed.from_first(lambda: _report(results, sources.describe(config), task, root))
+        distributed.from_first(lambda: _report(results, sources.describe(config), task, root, draw=not alone))
     return results
 
 
@@ -365,7 +373,12 @@ def _refuse_non_finite(at: int, values: dict[str, float], objectives, workdir: P
     )
 
 
-def _report(results: dict[str, Any], axes: tuple[str, ...], task: Task, root: Path) -> None:
+def _drawn(objectives: Sequence[str]) -> bool:
+    """Whether fronts of these objectives have a figure."""
+    return len(objectives) in (2, 3)
+
+
+def _report(results: dict[str, Any], axes: tuple[str, ...], task: Task, root: Path, draw: bool) -> None:
     """Draws the fronts of all methods into `pareto.png`, by axes of those names, and prints a table."""
     fronts = []
     for name, r in results.items():
@@ -376,8 +389,8 @@ def _report(results: dict[str, Any], axes: tuple[str, ...], task: Task, root: Pa
         arrays = [np.array(before[field]) for field in ("preferences", "points")]
         fronts.append(figures.Front("before training", *arrays, style="before"))
     truth = evaluate.true_front(task) if task.truth is not None else None
-    path, drawn = root / "pareto.png", len(axes) in (2, 3)
-    if drawn:
+    path, drawn = root / FIGURE, _drawn(axes)
+    if drawn and draw:
         figures.draw_fronts(path, fronts, axes, truth=truth, title=task.name)
     lines = [*([] if before is None else [dict(before, method="before training")]), *results.values()]
     print("\n" + front_table(lines))

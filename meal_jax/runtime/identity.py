@@ -126,6 +126,7 @@ def hold(directory: Path, name: str = LOCK) -> Iterator[None]:
 
     Raises:
       ValueError: another process holds it; says which, where that is known.
+      OSError: it cannot be written to.
     """
     directory = Path(directory).expanduser().resolve()
     lock = directory / name
@@ -136,8 +137,14 @@ def hold(directory: Path, name: str = LOCK) -> Iterator[None]:
 
     def take() -> None:
         nonlocal file
-        directory.mkdir(parents=True, exist_ok=True)
-        file = open(lock, "a")
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            file = open(lock, "a")
+        except OSError as error:
+            why = error.strerror or error
+            raise OSError(
+                f"{directory} cannot be written to ({why}): make it so, or give another --workdir."
+            ) from error
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
