@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -92,7 +93,7 @@ def finish(line: list[str], home: Path, seconds: float = 600) -> tuple[int, str,
     (home / "log").write_text("")
     began = time.monotonic()
     status = start(line, home).wait(timeout=seconds)
-    return status, (home / "log").read_text()[-1500:], time.monotonic() - began
+    return status, (home / "log").read_text(), time.monotonic() - began
 
 
 def result(workdir: Path) -> dict[str, Any]:
@@ -130,7 +131,7 @@ def kills(case: str, home: Path, count: int, seed: int = 0, limit: float = 1e9) 
     """`count` SIGKILLs at random moments of runs of a case, each run started again until it ends; within `limit` seconds."""
     draw, began = random.Random(seed), time.monotonic()
     status, said, _ = finish(command(case, home, home / "whole"), home)
-    assert status == ENDED, said
+    assert status == ENDED, said[-2000:]
     expected = result(home / "whole")
     shutil.rmtree(home / "whole")
     status, said, seconds = finish(command(case, home, home / "whole"), home)  # its programs are compiled now
@@ -226,7 +227,7 @@ def told(home: Path, when: str) -> dict[str, Any]:
     whole = home / f"whole_{when}" if fields else home / "whole"
     if fields:
         status, said, _ = finish(command("toy", home, whole, **fields), home)
-        assert status == ENDED, said
+        assert status == ENDED, said[-2000:]
     process = start(command("toy", home, workdir, **fields), home)
     if when == "save":
         wait_for(
@@ -286,8 +287,9 @@ def outcome(case: str, home: Path, workdir: Path, status: int, said: str, second
 
 def last(said: str) -> str:
     """The line of a run's output that says what happened."""
-    lines = [line for line in said.splitlines() if any(word in line for word in ("error", "damaged", "stopped"))]
-    return (lines or said.splitlines() or [""])[-1][:300]
+    lines = said.splitlines() or [""]
+    told = [line for line in lines if re.search(r"^error: |is damaged and is skipped|stopped (at|before)", line)]
+    return re.sub(r"/\S+/", "…/", (told or lines)[-1])[:300]
 
 
 def main() -> None:
@@ -303,14 +305,14 @@ def main() -> None:
                 print(json.dumps(kills(case, home, args.kills, limit=args.limit)), flush=True)
                 continue
             status, said, _ = finish(command("toy", home, home / "whole"), home)
-            assert status == ENDED, said
+            assert status == ENDED, said[-2000:]
             parts = [(damaged, home, which) for which in ("newest", "older", "both")]
             parts += [(told, home, when) for when in ("save", "evaluation")]
             for part, *where in (*parts, (full_disk, home), (read_only, home), (one_of_two, home)):
                 try:
                     print(json.dumps(part(*where)), flush=True)
                 except AssertionError as error:
-                    print(f"FAILED {part.__name__} {where[1:]} {error}"[:3000], flush=True)
+                    print(f"FAILED {part.__name__} {where[1:]} …{str(error)[-2000:]}", flush=True)
 
 
 if __name__ == "__main__":

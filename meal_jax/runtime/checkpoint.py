@@ -34,6 +34,10 @@ class MismatchError(ValueError):
     """A checkpoint is readable, but it holds another state than the one asked for."""
 
 
+class CheckpointError(RuntimeError, OSError):
+    """Checkpoints cannot be written, or none can be read: a matter of disks, which people can act on."""
+
+
 @dataclasses.dataclass
 class Checkpointer:
     """Handle on a directory of checkpoints; made by `open_checkpoints`.
@@ -109,7 +113,7 @@ def wait(checkpointer: Checkpointer) -> None:
     try:
         pending.result()
     except Exception as error:
-        raise RuntimeError(f"Saving a checkpoint in {checkpointer.directory} failed: {error}. Disk full?") from error
+        raise CheckpointError(f"Saving a checkpoint in {checkpointer.directory} failed: {error}. Disk full?") from error
     if jax.process_index() == 0:
         for step in steps(checkpointer)[: -checkpointer.keep]:
             (checkpointer.directory / str(step)).rmtree()
@@ -162,7 +166,7 @@ def restore_latest(checkpointer: Checkpointer, abstract_state: PyTree) -> tuple[
         return step, state, meta
     if damaged:
         reasons = "\n".join(f"  {step}: {reason}" for step, reason in damaged.items())
-        raise RuntimeError(
+        raise CheckpointError(
             f"None of the checkpoints in {checkpointer.directory} can be read:\n{reasons}\n"
             "If the reason is not a lack of memory or of access, move the directory away to start from the beginning."
         )
