@@ -27,7 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.objectives = (
         ml_collections.ConfigDict()
-    )  # name of each head: its pairs, see meal_jax/reward_training/head_pairs.py
+    )  # name of each head: its pairs, see meal_jax/reward_training/pairs.py
     c.objectives.summary = "comparisons"
     c.objectives.faithful = "faithful"
 

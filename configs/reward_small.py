@@ -25,7 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.objectives = (
         ml_collections.ConfigDict()
-    )  # name of each head: its pairs, see meal_jax/reward_training/head_pairs.py
+    )  # name of each head: its pairs, see meal_jax/reward_training/pairs.py
     c.objectives.harmless = "hh_rlhf:harmless-base"
     c.objectives.helpful = "hh_rlhf:helpful-base"
 

@@ -60,7 +60,7 @@ class Pairs(NamedTuple):
         return sum(why == reason for _, why in self.skipped)
 
 
-def read(path: str | os.PathLike, split: str | None = None) -> Pairs:
+def read_pairs(path: str | os.PathLike, split: str | None = None) -> Pairs:
     """Reads a file, all of a directory's in the order of their names, or what `prepare` wrote there.
 
     Args:
@@ -75,7 +75,7 @@ def read(path: str | os.PathLike, split: str | None = None) -> Pairs:
 
 
 def rows(path: str | os.PathLike, split: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("file:line", row as published) of `path`; arguments and errors as of `read`."""
+    """("file:line", row as published) of `path`; arguments and errors as of `read_pairs`."""
     if read_prepared.directory(path):
         yield from read_prepared.records(path, split)
         return

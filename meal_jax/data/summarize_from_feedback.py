@@ -67,7 +67,7 @@ class Post(NamedTuple):
     post: str
 
 
-def read(path: str | os.PathLike, split: str | None = None) -> list[Comparison]:
+def read_comparisons(path: str | os.PathLike, split: str | None = None) -> list[Comparison]:
     """Reads a file, all of a directory's in the order of their names, or what `prepare` wrote there.
 
     Args:
@@ -79,11 +79,11 @@ def read(path: str | os.PathLike, split: str | None = None) -> list[Comparison]:
       FileNotFoundError: nothing there, or no such files in the directory.
       ValueError: a row that cannot be read; the message names file and line.
     """
-    return [row for row in rows(path) if split in (None, row.split)]
+    return [row for row in iterate_comparisons(path) if split in (None, row.split)]
 
 
-def rows(path: str | os.PathLike) -> Iterator[Comparison]:
-    """The comparisons of `path`, one by one; errors as of `read`."""
+def iterate_comparisons(path: str | os.PathLike) -> Iterator[Comparison]:
+    """The comparisons of `path`, one by one; errors as of `read_comparisons`."""
     path = Path(path).expanduser()
     path = path / CONFIG if (path / CONFIG).is_dir() else path
     if read_prepared.directory(path):

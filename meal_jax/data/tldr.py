@@ -27,7 +27,7 @@ class Summarised(NamedTuple):
     summary: str
 
 
-def read(path: str | os.PathLike) -> list[Summarised]:
+def read_summarised(path: str | os.PathLike) -> list[Summarised]:
     """Reads a file or all of a directory's; each id once (its first row), sorted by id, empty posts and summaries left out.
 
     Raises:

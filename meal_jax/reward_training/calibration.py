@@ -1,4 +1,4 @@
-"""Whether a reward model's log-odds mean what they say: the temperature, the expected calibration error, the figure.
+"""Calibration of a reward model's log-odds: the temperature, the expected calibration error, the figure.
 
 Letters: M pairs.
 
@@ -17,14 +17,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from meal_jax.pareto.figures import COLOURS, DPI, GREY
-from meal_jax.reward_training.fit_heads import fit, wilson
+from meal_jax.reward_training.bradley_terry import fit, wilson
 
 FOLDS = 5
 BINS = np.linspace(0.5, 1.0, 11)  # of the confidence, which is at least a half
 
 
 class Bin(NamedTuple):
-    """Pairs of like confidence: the bin's edges, how many, their mean confidence, and the share that is right."""
+    """Pairs of similar confidence: the bin's edges, number of pairs, mean confidence, and share in the right order."""
 
     low: float
     high: float
@@ -34,9 +34,9 @@ class Bin(NamedTuple):
 
 
 def temperature(margins: np.ndarray) -> float:
-    """The T > 0 under which margins [M] are likeliest; inf where they point the wrong way.
+    """The T > 0 of maximum likelihood for margins [M]; inf if most margins have the wrong sign.
 
-    Pairs that are all in the right order have no best T; a weak penalty on 1 / T keeps it finite.
+    If all pairs are in the right order, no T is best; a weak penalty on 1 / T keeps it finite.
     """
     spread = max(float(np.sqrt(np.mean(np.square(margins, dtype=np.float64)))), 1e-12)
     inverse = fit(np.asarray(margins)[:, None] / spread, 1e-6)[0] / spread
@@ -46,7 +46,7 @@ def temperature(margins: np.ndarray) -> float:
 def cross_fitted(margins: np.ndarray, groups: Sequence[str]) -> np.ndarray:
     """Probability [M] that the chosen response wins, each under a temperature fitted without its group.
 
-    Groups, at least two, are dealt to FOLDS folds in their sorted order.
+    There must be at least two groups; in sorted order they are dealt to FOLDS folds.
     """
     fold = np.unique(np.asarray(groups), return_inverse=True)[1] % FOLDS
     out = np.empty(len(margins))
@@ -61,29 +61,29 @@ def probability(margins: np.ndarray, temperature: float = 1.0) -> np.ndarray:
 
 
 def reliability(chosen_wins: np.ndarray) -> list[Bin]:
-    """Bins of confidence, max(p, 1 − p), that hold any of the pairs; p [M] is the probability of the chosen response."""
+    """The non-empty bins of confidence, max(p, 1 − p); p [M] is the probability of the chosen response."""
     confidence = np.maximum(chosen_wins, 1 - chosen_wins)
     right = (chosen_wins > 0.5) + 0.5 * (chosen_wins == 0.5)
-    place = np.clip(np.digitize(confidence, BINS) - 1, 0, len(BINS) - 2)
+    index = np.clip(np.digitize(confidence, BINS) - 1, 0, len(BINS) - 2)
     return [
         Bin(
             float(BINS[i]),
             float(BINS[i + 1]),
-            int((place == i).sum()),
-            float(confidence[place == i].mean()),
-            float(right[place == i].mean()),
+            int((index == i).sum()),
+            float(confidence[index == i].mean()),
+            float(right[index == i].mean()),
         )
-        for i in np.unique(place)
+        for i in np.unique(index)
     ]
 
 
-def error(bins: Sequence[Bin]) -> float:
-    """Expected calibration error: mean |confidence − share right| of the bins, weighed by their pairs."""
+def calibration_error(bins: Sequence[Bin]) -> float:
+    """Expected calibration error: mean |confidence − share right| of the bins, weighted by their pairs."""
     return sum(b.pairs * abs(b.confidence - b.right) for b in bins) / sum(b.pairs for b in bins)
 
 
 def draw(path: str | os.PathLike, curves: dict[str, Sequence[Bin]]) -> None:
-    """Writes a reliability diagram, one curve a label, with 95 % intervals; the suffix of `path` gives the format."""
+    """Writes a reliability diagram, one curve per label, with 95 % intervals; the suffix of `path` gives the format."""
     figure = Figure(figsize=(4.2, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

@@ -1,10 +1,12 @@
-"""README.md of a trained reward model: what it was fitted on, how good it is, how it is read."""
+"""README.md of a trained reward model: what it was fitted on, how good it is, how to use it."""
 
 from __future__ import annotations
 
 import json
 import math
 from pathlib import Path
+
+import jax
 
 LOAD = """\
 import torch
@@ -16,21 +18,26 @@ inputs = tokenizer({texts}, truncation=True, return_tensors="pt")
 with torch.no_grad():
     score = model(**inputs).logits[0, {label}].item()
 """
-TEXTS = {  # what a layout gives the tokenizer; one puts token ids together, which takes more than a call
+TEXTS = {  # per layout: the tokenizer's arguments; response_bos_post joins token ids, which takes more than one call
     "plain": "prompt, response, add_special_tokens=False",
     "response_only": "response",
     "response_pair": "response, prompt",
     "prompt_pair": "prompt, response",
 }
-TYPED = ("bert", "deberta-v2")  # families that tell a pair's parts apart by token types
+TYPED = ("bert", "deberta-v2")  # families with token types
 PROMPT = {
     "transcript": 'a conversation as hh-rlhf writes it, "\\n\\nHuman: … \\n\\nAssistant:"',
     "last": "the text of the last human turn alone",
 }
 
 
-def line(report) -> str:
-    """The figures in a sentence."""
+def machine() -> str:
+    """The devices that a model was trained on, for cards."""
+    return f"{jax.device_count()} × {jax.devices()[0].device_kind}, jax {jax.__version__}"
+
+
+def summarise(report) -> str:
+    """The figures in one sentence."""
     (low, high), (low0, high0) = report.interval, report.interval_before
     return (
         f"{report.after:.3f} of {report.tested} held-out pairs in order (95 % {low:.3f} … {high:.3f}; before "
@@ -39,14 +46,14 @@ def line(report) -> str:
     )
 
 
-def write(config, model, report, seconds: float, machine: str, figure: str) -> str:
-    """The card in Markdown, of a `finetune.Report`."""
+def render(config, model, report, seconds: float, figure: str) -> str:
+    """The card of a `fit_model.Report` in Markdown."""
     base, on_hub = base_name(config)
     front = {"library_name": "transformers", "pipeline_tag": "text-classification", "license": "other"}
     front |= {"license_name": "as-the-base-model", "tags": ["reward-model", "meal_jax"]}
     front |= {"base_model": base} if on_hub else {}
     d, bins = config.data, report.bins
-    shown = "a post on one line" if d.kind == "summarize_from_feedback" else PROMPT[d.prompt]
+    prompt = "a post on one line" if d.kind == "summarize_from_feedback" else PROMPT[d.prompt]
     trained = {"head": "the head alone", "all": "all weights"}.get(
         config.train,
         f"the head, and LoRA of rank {config.lora.rank}, alpha {config.lora.alpha:g}, on `{config.lora.targets}`, added to "
@@ -62,7 +69,7 @@ def write(config, model, report, seconds: float, machine: str, figure: str) -> s
         f"# A reward model on {base}",
         "",
         f"A {model.family} that scores a response to a prompt, fitted to people's choices between two (Bradley–Terry), made",
-        f"by `{config.command}` in {seconds / 60:.1f} minutes ({machine}).",
+        f"by `{config.command}` in {seconds / 60:.1f} minutes ({machine()}).",
         "",
         f"| held-out pairs | {report.tested}, of {report.prompts} prompts |",
         "|---|---|",
@@ -77,10 +84,10 @@ def write(config, model, report, seconds: float, machine: str, figure: str) -> s
         f"Left out: {left_out}.",
         f"- Held out: {d.held_out:g} of the prompts, by a hash of the "
         + ("post's id" if d.kind == "summarize_from_feedback" else "first human turn")
-        + "; no prompt is in both parts. Intervals are Wilson's and take pairs as independent: with several pairs a prompt "
+        + "; no prompt is in both parts. Intervals are Wilson's and take pairs as independent: with several pairs per prompt "
         "they are too narrow.",
-        "- The table's likelihood and calibration error are of temperatures fitted without the prompt that they are applied "
-        "to (five folds); the temperature itself is of all held-out pairs.",
+        "- The table's likelihood and calibration error use temperatures fitted without the prompt that they are applied "
+        "to (five folds); the temperature itself is fitted on all held-out pairs.",
         f"- Trained: {trained}; {report.steps} steps of {config.batch_size} pairs, {config.epochs} epoch(s), learning rate "
         f"{config.lr:g}, loss by epoch {', '.join(f'{loss:.3f}' for loss in report.loss)}.",
         "",
@@ -92,7 +99,7 @@ def write(config, model, report, seconds: float, machine: str, figure: str) -> s
         "",
         "## Use",
         "",
-        f"Prompt: {shown}. Response: its text, stripped. Layout `{config.layout}`, reward: logit {config.label}, raw. In "
+        f"Prompt: {prompt}. Response: its text, stripped. Layout `{config.layout}`, reward: logit {config.label}, raw. In "
         "meal_jax: `model@DIRECTORY` in config.reward.sources. In torch:",
         "",
         "```python",
@@ -116,7 +123,7 @@ def _code(layout: str, label: int, family: str) -> str:
 
 
 def base_name(config) -> tuple[str, bool]:
-    """The base model's name, and whether it is a hub id; of a directory its last part, since a path is this machine's."""
+    """The base model's name, and whether it is a hub id. A directory is named by its last part, not by its whole path."""
     local = Path(config.source).expanduser()
     name = config.base_name or (local.name if local.exists() else str(config.source))
     return name, not config.base_name and not local.exists()

@@ -2,8 +2,8 @@
 
     python -m meal_jax.reward_training.heads --config=configs/reward_small.py
 
-reads the pairs of each objective, runs every answer through the frozen decoder once, fits a Bradley–Terry head per
-objective, tests it on pairs whose conversations no head was fitted on, and writes the heads and a card.
+It reads the pairs of each objective and runs every answer through the frozen decoder once. It fits one Bradley–Terry head
+per objective, tests it on held-out conversations, and writes the heads and a card.
 
 Letters: M pairs, K objectives, S prompt tokens, T response tokens, D width, F features of a response.
 """
@@ -25,7 +25,9 @@ import numpy as np
 from meal_jax.data import chat as chats
 from meal_jax.hf import pretrained
 from meal_jax.models.policy import Conditioning, Policy
-from meal_jax.reward_training import head_pairs
+from meal_jax.reward_training import pairs
+from meal_jax.reward_training.bradley_terry import accuracy, fit
+from meal_jax.reward_training.card import machine
 from meal_jax.rewards import linear_heads
 from meal_jax.runtime import distributed, identity
 from meal_jax.runtime.metrics import progress
@@ -33,7 +35,6 @@ from meal_jax.tasks.language import need_weights
 
 HARMLESS = ("out", "cache", "batch_size", "command")  # fields that may differ from finished heads': names, and layout
 BUCKET = 16  # prompts are padded to a multiple of this, so that few shapes are compiled
-Z95 = 1.959963984540054
 
 
 class Encoded(NamedTuple):
@@ -41,15 +42,15 @@ class Encoded(NamedTuple):
 
     Attributes:
       objective: index.
-      split: key of `chat.SPLITS`.
-      group: hash of the first human turn or the post's id; pairs of one group are never fitted on and validated on.
+      held_out: no head is fitted on the pair.
+      group: hash of the first human turn or of the post's id; a fold of the cross-validation holds whole groups.
       prompt: ids.
       responses: ids of (chosen, rejected).
-      kind: of pairs within the objective, see `head_pairs.Pair`.
+      kind: of pairs within the objective, see `pairs.Pair`.
     """
 
     objective: int
-    split: str
+    held_out: bool
     group: int
     prompt: list[int]
     responses: tuple[list[int], list[int]]
@@ -65,23 +66,23 @@ class Features(NamedTuple):
     group: np.ndarray
 
 
-def encode(config, chat: chats.Chat) -> tuple[list[Encoded], dict[str, str]]:
+def read_encoded(config, chat: chats.Chat) -> tuple[list[Encoded], dict[str, str]]:
     """Reads and tokenises the pairs of every objective, the first `config.data.pairs` that fit.
 
     Returns:
-      Pairs, and for each objective a sentence on what they are and what was left out.
+      Pairs, and per objective a sentence on what they are and what was left out.
 
     Raises:
-      FileNotFoundError, ValueError: as `head_pairs.read`; or no pair is left of an objective.
+      FileNotFoundError, ValueError: as `pairs.read_objective_pairs`; or an objective has no pair left.
     """
     out, counts = [], {}
     for k, (name, source) in enumerate(config.objectives.items()):
-        found = head_pairs.read(source, config.data)
-        left_out, before = Counter(found.left_out), len(out)
-        for pair in found.pairs:
+        pair_set = pairs.read_objective_pairs(source, config.data)
+        left_out, before = Counter(pair_set.left_out), len(out)
+        for pair in pair_set.pairs:
             if config.data.pairs and len(out) - before == config.data.pairs:
                 break
-            prompt = chats.prompt_ids(chat, pair.turns) + chats.tail_ids(chat)
+            prompt = chats.prompt_ids(chat, pair.prompt) + chats.tail_ids(chat)
             responses = tuple(
                 chats.response_ids(chat, text, config.data.max_new) for text in (pair.chosen, pair.rejected)
             )
@@ -91,10 +92,9 @@ def encode(config, chat: chats.Chat) -> tuple[list[Encoded], dict[str, str]]:
                 left_out["the same answer twice when cut"] += 1
             else:
                 group = int(hashlib.sha256(pair.group.casefold().encode()).hexdigest()[:15], 16)
-                split = chats.split_of((("user", pair.group),))
-                out.append(Encoded(k, split, group, prompt, responses, pair.kind))
+                out.append(Encoded(k, pairs.is_held_out(pair), group, prompt, responses, pair.kind))
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "none"
-        counts[name] = f"{len(out) - before} pairs of {found.name}; left out: {reasons}."
+        counts[name] = f"{len(out) - before} pairs of {pairs.name_of(source)}; left out: {reasons}."
         if len(out) == before:
             raise ValueError(
                 f"Objective {name} ({source}) has no pair whose prompt fits config.data.prompt_length="
@@ -110,7 +110,7 @@ def extract(policy: Policy, params, rows: list[Encoded], *, max_new: int, batch_
     def run(params, tokens, mask, responses, response_mask):
         variables = {"params": {"transformer": params}}
         prompt = policy.apply(variables, tokens, mask, method="prefill")
-        responses = jnp.pad(responses, ((0, 0), (0, 0), (0, 1)))  # one more: the state after the last token too
+        responses = jnp.pad(responses, ((0, 0), (0, 0), (0, 1)))  # one more: also the state after the last token
         unused = jnp.zeros((*responses.shape[:2], policy.conditioning.objectives))
         hidden = policy.apply(variables, prompt, unused, responses, method="respond")
         return linear_heads.features_of(hidden, response_mask, "last+mean")
@@ -123,8 +123,10 @@ def extract(policy: Policy, params, rows: list[Encoded], *, max_new: int, batch_
     with progress(len(rows), 0, "pairs read") as bar:
         for length, members in sorted(buckets.items()):
             for start in range(0, len(members), batch_size):
-                at = members[start : start + batch_size]
-                filled = [rows[i] for i in at] + [rows[at[-1]]] * (batch_size - len(at))  # one shape per bucket
+                batch = members[start : start + batch_size]
+                filled = [rows[i] for i in batch] + [rows[batch[-1]]] * (
+                    batch_size - len(batch)
+                )  # one shape per bucket
                 prompts = chats.pad_left([row.prompt for row in filled], length, pad)
                 responses = np.full((batch_size, 2, max_new), pad, np.int32)
                 mask = np.zeros(responses.shape, bool)
@@ -132,44 +134,17 @@ def extract(policy: Policy, params, rows: list[Encoded], *, max_new: int, batch_
                     for n, ids in enumerate(row.responses):
                         responses[b, n, : len(ids)] = ids
                         mask[b, n, : len(ids)] = True
-                out[at] = np.asarray(run(params, prompts.tokens, prompts.mask, responses, mask))[: len(at)]
-                done += len(at)
+                out[batch] = np.asarray(run(params, prompts.tokens, prompts.mask, responses, mask))[: len(batch)]
+                done += len(batch)
                 bar.update(done)
     return out
-
-
-def fit(d: np.ndarray, l2: float, steps: int = 30) -> np.ndarray:
-    """Minimises mean log(1 + exp(-d w)) + l2/2 |w|² by Newton's method with halved steps.
-
-    Args:
-      d: [M, F], features of the chosen answer less those of the rejected one.
-      l2: above 0, else separable pairs have no minimum.
-      steps: at most.
-
-    Returns:
-      w [F], float64.
-    """
-    d = d.astype(np.float64)
-    loss = lambda w: np.mean(np.logaddexp(0.0, -d @ w)) + l2 / 2 * (w @ w)  # noqa: E731
-    w = np.zeros(d.shape[1])
-    for _ in range(steps):
-        p = 1 / (1 + np.exp(np.clip(d @ w, -500, 500)))  # probability of the wrong order
-        gradient = -d.T @ p / len(d) + l2 * w
-        if np.linalg.norm(gradient) < 1e-8:
-            break
-        hessian = (d * (p * (1 - p))[:, None]).T @ d / len(d) + l2 * np.eye(len(w))
-        direction, size = np.linalg.solve(hessian, gradient), 1.0
-        while size > 1e-6 and loss(w - size * direction) > loss(w) - 1e-4 * size * (gradient @ direction):
-            size /= 2
-        w = w - size * direction
-    return w
 
 
 def choose_l2(d: np.ndarray, group: np.ndarray, grid: tuple[float, ...], folds: int) -> tuple[float, list[float]]:
     """The l2 of the grid with the smallest mean negative log-likelihood over folds that keep groups together.
 
     Returns:
-      It, and every l2's figure.
+      That l2, and the figure of every l2.
     """
     fold = group % folds
     figures = []
@@ -183,20 +158,12 @@ def choose_l2(d: np.ndarray, group: np.ndarray, grid: tuple[float, ...], folds: 
     return grid[int(np.argmin(figures))], figures
 
 
-def wilson(right: int, total: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson's, which stays inside [0, 1])."""
-    share, n = right / total, total
-    centre = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
-    half = Z95 * np.sqrt(share * (1 - share) / n + Z95**2 / (4 * n**2)) / (1 + Z95**2 / n)
-    return float(centre - half), float(centre + half)
-
-
 class Report(NamedTuple):
     """A head on pairs it was not fitted on, and how it was fitted.
 
     Attributes:
-      fitted, tested: pairs.
-      l2: chosen.
+      fitted, tested: numbers of pairs.
+      l2: the chosen penalty.
       accuracy: share of pairs in the right order, a tie counting half.
       interval: its 95 % interval.
       nll: mean negative log-likelihood; 0.693 is that of a coin.
@@ -215,10 +182,10 @@ class Report(NamedTuple):
 def fit_heads(
     features: Features, objectives: tuple[str, ...], grid: tuple[float, ...], folds: int
 ) -> tuple[dict[str, np.ndarray], dict[str, Report], float]:
-    """Fits and tests a head for each objective.
+    """Fits and tests one head per objective.
 
     Returns:
-      {"w": [K, F], "b": [K], "temperature": [K]} as in `Heads`, a Report for each objective, and the mean correlation
+      {"w": [K, F], "b": [K], "temperature": [K]} as in `Heads`, one Report per objective, and the mean correlation
       of different heads' scores over the held-out answers (nan for one head).
 
     Raises:
@@ -230,9 +197,9 @@ def fit_heads(
     held = x[~features.fitted].reshape(-1, x.shape[-1])
     w, b, temperature, reports, scores = [], [], [], {}, []
     for k, name in enumerate(objectives):
-        mine = features.objective == k
+        of_objective = features.objective == k
         d = (x[:, 0] - x[:, 1]) / scale
-        inside, outside = mine & features.fitted, mine & ~features.fitted
+        inside, outside = of_objective & features.fitted, of_objective & ~features.fitted
         if inside.sum() < 2 * folds or not outside.any():
             raise ValueError(
                 f"Objective {name} has {inside.sum()} pairs to fit and {outside.sum()} to test on; it needs at least "
@@ -241,13 +208,13 @@ def fit_heads(
         l2, _ = choose_l2(d[inside], features.group[inside], grid, folds)
         v = fit(d[inside], l2)
         margin = d[outside] @ v
-        right = float(np.sum(margin > 0) + 0.5 * np.sum(margin == 0))
+        share, interval = accuracy(margin)
         reports[name] = Report(
             fitted=int(inside.sum()),
             tested=int(outside.sum()),
             l2=l2,
-            accuracy=right / outside.sum(),
-            interval=wilson(right, int(outside.sum())),
+            accuracy=share,
+            interval=interval,
             nll=float(np.mean(np.logaddexp(0.0, -margin))),
             confidence=float(np.mean(1 / (1 + np.exp(-np.abs(margin))))),
         )
@@ -262,8 +229,8 @@ def fit_heads(
     return {name: value.astype(np.float32) for name, value in params.items()}, reports, float(correlation)
 
 
-def narrow(features: Features, kind: str) -> Features:
-    """Features "last+mean" to `kind`."""
+def select_features(features: Features, kind: str) -> Features:
+    """The part of the features "last+mean" that `kind` names."""
     width = features.x.shape[-1] // 2
     part = {"last": slice(width), "mean": slice(width, None), "last+mean": slice(None)}[kind]
     return features._replace(x=features.x[..., part])
@@ -274,14 +241,16 @@ def by_kind(features: Features, heads: dict[str, np.ndarray], kinds: np.ndarray)
     scores = np.take_along_axis(features.x @ heads["w"].T, features.objective[:, None, None], axis=2)[..., 0]
     margin, out = scores[:, 0] - scores[:, 1], {}
     for kind in sorted({*kinds} - {""}):
-        of = margin[(kinds == kind) & ~features.fitted]
-        if len(of):
-            out[kind] = float(np.mean((of > 0) + 0.5 * (of == 0))), len(of)
+        held = margin[(kinds == kind) & ~features.fitted]
+        if len(held):
+            out[kind] = accuracy(held)[0], len(held)
     return out
 
 
-def card(config, heads: linear_heads.Heads, reports: dict[str, Report], counts: dict[str, str], correlation) -> str:
-    """The heads' card in Markdown."""
+def render_card(
+    config, heads: linear_heads.Heads, reports: dict[str, Report], counts: dict[str, str], correlation
+) -> str:
+    """The card of the heads in Markdown."""
     facts = heads.facts
     lines = [
         f"# Reward heads: {', '.join(heads.objectives)}",
@@ -302,11 +271,11 @@ def card(config, heads: linear_heads.Heads, reports: dict[str, Report], counts: 
     lines += [
         "",
         f"- Data: {config.data.name}; licence: {config.data.licence}. "
-        + " ".join(f"{name}: {said}" for name, said in counts.items()),
-        f"- Answers are cut to {config.data.max_new} tokens, in fitting and in testing, as long as the policy's are: "
-        "a cut answer has no end token, and its head judges the beginning that it sees.",
-        "- Held out: every pair whose first human turn (of posts: whose id) falls into the splits `policy` and `eval` "
-        "of `meal_jax/data/chat.py`; no head was fitted on a conversation that opens alike. l2: "
+        + " ".join(f"{name}: {count}" for name, count in counts.items()),
+        f"- Answers are cut to {config.data.max_new} tokens, the policy's maximum, for fitting and for testing. "
+        "A cut answer has no end token, and the head judges only the part that it sees.",
+        "- Held out: every pair whose first human turn (for posts: whose id) falls into the splits `policy` and `eval` "
+        "of `meal_jax/data/chat.py`; no head was fitted on a conversation with the same first turn. l2: "
         + ", ".join(f"{name} {r.l2:g}" for name, r in reports.items())
         + f", by cross-validation in {config.folds} folds on the fitted pairs.",
         f"- A head reads {heads.features} ({heads.w.shape[1]} features) of the format [{heads.format}].",
@@ -316,19 +285,19 @@ def card(config, heads: linear_heads.Heads, reports: dict[str, Report], counts: 
         + ".",
         f"- Correlation of the heads over held-out answers: {correlation:.2f}.",
         *(
-            f"- Of the held-out pairs that are {kind}, {share:.3f} of {number} are in the right order."
+            f"- {share:.3f} of {number} held-out {kind} pairs are in the right order."
             for kind, (share, number) in facts["kinds"].items()
         ),
         "",
-        f"Limits. {config.data.limits} A policy that is trained long against a linear head will find what the head gets "
-        "wrong: read its answers.",
+        f"Limits. {config.data.limits} A policy that is trained long against a linear head learns to exploit the head's "
+        "mistakes: read its answers.",
         "",
     ]
     return "\n".join(lines)
 
 
 def run(config: ml_collections.ConfigDict) -> tuple[linear_heads.Heads, dict[str, Report]]:
-    """The whole command; writes config.out (.safetensors) and its card beside it (.md)."""
+    """The whole command; writes config.out (.safetensors), and its card (.md) in the same directory."""
     distributed.refuse_several("python -m meal_jax.reward_training.heads")
     if config.features not in linear_heads.FEATURES:
         raise ValueError(f"config.features={config.features!r} is not one of {', '.join(linear_heads.FEATURES)}.")
@@ -367,7 +336,7 @@ def _run(config: ml_collections.ConfigDict, out: Path) -> tuple[linear_heads.Hea
     objectives = tuple(config.objectives)
     need_weights(config.source)
     chat = chats.make(pretrained.load_tokenizer(config.source), config.data.system)
-    rows, counts = encode(config, chat)
+    rows, counts = read_encoded(config, chat)
     for name, count in counts.items():
         print(f"{name}: {count}")
     transformer = pretrained.load_config(config.source)
@@ -385,10 +354,10 @@ def _run(config: ml_collections.ConfigDict, out: Path) -> tuple[linear_heads.Hea
     features = Features(
         x,
         np.array([row.objective for row in rows]),
-        np.array([row.split == "reward" for row in rows]),
+        np.array([not row.held_out for row in rows]),
         np.array([row.group for row in rows]),
     )
-    features = narrow(features, config.features)
+    features = select_features(features, config.features)
     fitted, reports, correlation = fit_heads(features, objectives, tuple(config.l2), config.folds)
     facts = {
         "command": config.command,
@@ -399,8 +368,8 @@ def _run(config: ml_collections.ConfigDict, out: Path) -> tuple[linear_heads.Hea
         "reports": {name: report._asdict() for name, report in reports.items()},
         "kinds": by_kind(features, fitted, np.array([row.kind for row in rows])),
         "correlation": correlation,
-        "seconds": round(earlier + time.monotonic() - start, 1),  # reading kept features would flatter
-        "machine": f"{jax.device_count()} × {jax.devices()[0].device_kind}, jax {jax.__version__}",
+        "seconds": round(earlier + time.monotonic() - start, 1),  # including the time that the cached features took
+        "machine": machine(),
     }
     heads = linear_heads.Heads(
         **fitted,
@@ -412,7 +381,7 @@ def _run(config: ml_collections.ConfigDict, out: Path) -> tuple[linear_heads.Hea
         facts=facts,
     )
     linear_heads.save(heads, out)
-    out.with_suffix(".md").write_text(card(config, heads, reports, counts, correlation), encoding="utf-8")
+    out.with_suffix(".md").write_text(render_card(config, heads, reports, counts, correlation), encoding="utf-8")
     for name, r in reports.items():
         low, high = r.interval
         print(f"{name}: {r.accuracy:.3f} of {r.tested} held-out pairs in order (95 % {low:.3f} … {high:.3f}), "
@@ -430,7 +399,7 @@ def _cache_key(rows: list[Encoded], base: dict[str, np.ndarray], max_new: int) -
 
 
 def _cached(path: str, key: str) -> tuple[np.ndarray | None, float]:
-    """Features kept from an earlier run of the same rows, base and cut, or None; and the seconds they took."""
+    """Features cached by an earlier run of the same rows, base and cut, or None; and the seconds that they took."""
     if not path or not Path(path).is_file():
         return None, 0.0
     with np.load(path) as file:

@@ -2,12 +2,12 @@
 
     python -m meal_jax.reward_training.model --config=configs/reward_model.py --config.source=DIR --config.data.path=PAIRS
 
-loads any model of classifiers/classifier.py (with a new head where it has none), fits its head, adapters or all weights to
-−log σ(score(chosen) − score(rejected)), tests it on pairs whose prompts it was not fitted on, and writes a Hugging Face
-directory: model, tokenizer, report and card. `model@DIRECTORY` in config.reward.sources trains a policy on it. (Small heads
-on a frozen decoder are `reward_training.heads`'s.)
+It loads any model of classifiers/classifier.py, with a new head if the model has none. It fits the head, adapters or all
+weights to −log σ(score(chosen) − score(rejected)) and tests the model on held-out prompts. It writes a Hugging Face
+directory: model, tokenizer, report and card. `model@DIRECTORY` in config.reward.sources trains a policy on it.
+(`reward_training.heads` trains small heads on a frozen decoder.)
 
-One process; nothing is kept of a run that is stopped.
+It runs in one process, and a run that is stopped saves nothing.
 
 Letters: M pairs, B pairs of a batch, S tokens of a row.
 """
@@ -31,7 +31,7 @@ from meal_jax.classifiers import classifier
 from meal_jax.hf import families, pretrained, storage
 from meal_jax.models import lora
 from meal_jax.reward_training import calibration, card, pairs
-from meal_jax.reward_training.fit_heads import wilson
+from meal_jax.reward_training.bradley_terry import accuracy
 from meal_jax.rewards import formats, text
 from meal_jax.runtime import compiler, distributed, identity, metrics, sharding
 
@@ -42,24 +42,24 @@ TRAINED: dict[str, Callable[[str], bool]] = {  # config.train to a test of a par
     "lora": lambda path: path.startswith(HEAD) or path.endswith(lora.ADAPTER_LEAVES),
     "all": lambda path: True,
 }
-HARMLESS = ("out", "command", "mesh", "remat")  # fields that may differ from a finished model's: names, and layout
-FEWEST = 10  # held-out pairs under which no figure is worth its name
+HARMLESS = ("out", "command", "mesh", "remat")  # fields that may differ from those of a finished model
+MIN_HELD_OUT = 10  # held-out pairs; with fewer, the figures mean nothing
 REPORT, FIGURE = "reward_report.json", "reliability.png"
 
 
 class Report(NamedTuple):
-    """What is known of a trained reward model; all figures are of held-out pairs, of the model as it is written.
+    """Figures of a trained reward model, measured on held-out pairs with the weights as they are written.
 
     Attributes:
-      fitted, tested, prompts: pairs fitted on, pairs held out, and different prompts among those.
-      left_out: pairs that were not used, by reason.
+      fitted, tested, prompts: numbers of fitted pairs, of held-out pairs, and of distinct held-out prompts.
+      left_out: number of pairs that were not used, per reason.
       steps, loss: updates, and the mean loss of each epoch.
       before, after: share of pairs in the right order before and after, a tie counting half.
       interval_before, interval: their 95 % intervals.
       nll: mean −log σ(margin / T), T fitted without the pair's prompt; 0.693 is that of a coin.
-      temperature: of all held-out pairs: log-odds = difference of scores / temperature.
+      temperature: fitted on all held-out pairs: log-odds = difference of scores / temperature.
       error_raw, error: expected calibration error of σ(margin), and under the cross-fitted temperatures.
-      bins: of the latter.
+      bins: reliability under the cross-fitted temperatures.
       mean, std: of the scores of held-out responses.
     """
 
@@ -83,7 +83,7 @@ class Report(NamedTuple):
 
 
 def check(config) -> Callable[..., formats.Encoded]:
-    """What can be said of a config without model or data; returns the layout.
+    """Checks a config before model and data are read; returns the layout.
 
     Raises:
       ValueError: names the field.
@@ -129,13 +129,13 @@ def finished(config) -> Report | None:
 
 
 def load(config, mesh: jax.sharding.Mesh) -> classifier.Classifier:
-    """The model to begin with, its weights on the mesh, with adapters where they are to be fitted.
+    """The initial model, its weights on the mesh, with adapters if these are to be fitted.
 
     Raises:
-      FileNotFoundError, ValueError: as `classifier.load`; or it has no such label, or no layer for an adapter.
+      FileNotFoundError, ValueError: as `classifier.load`; or the model has no such label, or no layer for an adapter.
     """
-    named = pretrained.read_json(pretrained.resolve(config.source) / "config.json").get("architectures") or []
-    has_head = not named or any(name.endswith(classifier.CLASSIFIER) for name in named)
+    architectures = pretrained.read_json(pretrained.resolve(config.source) / "config.json").get("architectures") or []
+    has_head = not architectures or any(name.endswith(classifier.CLASSIFIER) for name in architectures)
     adapters = lora.Lora(**config.lora) if config.train == "lora" else None
     model = classifier.load(
         config.source,
@@ -162,7 +162,7 @@ def loss_of(
     """The Bradley–Terry loss, mean −log σ(score(chosen) − score(rejected)), and the share of pairs in the right order.
 
     Args:
-      trainable, frozen: the classifier's parameters, apart.
+      trainable, frozen: the two parts of the classifier's parameters.
       apply: `Classifier.apply`.
       label: the logit that is the score.
       tokens, mask, types: [B, 2, S], the chosen response first.
@@ -174,7 +174,7 @@ def loss_of(
 
 
 def make_tx(config, steps: int) -> optax.GradientTransformation:
-    """AdamW under a warm-up and a cosine to 0; matrices alone decay."""
+    """AdamW with a warm-up and a cosine decay to 0; weight decay applies to matrices only."""
     warmup = min(round(config.warmup * steps), steps - 1)
     schedule = optax.warmup_cosine_decay_schedule(0.0 if warmup else config.lr, config.lr, warmup, steps)
 
@@ -190,8 +190,10 @@ def make_tx(config, steps: int) -> optax.GradientTransformation:
 def make_step(
     apply: Callable, label: int, tx: optax.GradientTransformation, trainable: PyTree, opt: PyTree
 ) -> Callable:
-    """The jitted update (trainable, opt, frozen, tokens, mask, types) → (trainable, opt, loss, right); the first two are
-    donated and stay where those given here lie. One program for each S."""
+    """The jitted update (trainable, opt, frozen, tokens, mask, types) → (trainable, opt, loss, right).
+
+    The first two are donated and keep the shardings of those given here. One program per S is compiled.
+    """
 
     def step(trainable, opt, frozen, *rows):
         (loss, right), gradient = jax.value_and_grad(loss_of, has_aux=True)(trainable, frozen, apply, label, *rows)
@@ -199,34 +201,34 @@ def make_step(
         return optax.apply_updates(trainable, updates), opt, loss, right
 
     places = jax.tree.map(lambda leaf: leaf.sharding, (trainable, opt))
-    told = compiler.options(jax.tree.leaves(places)[0])
-    return jax.jit(step, donate_argnums=(0, 1), out_shardings=(*places, None, None), compiler_options=told)
+    options = compiler.options(jax.tree.leaves(places)[0])
+    return jax.jit(step, donate_argnums=(0, 1), out_shardings=(*places, None, None), compiler_options=options)
 
 
 def fit(
-    model: classifier.Classifier, rows: list[pairs.Rows], config, most: int, mesh: jax.sharding.Mesh
+    model: classifier.Classifier, rows: list[pairs.EncodedPair], config, limit: int, mesh: jax.sharding.Mesh
 ) -> tuple[PyTree, list[float]]:
     """Fits the model to pairs.
 
     Args:
-      model: as `load` gives it; what of its parameters is fitted is donated, the rest stays.
-      rows: M of them, at least a batch.
+      model: as `load` gives it; the fitted parameters are donated, the others stay.
+      rows: M pairs, at least one batch.
       config: of the run.
-      most: tokens of the longest row.
+      limit: max tokens of a row.
       mesh: rows are split over its data axes.
 
     Returns:
-      All parameters, adapters apart; and the mean loss of each epoch.
+      All parameters, adapters not folded; and the mean loss of each epoch.
 
     Raises:
       FloatingPointError: the loss is not a finite number.
     """
-    lengths = pairs.lengths_of(rows, most)
-    a_epoch = len(rows) // config.batch_size
-    total, placed = config.epochs * a_epoch, sharding.batch_sharding(mesh)
+    lengths = pairs.lengths_of(rows, limit)
+    per_epoch = len(rows) // config.batch_size
+    total, placement = config.epochs * per_epoch, sharding.batch_sharding(mesh)
     trainable, frozen = lora.split(model.params, TRAINED[config.train])
     tx = make_tx(config, total)
-    # Moments lie as their parameters do; counters must be told, or the second step would be compiled anew.
+    # Moments are sharded as their parameters. Counters need a sharding, or the second step is compiled again.
     opt = jax.tree.map(lambda a: a if a.ndim else jax.device_put(a, sharding.replicated(mesh)), tx.init(trainable))
     step = make_step(model.apply, config.label, tx, trainable, opt)
     losses: list[float] = []
@@ -235,8 +237,10 @@ def fit(
         for epoch in range(config.epochs):
             for length, index in pairs.batches(lengths, config.batch_size, config.seed, epoch):
                 batch = pairs.collate([rows[i] for i in index], length, model.pad)
-                trainable, opt, loss, right = step(trainable, opt, frozen, *jax.device_put(batch, placed))
-                losses.append(float(loss))  # waits for the step, so that a loss that is none stops at once
+                trainable, opt, loss, right = step(trainable, opt, frozen, *jax.device_put(batch, placement))
+                losses.append(
+                    float(loss)
+                )  # waits for the step, so that a loss that is not finite stops the run at once
                 done += 1
                 if not np.isfinite(losses[-1]):
                     raise FloatingPointError(
@@ -244,17 +248,10 @@ def fit(
                         f"Lower config.lr={config.lr}, or compute in float32 if config.dtype={config.dtype} is not that."
                     )
                 meter.update(done, epoch=epoch + 1, loss=losses[-1], right=float(right))
-    return lora.merge(trainable, frozen), np.reshape(losses, (config.epochs, a_epoch)).mean(axis=1).tolist()
+    return lora.merge(trainable, frozen), np.reshape(losses, (config.epochs, per_epoch)).mean(axis=1).tolist()
 
 
-def accuracy(scores: np.ndarray) -> tuple[float, tuple[float, float]]:
-    """Share of pairs in the right order, a tie counting half, and its 95 % interval; scores [M, 2], chosen first."""
-    margin = scores[:, 0] - scores[:, 1]
-    right = float(np.sum(margin > 0) + 0.5 * np.sum(margin == 0))
-    return right / len(margin), wilson(right, len(margin))
-
-
-def score(reward: text.ModelReward, held: list[pairs.Rows]) -> np.ndarray:
+def score(reward: text.ModelReward, held: list[pairs.EncodedPair]) -> np.ndarray:
     """Scores [M, 2] of the pairs' responses, the chosen one first.
 
     Raises:
@@ -267,13 +264,16 @@ def score(reward: text.ModelReward, held: list[pairs.Rows]) -> np.ndarray:
     return scores.reshape(-1, 2)
 
 
-def report_of(before: np.ndarray, after: np.ndarray, held: list[pairs.Rows], **facts) -> tuple[Report, list]:
-    """The Report of scores [M, 2] before and after, and the bins of the uncalibrated probabilities; facts are its rest."""
+def report_of(before: np.ndarray, after: np.ndarray, held: list[pairs.EncodedPair], **facts) -> tuple[Report, list]:
+    """The Report of scores [M, 2] before and after training, and the bins of the uncalibrated probabilities.
+
+    `facts` are the other fields of the Report.
+    """
     margins = after[:, 0] - after[:, 1]
     groups = [row.pair.group for row in held]
-    won = calibration.cross_fitted(margins, groups)
-    raw, bins = calibration.reliability(calibration.probability(margins)), calibration.reliability(won)
-    (share_before, interval_before), (share, interval) = accuracy(before), accuracy(after)
+    wins = calibration.cross_fitted(margins, groups)
+    raw, bins = calibration.reliability(calibration.probability(margins)), calibration.reliability(wins)
+    (share_before, interval_before), (share, interval) = accuracy(before[:, 0] - before[:, 1]), accuracy(margins)
     return Report(
         tested=len(held),
         prompts=len({row.pair.prompt for row in held}),
@@ -281,10 +281,10 @@ def report_of(before: np.ndarray, after: np.ndarray, held: list[pairs.Rows], **f
         interval_before=interval_before,
         after=share,
         interval=interval,
-        nll=float(-np.mean(np.log(np.maximum(won, 1e-12)))),
+        nll=float(-np.mean(np.log(np.maximum(wins, 1e-12)))),
         temperature=calibration.temperature(margins),
-        error_raw=calibration.error(raw),
-        error=calibration.error(bins),
+        error_raw=calibration.calibration_error(raw),
+        error=calibration.calibration_error(bins),
         bins=bins,
         mean=float(after.mean()),
         std=float(after.std()),
@@ -292,36 +292,38 @@ def report_of(before: np.ndarray, after: np.ndarray, held: list[pairs.Rows], **f
     ), raw
 
 
-def read(config, layout: Callable[[str, str], formats.Encoded]) -> tuple[list[pairs.Rows], list[pairs.Rows], dict]:
-    """Pairs fitted and held out, in token ids, and how many were left out by reason.
+def read_encoded(
+    config, layout: Callable[[str, str], formats.Encoded]
+) -> tuple[list[pairs.EncodedPair], list[pairs.EncodedPair], dict]:
+    """Fitted and held-out pairs in token ids, and how many were left out, per reason.
 
     Raises:
-      FileNotFoundError, ValueError: as `pairs.read`; or too few.
+      FileNotFoundError, ValueError: as `pairs.read_pairs`; or there are too few.
     """
     d = config.data
-    found, left_out = pairs.read(d.kind, d.path, d.split or None, d.prompt)
-    found = found[: d.pairs or None]
-    parts = pairs.divide(found, d.held_out)
-    if shared := len(found) - sum(map(len, parts)):
+    every, left_out = pairs.read_pairs(d.kind, d.path, d.split or None, d.prompt)
+    every = every[: d.pairs or None]
+    parts = pairs.divide(every, d.held_out)
+    if shared := len(every) - sum(map(len, parts)):
         left_out["a fitted prompt that is also held out"] = shared
-    fitted, held = (pairs.encode(part, layout, left_out) for part in parts)
+    fitted, held = (pairs.encode_pairs(part, layout, left_out) for part in parts)
     prompts = len({row.pair.group for row in held})
-    if len(fitted) < config.batch_size or len(held) < FEWEST or prompts < 2:
+    if len(fitted) < config.batch_size or len(held) < MIN_HELD_OUT or prompts < 2:
         raise ValueError(
             f"{d.path} gives {len(fitted)} pairs to fit and {len(held)}, of {prompts} prompts, to test on; it takes at least "
-            f"{config.batch_size} (config.batch_size), {FEWEST} and 2. Give more pairs, or change config.data.held_out="
+            f"{config.batch_size} (config.batch_size), {MIN_HELD_OUT} and 2. Give more pairs, or change config.data.held_out="
             f"{d.held_out}. Left out: {dict(left_out) or 'none'}."
         )
     return fitted, held, dict(left_out)
 
 
-def need_ids(rows: list[pairs.Rows], model: classifier.Classifier, source: str) -> None:
-    """Raises ValueError where the tokenizer has ids that the model's embedding has not."""
-    most = max(max(encoded.ids) for row in rows for encoded in (row.chosen, row.rejected))
-    if most >= model.config.vocab_size:
+def need_ids(rows: list[pairs.EncodedPair], model: classifier.Classifier, source: str) -> None:
+    """Raises ValueError if the tokenizer gives ids that the model's embedding does not have."""
+    largest = max(max(encoded.ids) for row in rows for encoded in (row.chosen, row.rejected))
+    if largest >= model.config.vocab_size:
         raise ValueError(
-            f"The tokenizer of {source} gives the id {most}, and the model has {model.config.vocab_size} embeddings: they do "
-            "not belong together."
+            f"The tokenizer of {source} gives the id {largest}, and the model has {model.config.vocab_size} embeddings: they "
+            "do not belong together."
         )
 
 
@@ -333,10 +335,10 @@ def save(config, model: classifier.Classifier, params: PyTree, tokenizer, report
     calibration.draw(out / FIGURE, {"as trained": raw, "with the temperature": report.bins})
     facts = {"config": json.loads(config.to_json_best_effort())} | report._asdict()
     facts["bins"] = [b._asdict() for b in report.bins]
-    facts |= {"seconds": round(seconds, 1), "machine": machine()}
+    facts |= {"seconds": round(seconds, 1), "machine": card.machine()}
     finite = facts if np.isfinite(report.temperature) else facts | {"temperature": None}
     (out / REPORT).write_text(json.dumps(finite, indent=2) + "\n", encoding="utf-8")
-    text_of_card = card.write(config, model, report, seconds, machine(), FIGURE)
+    text_of_card = card.render(config, model, report, seconds, FIGURE)
     (out / "README.md").write_text(text_of_card, encoding="utf-8")
     settings: dict[str, Any] = {formats.ENTRY: {"layout": config.layout, "label": config.label}}
     if model.family == "gpt2" or model.family in families.FAMILIES:
@@ -345,21 +347,17 @@ def save(config, model: classifier.Classifier, params: PyTree, tokenizer, report
     classifier.save(out, model.config, params, settings=settings)
 
 
-def machine() -> str:
-    return f"{jax.device_count()} × {jax.devices()[0].device_kind}, jax {jax.__version__}"
-
-
 def run(config: ml_collections.ConfigDict) -> Report:
     """The whole command; writes config.out.
 
     Raises:
-      FileNotFoundError, ValueError: the config, the model or the data do not do; nothing is written.
-      FloatingPointError: training went astray; nothing is written.
+      FileNotFoundError, ValueError: the config, the model or the data are wrong; nothing is written.
+      FloatingPointError: training diverged; nothing is written.
     """
     start = time.monotonic()
     distributed.refuse_several("python -m meal_jax.reward_training.model")
     if (report := finished(config)) is not None:
-        print(f"{config.out} holds the model of this configuration already.\n{card.line(report)}")
+        print(f"{config.out} holds the model of this configuration already.\n{card.summarise(report)}")
         return report
     layout = check(config)
     out = Path(config.out).expanduser()
@@ -373,35 +371,38 @@ def _run(config: ml_collections.ConfigDict, layout: Callable[..., formats.Encode
     tokenizer = pretrained.load_tokenizer(config.source)
     formats.need_begin(tokenizer, layout, f"config.layout={config.layout}")
     positions = classifier.load_config(config.source, fresh_head=1).positions
-    most = min(formats.limit(tokenizer, positions), config.data.length or positions)
-    tokenizer.model_max_length = most  # saved along, so that rows are cut alike wherever the model is read
-    encode = lambda prompt, response: layout(tokenizer, prompt, response, most)  # noqa: E731
-    fitted, held, left_out = read(config, encode)
+    limit = min(formats.limit(tokenizer, positions), config.data.length or positions)
+    tokenizer.model_max_length = limit  # saved with the model, so that every reader cuts rows at the same length
+
+    def encode(prompt: str, response: str) -> formats.Encoded:
+        return layout(tokenizer, prompt, response, limit)
+
+    fitted, held, left_out = read_encoded(config, encode)
     model = load(config, mesh)
     need_ids(fitted + held, model, config.source)
     print(f"{len(fitted)} pairs to fit, {len(held)} held out; left out: {left_out or 'none'}.", flush=True)
 
     adapters = model.config.lora
-    plain = classifier.of(without_adapters(model.config), None)  # figures are of the model as it is written
+    plain = classifier.of(without_adapters(model.config), None)  # figures are those of the model as it is written
     reward = text.ModelReward(
         encode,
         lambda params, *rows: plain.apply(params, *rows)[:, config.label],
         lora.fold(model.params, adapters),
         mesh,
-        limit=most,
+        limit=limit,
         pad=model.pad,
         batch_size=2 * config.batch_size,
         kept=0,
     )
     before = score(reward, held)
     reward.params = None  # the weights that are fitted are donated
-    params, losses = fit(model, fitted, config, most, mesh)
+    params, losses = fit(model, fitted, config, limit, mesh)
     reward.params = lora.fold(params, adapters)
     after = score(reward, held)
     steps = config.epochs * (len(fitted) // config.batch_size)
     report, raw = report_of(before, after, held, fitted=len(fitted), left_out=left_out, steps=steps, loss=losses)
     save(config, model, reward.params, tokenizer, report, raw, time.monotonic() - start)
-    print(card.line(report))
+    print(card.summarise(report))
     print(f"Wrote {config.out} in {time.monotonic() - start:.0f} s.")
     return report
 

@@ -1,55 +1,74 @@
-"""Pairs of responses that a reward model is fitted on: read, split, put into its layout, and cut into batches.
+"""Pairs of responses that rewards are fitted on: read, split, put into a reward model's layout, and cut into batches.
 
-Letters: M pairs, B pairs of a batch, S tokens of a row.
+A whole reward model (`fit_model`) names its pairs by `config.data.kind`, one of KINDS; `read_pairs` reads them.
+Reward heads (`fit_heads`) name them per objective, one of OBJECTIVE_KINDS; `read_objective_pairs` reads them:
+
+    hh_rlhf:FOLDER   people's choices between answers to a conversation, in config.data.path/FOLDER
+    comparisons      people's choices between summaries of a post, in config.data.path
+    faithful         summaries by a post's author against unfaithful ones (`faithful_pairs`): posts of config.data.posts,
+                     or those of config.data.path's comparisons that include an author's summary
+
+Letters: M pairs, B pairs per batch, S tokens of a row.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from meal_jax.data import chat as chats
-from meal_jax.data import hh_rlhf, own, templates
+from meal_jax.data import hh_rlhf, own, templates, tldr
 from meal_jax.data import summarize_from_feedback as sff
+from meal_jax.reward_training import faithful_pairs
 from meal_jax.rewards import text
 from meal_jax.rewards.formats import Encoded
 
 KINDS = ("jsonl", "hh_rlhf", "summarize_from_feedback")
+OBJECTIVE_KINDS = ("hh_rlhf:FOLDER", "comparisons", "faithful")
 PROMPTS = ("transcript", "last")
+HELD_OUT = 1 - chats.SPLITS["reward"]  # share of the groups that a policy's splits keep from rewards
 
 
 class Pair(NamedTuple):
     """Two responses to one prompt.
 
     Attributes:
-      group: what decides the split: the first human turn, or the post's id.
-      prompt: the text that the reward model reads as the prompt.
-      chosen, rejected: the response that people preferred, and the other.
-      split: that a row of one's own gives itself: "train", "test", "validation", or "" for none.
+      group: decides the split: the first human turn, or the post's id.
+      prompt: what is read as the prompt: its text (`read_pairs`), or the conversation as a policy sees it
+        (`read_objective_pairs`).
+      chosen, rejected: the preferred response and the other.
+      kind: pairs of each named kind get an accuracy of their own; "" for none.
+      split: the split that a row of the user's own data names: "train", "test", "validation", or "" for none.
     """
 
     group: str
-    prompt: str
+    prompt: str | chats.Turns
     chosen: str
     rejected: str
+    kind: str = ""
     split: str = ""
 
 
-def read(kind: str, path: str, split: str | None = None, prompt: str = "transcript") -> tuple[list[Pair], Counter]:
+class PairSet(NamedTuple):
+    """Pairs in the files' order, and the number of rows that were left out, per reason."""
+
+    pairs: list[Pair]
+    left_out: Counter
+
+
+def read_pairs(kind: str, path: str, split: str | None = None, prompt: str = "transcript") -> PairSet:
     """Reads pairs as a policy's reward will see them (`Prompts.text`): stripped, prompts in the benchmarks' forms.
 
     Args:
-      kind: "jsonl" (data/own.py), "hh_rlhf" or "summarize_from_feedback", the last two published or prepared.
+      kind: one of KINDS: "jsonl" (data/own.py), or "hh_rlhf" or "summarize_from_feedback", published or prepared.
       path: file or directory.
-      split: the rows of this split of the data alone; None takes all.
-      prompt: a conversation becomes its "transcript", as the benchmark `assistant` shows it, or the text of its "last" human
-        turn alone. A post becomes its text on one line, as `reddit` shows it, whatever `prompt` says.
-
-    Returns:
-      Pairs in the files' order, and how many rows were left out, by reason.
+      split: reads only the rows of this split of the data; None reads all.
+      prompt: how a conversation becomes text: its "transcript", as the benchmark `assistant` shows it, or the text of
+        its "last" human turn. A post always becomes its text on one line, as `reddit` shows it.
 
     Raises:
       FileNotFoundError, ValueError: as the readers of `meal_jax.data`; or `kind` or `prompt` is none of those.
@@ -59,49 +78,113 @@ def read(kind: str, path: str, split: str | None = None, prompt: str = "transcri
     if prompt not in PROMPTS:
         raise ValueError(f"config.data.prompt={prompt!r} is not one of {', '.join(PROMPTS)}.")
     if kind == "summarize_from_feedback":
-        return _posts(path, split)
+        rows = sff.read_comparisons(path, split)
+        return from_comparisons(rows, lambda row: templates.one_line(row.post or row.article))
     if kind == "jsonl" and split is None:
         parts = own.read_by_split(path)
-        if not parts.keys() & {"test", "validation"}:  # nothing is kept from fitting: all of it is divided
+        if not parts.keys() & {"test", "validation"}:  # no row is held out by its own split: all rows are divided
             parts = {"": own.read(path)}
     else:
-        parts = {"": (own if kind == "jsonl" else hh_rlhf).read(path, split)}
-    show = chats.transcript if prompt == "transcript" else lambda turns: turns[-1][1]
+        parts = {"": own.read(path, split) if kind == "jsonl" else hh_rlhf.read_pairs(path, split)}
+    return from_conversations(parts, chats.transcript if prompt == "transcript" else _last_turn)
+
+
+def read_objective_pairs(source: str, data: Any) -> PairSet:
+    """The pairs of one objective, their prompts as the benchmark shows them to a policy.
+
+    Args:
+      source: one of OBJECTIVE_KINDS.
+      data: `config.data`. Posts may have any length; `config.data.prompt_length` limits them later.
+
+    Raises:
+      FileNotFoundError, ValueError: as the readers of `meal_jax.data`; there is no such kind; or no post has an
+        author's summary.
+    """
+    kind, _, folder = source.partition(":")
+    path = Path(data.path).expanduser()
+    if kind == "hh_rlhf" and folder:
+        return from_conversations({"": hh_rlhf.read_pairs(path / folder)}, lambda turns: turns)
+    if source == "comparisons":
+        return from_comparisons(
+            sff.read_comparisons(path), lambda row: templates.reddit_turns(row.post, "chat") if row.post else None
+        )
+    if source == "faithful":
+        summarised = (
+            tldr.read_summarised(data.posts) if data.posts else tldr.of_comparisons(sff.iterate_comparisons(path))
+        )
+        if not summarised:
+            raise ValueError(f"{path} has no author's summary among its comparisons: set config.data.posts.")
+        return from_summarised(summarised)
+    raise ValueError(f"config.objectives names pairs by {source!r}, which is none of {', '.join(OBJECTIVE_KINDS)}.")
+
+
+def name_of(source: str) -> str:
+    """What the card calls the pairs of an objective."""
+    kind, _, folder = source.partition(":")
+    return "posts with their authors' summaries" if kind == "faithful" else folder or kind
+
+
+def from_conversations(parts: Mapping[str, hh_rlhf.Pairs], show: Callable[[chats.Turns], Any]) -> PairSet:
+    """Pairs of answers to conversations, per split that the rows name; `show` gives the prompt of a conversation."""
     pairs, left_out = [], Counter()
-    for its, found in parts.items():
-        pairs += [Pair(pair.turns[0][1], show(pair.turns), pair.chosen, pair.rejected, its) for pair in found.pairs]
-        left_out.update(reason for _, reason in found.skipped)
-        if bare := len(found.prompts) - len(found.pairs) - len(found.skipped):
+    for split, part in parts.items():
+        pairs += [Pair(p.turns[0][1], show(p.turns), p.chosen, p.rejected, split=split) for p in part.pairs]
+        left_out.update(reason for _, reason in part.skipped)
+        if bare := len(part.prompts) - len(part.pairs) - len(part.skipped):
             left_out["a prompt without answers"] += bare
-    return pairs, left_out
+    return PairSet(pairs, left_out)
 
 
-def _posts(path: str, split: str | None) -> tuple[list[Pair], Counter]:
+def from_comparisons(rows: Iterable[sff.Comparison], show: Callable[[sff.Comparison], Any]) -> PairSet:
+    """Pairs of summaries; `show` gives the prompt of a row, None for a news article that is to be left out."""
     pairs, left_out = [], Counter()
-    for row in sff.read(path, split):
+    for row in rows:
         chosen, rejected = row.answers
-        if reason := hh_rlhf.why_no_pair(chosen, rejected):
+        prompt = show(row)
+        if reason := "a news article" if prompt is None else hh_rlhf.why_no_pair(chosen, rejected):
             left_out[reason] += 1
         else:
-            pairs.append(Pair(row.id, templates.one_line(row.post or row.article), chosen, rejected))
-    return pairs, left_out
+            pairs.append(Pair(row.id, prompt, chosen, rejected))
+    return PairSet(pairs, left_out)
+
+
+def from_summarised(summarised: Sequence[tldr.Summarised]) -> PairSet:
+    """Each post of the benchmark's lengths with a mismatched summary, and with a swapped one if it has a fact to swap."""
+    prompts = {row.name: row.turns for row in templates.reddit_rows([s.post for s in summarised], "chat")}
+    used = [s for s in summarised if s.post.id in prompts]
+    pairs = [
+        Pair(s.post.id, prompts[s.post.id], s.summary, unfaithful, kind)
+        for s, unfaithful, kind in faithful_pairs.make_pairs(used)
+    ]
+    return PairSet(pairs, +Counter({"a post of another length": len(summarised) - len(used)}))
+
+
+def _last_turn(turns: chats.Turns) -> str:
+    return turns[-1][1]
+
+
+def is_held_out(pair: Pair, share: float = HELD_OUT) -> bool:
+    """Whether rewards are not fitted on a pair: by its own split if it names one, else by its group.
+
+    A group is held out if it falls into the last `share` of the hash of `chat.split_of`; neither a seed nor the order of
+    rows matters. At the default the groups that are not held out are the split "reward".
+    """
+    return pair.split != "train" if pair.split else chats.position_of(pair.group) >= 1 - share
 
 
 def divide(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
-    """(fitted, held out). Neither a seed nor the order of rows matters, and no prompt is in both. Pairs that give their split
-    keep it; of the others no group is in both either.
+    """(fitted, held out) by `is_held_out`; no prompt is in both, and no group of the pairs without a split of their own.
 
-    A group is held out if it falls into the last `share` of a hash, that of `chat.split_of`: at 0.3 what is fitted is the
-    split "reward". Of a prompt that stands in both under different groups (a post published twice), the pairs that would
-    be fitted are left out.
+    A post that was published twice has one prompt under two groups. If one of them is held out, the pairs of the
+    other are left out of the fitted ones.
     """
-    is_held = [pair.split != "train" if pair.split else chats.position_of(pair.group) >= 1 - share for pair in pairs]
+    is_held = [is_held_out(pair, share) for pair in pairs]
     held = [pair for pair, out in zip(pairs, is_held, strict=True) if out]
     prompts = {pair.prompt for pair in held}
     return [p for p, out in zip(pairs, is_held, strict=True) if not out and p.prompt not in prompts], held
 
 
-class Rows(NamedTuple):
+class EncodedPair(NamedTuple):
     """A pair as token ids, and the pair."""
 
     pair: Pair
@@ -109,8 +192,8 @@ class Rows(NamedTuple):
     rejected: Encoded
 
 
-def encode(pairs: Sequence[Pair], layout: Callable[[str, str], Encoded], left_out: Counter) -> list[Rows]:
-    """Pairs in token ids; those whose responses are equal once cut, or empty, go to `left_out`."""
+def encode_pairs(pairs: Sequence[Pair], layout: Callable[[str, str], Encoded], left_out: Counter) -> list[EncodedPair]:
+    """Pairs in token ids; pairs whose responses are empty, or equal after cutting, are counted in `left_out`."""
     rows = []
     for pair in pairs:
         chosen, rejected = (layout(pair.prompt, response) for response in (pair.chosen, pair.rejected))
@@ -119,15 +202,15 @@ def encode(pairs: Sequence[Pair], layout: Callable[[str, str], Encoded], left_ou
         elif not chosen.ids or not rejected.ids:
             left_out["a row without tokens"] += 1
         else:
-            rows.append(Rows(pair, chosen, rejected))
+            rows.append(EncodedPair(pair, chosen, rejected))
     return rows
 
 
 def batches(lengths: np.ndarray, size: int, seed: int, epoch: int) -> list[tuple[int, np.ndarray]]:
     """One epoch's batches: M // B of them, in an order that (seed, epoch) decides.
 
-    Pairs are shuffled and put together by length; what does not fill a batch goes to the next longer one. The last M % B
-    pairs are left out, others in every epoch.
+    Pairs are shuffled and grouped by length; what does not fill a batch goes to the next longer length. The last M % B
+    pairs are left out, different ones in every epoch.
 
     Args:
       lengths: padded length of each pair, [M].
@@ -135,24 +218,24 @@ def batches(lengths: np.ndarray, size: int, seed: int, epoch: int) -> list[tuple
       seed, epoch: of the order.
 
     Returns:
-      (padded length, numbers of the pairs [B]) of each batch.
+      (padded length, indices of the pairs [B]) of each batch.
     """
     rng = np.random.default_rng((seed, epoch))
-    found, rest = [], np.zeros(0, np.int64)
+    ordered, rest = [], np.zeros(0, np.int64)
     for length in np.unique(lengths):
         members = np.concatenate([rest, rng.permutation(np.flatnonzero(lengths == length))])
         whole = len(members) // size * size
-        found += [(int(length), part) for part in members[:whole].reshape(-1, size)]
+        ordered += [(int(length), part) for part in members[:whole].reshape(-1, size)]
         rest = members[whole:]
-    return [found[i] for i in rng.permutation(len(found))]
+    return [ordered[i] for i in rng.permutation(len(ordered))]
 
 
-def lengths_of(rows: Sequence[Rows], limit: int) -> np.ndarray:
-    """The padded length of each pair, [M]: of one of the few that `text.bucket` knows."""
+def lengths_of(rows: Sequence[EncodedPair], limit: int) -> np.ndarray:
+    """The padded length of each pair, [M], one of the few that `text.bucket` gives."""
     return np.array([text.bucket(max(len(row.chosen.ids), len(row.rejected.ids)), limit) for row in rows])
 
 
-def collate(rows: Sequence[Rows], length: int, pad: int) -> tuple[Any, Any, Any]:
+def collate(rows: Sequence[EncodedPair], length: int, pad: int) -> tuple[Any, Any, Any]:
     """Tokens, mask and types [B, 2, S] of pairs, the chosen response first."""
     flat = [encoded for row in rows for encoded in (row.chosen, row.rejected)]
     return tuple(array.reshape(len(rows), 2, length) for array in text.pad(flat, len(flat), length, pad))

@@ -70,7 +70,7 @@ def read_rows(config) -> tuple[list[templates.Row], list[templates.Row]]:
         return own_rows(config, path)[:2]
     if config.data.split == "published":
         return _published_rows(path)
-    turns = [turns for folder in FOLDERS for turns in hh_rlhf.read(path / folder).prompts]
+    turns = [turns for folder in FOLDERS for turns in hh_rlhf.read_pairs(path / folder).prompts]
     parts = ([t for t in turns if chats.split_of(t) == split] for split in ("policy", "eval"))
     return tuple(templates.assistant_rows(part) for part in parts)
 
@@ -81,7 +81,7 @@ def _published_rows(path: Path) -> tuple[list[templates.Row], list[templates.Row
         raise FileNotFoundError(f"{path} has none of the directories {', '.join(hh_rlhf.SUBSETS)}. {hh_rlhf.HINT}")
     try:
         train, test = (
-            [turns for subset in subsets for turns in hh_rlhf.read(subset, part).prompts] for part in ("train", "test")
+            [turns for subset in subsets for turns in hh_rlhf.read_pairs(subset, part).prompts] for part in ("train", "test")
         )
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error} Or set config.data.split=hash, which divides the rows at hand.") from None
@@ -128,7 +128,7 @@ def answers(config) -> dict[int, list[str]]:
         found = own.read_answers(path)
     else:
         folders = FOLDERS if config.data.split == "hash" else [n for n in hh_rlhf.SUBSETS if (path / n).is_dir()]
-        found = [(pair.turns, pair.chosen) for folder in folders for pair in hh_rlhf.read(path / folder).pairs]
+        found = [(pair.turns, pair.chosen) for folder in folders for pair in hh_rlhf.read_pairs(path / folder).pairs]
     out: dict[int, list[str]] = {}
     for turns, text in found:
         out.setdefault(chats.hash_of(chats.name_of(turns)), []).append(text)
@@ -152,7 +152,7 @@ def load_prompts(chat: chats.Chat, path: str, length: int, tests: int) -> tuple[
                 f"There is no {at}. The prompts are hh-rlhf's (MIT): put its directories {' and '.join(FOLDERS)} from "
                 "https://huggingface.co/datasets/Anthropic/hh-rlhf in one directory and name that in config.data.path."
             )
-        conversations = hh_rlhf.read(at).prompts
+        conversations = hh_rlhf.read_pairs(at).prompts
         for split, found in parts.items():
             prompts, too_long = chats.encode_prompts(
                 chat, [turns for turns in conversations if chats.split_of(turns) == split], length

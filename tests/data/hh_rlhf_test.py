@@ -25,7 +25,7 @@ def write(path, rows):
 @pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.jsonl.gz"])
 def test_a_pair_is_split_at_the_last_assistant_turn(tmp_path, name):
     path = write(tmp_path / name, [row()])
-    found = hh_rlhf.read(path)
+    found = hh_rlhf.read_pairs(path)
     turns = (("user", "Which tea?"), ("assistant", "Green or black?"), ("user", "Green."))
     assert found.pairs == [hh_rlhf.Pair(turns, "Sencha, then.", "No idea.", f"{path}:1")]
     assert found.prompts == [turns] and found.skipped == []
@@ -34,7 +34,7 @@ def test_a_pair_is_split_at_the_last_assistant_turn(tmp_path, name):
 def test_only_whitespace_is_stripped(tmp_path):
     answer = "\n\n:Assistant tnatsissA: stays, and so does nnn\n\n"  # a strip of the mark's letters would eat these
     path = write(tmp_path / "a.jsonl", [row(chosen=HEAD + "\n\nAssistant:" + answer)])
-    assert hh_rlhf.read(path).pairs[0].chosen == ":Assistant tnatsissA: stays, and so does nnn"
+    assert hh_rlhf.read_pairs(path).pairs[0].chosen == ":Assistant tnatsissA: stays, and so does nnn"
 
 
 def test_rows_without_a_pair_are_counted_and_keep_their_prompt(tmp_path):
@@ -46,7 +46,7 @@ def test_rows_without_a_pair_are_counted_and_keep_their_prompt(tmp_path):
         row(),
     ]
     path = write(tmp_path / "a.jsonl", rows)
-    found = hh_rlhf.read(path)
+    found = hh_rlhf.read_pairs(path)
     assert [pair.source for pair in found.pairs] == [f"{path}:4"]
     assert found.skipped == [(f"{path}:{i + 1}", reason) for i, reason in enumerate(hh_rlhf.REASONS)]
     assert [found.count(reason) for reason in hh_rlhf.REASONS] == [1, 1, 1]
@@ -65,7 +65,7 @@ def test_a_directory_is_read_in_the_order_of_names(tmp_path):
     write(tmp_path / "b.jsonl", [row()])
     write(tmp_path / "a.jsonl.gz", ["", row()])  # blank lines count as lines and hold nothing
     (tmp_path / "notes.txt").write_text("not data")
-    assert [Path(pair.source).name for pair in hh_rlhf.read(tmp_path).pairs] == ["a.jsonl.gz:2", "b.jsonl:1"]
+    assert [Path(pair.source).name for pair in hh_rlhf.read_pairs(tmp_path).pairs] == ["a.jsonl.gz:2", "b.jsonl:1"]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_directory_is_read_in_the_order_of_names(tmp_path):
 def test_a_bad_row_is_named_by_file_and_line(tmp_path, bad, says):
     path = write(tmp_path / "a.jsonl", [row(), bad])
     with pytest.raises(ValueError, match=says) as error:
-        hh_rlhf.read(path)
+        hh_rlhf.read_pairs(path)
     assert f"{path}:2" in str(error.value)
 
 
@@ -92,29 +92,29 @@ def test_damaged_files_are_named(tmp_path):
     cut = tmp_path / "cut.jsonl.gz"
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     with pytest.raises(ValueError, match=r"cut\.jsonl\.gz ends early, after line [1-9]"):
-        hh_rlhf.read(cut)
+        hh_rlhf.read_pairs(cut)
     plain = tmp_path / "plain.jsonl.gz"
     plain.write_text("not gzip")
     with pytest.raises(ValueError, match=r"plain\.jsonl\.gz is not a gzip file"):
-        hh_rlhf.read(plain)
+        hh_rlhf.read_pairs(plain)
     latin = tmp_path / "latin.jsonl"
     latin.write_bytes(json.dumps(row()).encode() + b"\n\xe9\n")
     with pytest.raises(ValueError, match=r"latin\.jsonl is not UTF-8"):
-        hh_rlhf.read(latin)
+        hh_rlhf.read_pairs(latin)
 
 
 def test_missing_data_says_where_it_comes_from(tmp_path):
     with pytest.raises(FileNotFoundError, match="Anthropic/hh-rlhf"):
-        hh_rlhf.read(tmp_path / "nowhere")
+        hh_rlhf.read_pairs(tmp_path / "nowhere")
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(FileNotFoundError, match=r"it has notes\.txt"):
-        hh_rlhf.read(tmp_path)
+        hh_rlhf.read_pairs(tmp_path)
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the published rows are not at ../shared/data/hh_rlhf")
 @pytest.mark.parametrize("folder, rows, diverged", [("harmless-base", 2312, 5), ("helpful-base", 2354, 9)])
 def test_the_published_rows(folder, rows, diverged):
-    found = hh_rlhf.read(REAL / folder)
+    found = hh_rlhf.read_pairs(REAL / folder)
     assert len(found.prompts) == rows == len(found.pairs) + len(found.skipped)
     assert found.count(hh_rlhf.DIVERGED) == diverged
     for pair in found.pairs:

@@ -77,14 +77,14 @@ assert not [name for name in sys.modules if name.split(".")[0] == "tensorflow"],
 def test_our_readers_read_the_same_from_prepared_and_from_published_files(source):
     prepare.prepare("hh_rlhf", source / "hh", source / "out")
     for split in (None, "train", "test"):
-        raw = hh_rlhf.read(source / "hh" / "helpful-base", split)
-        assert fields(hh_rlhf.read(source / "out" / "hh_rlhf" / "helpful-base", split)) == fields(raw)
+        raw = hh_rlhf.read_pairs(source / "hh" / "helpful-base", split)
+        assert fields(hh_rlhf.read_pairs(source / "out" / "hh_rlhf" / "helpful-base", split)) == fields(raw)
     (directory,) = prepare.prepare("summarize_from_feedback", source / "sff", source / "out")
-    raw, ready = sff.read(source / "sff"), sff.read(source / "out" / "summarize_from_feedback")
+    raw, ready = sff.read_comparisons(source / "sff"), sff.read_comparisons(source / "out" / "summarize_from_feedback")
     assert [c[:-1] for c in ready] == [c[:-1] for c in raw] and len(raw) == 7
     assert ready[5].source == f"{directory}/validation:2"
     with pytest.raises(FileNotFoundError, match="no dev split, only test, train"):
-        hh_rlhf.read(source / "out" / "hh_rlhf" / "helpful-base", "dev")
+        hh_rlhf.read_pairs(source / "out" / "hh_rlhf" / "helpful-base", "dev")
 
 
 def test_a_second_run_leaves_what_is_whole_and_makes_anew_what_is_not(source, capsys):
@@ -146,7 +146,7 @@ def test_the_hubs_parquet_files_are_read(source, monkeypatch):
     monkeypatch.setattr(prepare, "hub_sources", lambda dataset, config: paths)
     (directory,) = prepare.prepare("summarize_from_feedback", out=source / "out")
     assert read_prepared.splits(directory) == {"train": 6, "validation": 6}
-    assert sff.read(directory, "train")[0].article == "News."
+    assert sff.read_comparisons(directory, "train")[0].article == "News."
     monkeypatch.setattr(prepare, "hub_sources", None)  # what is there is not fetched again
     assert prepare.prepare("summarize_from_feedback", out=source / "out") == [directory]
 
@@ -156,7 +156,7 @@ def test_damage_found_while_reading_is_named(source):
     shard = directory / "summarize_from_feedback-train.array_record-00000-of-00001"
     shard.write_bytes(shard.read_bytes()[:200])
     with pytest.raises(ValueError, match=r"is damaged.*meal_jax\.data\.prepare"):
-        sff.read(directory)
+        sff.read_comparisons(directory)
 
 
 def test_a_source_without_the_files_says_what_it_should_hold(tmp_path, write):
@@ -172,6 +172,6 @@ def test_the_published_rows(tmp_path):
     directories = prepare.prepare("hh_rlhf", SHARED / "hh_rlhf", tmp_path)
     for directory, rows, diverged in zip(directories, (2312, 2354, 2749), (5, 9, 3), strict=True):
         assert read_prepared.splits(directory) == {"test": rows}
-        found = hh_rlhf.read(directory)
-        assert fields(found) == fields(hh_rlhf.read(SHARED / "hh_rlhf" / directory.parent.name))
+        found = hh_rlhf.read_pairs(directory)
+        assert fields(found) == fields(hh_rlhf.read_pairs(SHARED / "hh_rlhf" / directory.parent.name))
         assert found.count(hh_rlhf.DIVERGED) == diverged

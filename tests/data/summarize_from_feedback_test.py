@@ -27,19 +27,19 @@ ARTICLE = row("cnn1", None, "valid2", article="News.", site="cnn", title=None, s
 
 def test_every_field(write, tmp_path):
     path = write(tmp_path / "batch3.json", [row(), ARTICLE])  # published names end in .json and hold lines
-    first, second = sff.read(tmp_path)
+    first, second = sff.read_comparisons(tmp_path)
     assert first == sff.Comparison(
         "t3_a", "T", "tea", "A post.\nOf two lines. é", "", "", (" one", " two"), ("ref", "sup"), 1, 7, "train", "batch3",
         f"{path}:1",
     )  # fmt: skip
     assert (second.post, second.article, second.site, second.title) == ("", "News.", "cnn", "")
     assert second.confidence == 0 and second.split == "validation"
-    assert sff.read(tmp_path, "validation") == [second]
+    assert sff.read_comparisons(tmp_path, "validation") == [second]
 
 
 def test_posts_count_once_and_articles_not_at_all(write, tmp_path):
     rows = [row("t3_b"), row("t3_a", "First."), row("t3_a", "Second."), ARTICLE, row("t3_c", "")]
-    posts = sff.posts(sff.read(write(tmp_path / "a.jsonl.gz", rows)))
+    posts = sff.posts(sff.read_comparisons(write(tmp_path / "a.jsonl.gz", rows)))
     assert [(post.id, post.post) for post in posts] == [("t3_a", "First."), ("t3_b", row()["info"]["post"])]
 
 
@@ -74,7 +74,7 @@ def broken(path, value):
 def test_a_wrong_schema_is_named_by_file_and_line(write, tmp_path, bad, says):
     path = write(tmp_path / "a.jsonl", [row(), bad])
     with pytest.raises(ValueError, match=says) as error:
-        sff.read(path)
+        sff.read_comparisons(path)
     assert f"{path}:2" in str(error.value)
 
 
@@ -82,12 +82,12 @@ def test_a_file_cut_short_is_named(write, tmp_path):
     whole = write(tmp_path / "a.jsonl.gz", [row(f"t3_{i * i}") for i in range(2000)])
     whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     with pytest.raises(ValueError, match=r"a\.jsonl\.gz ends early, after line [1-9]"):
-        sff.read(whole)
+        sff.read_comparisons(whole)
 
 
 def test_missing_data_says_where_it_comes_from(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"openai/summarize_from_feedback.*--dataset=summarize_from_feedback"):
-        sff.read(tmp_path / "none")
+        sff.read_comparisons(tmp_path / "none")
 
 
 def test_records_keep_everything():
@@ -97,7 +97,7 @@ def test_records_keep_everything():
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the published rows are not at ../shared/data/summarize_from_feedback")
 def test_the_published_rows():
-    found = sff.read(REAL)
+    found = sff.read_comparisons(REAL)
     assert len(found) == 1050 and {c.split for c in found} == {"validation"} and {c.choice for c in found} == {0, 1}
     assert all(c.post and c.subreddit and all(c.summaries) and c.confidence in range(1, 10) for c in found)
     posts = sff.posts(found)

@@ -177,7 +177,7 @@ def test_real_posts_under_the_tokenizers_of_the_benchmark():
 
     names = ("gpt2", "bert-base-uncased")
     tokenizers = {n: transformers.AutoTokenizer.from_pretrained(SHARED / "tokenizers" / n) for n in names}
-    rows = templates.reddit_rows(sff.posts(sff.read(SHARED / "summarize_from_feedback")), "plain")
+    rows = templates.reddit_rows(sff.posts(sff.read_comparisons(SHARED / "summarize_from_feedback")), "plain")
     assert all(100 < len(row.text) < 1200 and "\n" not in row.text for row in rows)
     kept, out = templates.within(rows, lambda row: templates.reddit_prompt(row.text), tokenizers)
     assert 300 < len(kept) <= len(rows) and set(out) == set(names)

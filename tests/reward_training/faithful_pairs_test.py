@@ -29,7 +29,7 @@ def facts_of(text):
 
 
 def test_a_swap_changes_facts_of_the_post_and_only_those():
-    pairs = faithful_pairs.pairs(POSTS)
+    pairs = faithful_pairs.make_pairs(POSTS)
     swapped = [(told, bad) for told, bad, kind in pairs if kind == faithful_pairs.SWAPPED]
     assert len(swapped) == len(POSTS)
     for told, bad in swapped:
@@ -62,7 +62,7 @@ def test_a_mismatch_is_never_a_posts_own_summary_and_of_its_split():
     for t in posts:
         owner.setdefault(t.summary, []).append(t)
     seen, subreddits = 0, 0
-    for told, bad, kind in faithful_pairs.pairs(posts):
+    for told, bad, kind in faithful_pairs.make_pairs(posts):
         if kind == faithful_pairs.MISMATCHED:
             assert (
                 bad != told.summary
@@ -72,12 +72,12 @@ def test_a_mismatch_is_never_a_posts_own_summary_and_of_its_split():
             assert faithful_pairs.split_of(told) in {faithful_pairs.split_of(o) for o in owner[bad]}
             seen, subreddits = seen + 1, subreddits + (owner[bad][0].post.subreddit == told.post.subreddit)
     assert seen == len(posts) and subreddits > 0.8 * seen
-    assert not faithful_pairs.pairs([POSTS[0]._replace(summary="the same")])
+    assert not faithful_pairs.make_pairs([POSTS[0]._replace(summary="the same")])
 
 
 def test_no_fact_crosses_splits_and_the_order_of_posts_does_not_matter():
-    pairs = faithful_pairs.pairs(POSTS)
-    assert pairs == faithful_pairs.pairs(POSTS[::-1])
+    pairs = faithful_pairs.make_pairs(POSTS)
+    assert pairs == faithful_pairs.make_pairs(POSTS[::-1])
     assert {faithful_pairs.split_of(told) for told, *_ in pairs[:60]} == set(
         chats.SPLITS
     )  # the first so many are of all splits
@@ -92,9 +92,9 @@ def test_no_fact_crosses_splits_and_the_order_of_posts_does_not_matter():
 
 @pytest.mark.skipif(not REAL.is_file(), reason="real posts are not at ../shared/data/reddit_tldr")
 def test_real_posts():
-    told = tldr.read(REAL)
+    told = tldr.read_summarised(REAL)
     assert len(told) > 14_000 and told == sorted(told)
-    pairs = faithful_pairs.pairs(told[:2000])
+    pairs = faithful_pairs.make_pairs(told[:2000])
     kinds = [kind for *_, kind in pairs]
     assert kinds.count(faithful_pairs.MISMATCHED) == 2000 and kinds.count(faithful_pairs.SWAPPED) > 300
     assert all(bad != t.summary for t, bad, _ in pairs)

@@ -14,37 +14,9 @@ from meal_jax.models.policy import Conditioning, Policy
 from meal_jax.reward_training import fit_heads as heads
 from meal_jax.reward_training.fit_heads import Encoded, Features
 from meal_jax.rewards import linear_heads
+from tests.reward_training.bradley_terry_test import planted
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "reward_small.py"
-
-
-def planted(pairs, width=6, noise=0.5, seed=0):
-    """Features whose order is decided by a direction, up to logistic noise; and the direction."""
-    rng = np.random.default_rng(seed)
-    direction = rng.normal(size=width)
-    x = rng.normal(size=(pairs, 2, width))
-    swap = (x[:, 0] - x[:, 1]) @ direction + noise * rng.logistic(size=pairs) < 0
-    x[swap] = x[swap][:, ::-1]
-    return x, direction
-
-
-def test_the_fit_is_the_minimum():
-    x, _ = planted(200)
-    d, l2 = x[:, 0] - x[:, 1], 0.03
-    w = heads.fit(d, l2)
-    loss = lambda w: np.mean(np.log1p(np.exp(-d @ w))) + l2 / 2 * w @ w  # noqa: E731
-    rng = np.random.default_rng(1)
-    assert all(loss(w + 1e-3 * rng.normal(size=w.shape)) > loss(w) for _ in range(50))
-
-
-def test_the_fit_recovers_the_planted_direction_and_scale():
-    x, direction = planted(20_000, noise=1.0)
-    np.testing.assert_allclose(heads.fit(x[:, 0] - x[:, 1], 1e-6), direction, atol=0.1)
-
-
-def test_separable_pairs_have_a_finite_fit():
-    w = heads.fit(np.array([[1.0, 0.0], [2.0, 0.0]]), 1e-3)
-    assert np.isfinite(w).all() and w[0] > 1 and w[1] == 0
 
 
 def test_l2_is_strong_for_noise_and_weak_for_signal():
@@ -62,13 +34,6 @@ def test_folds_keep_groups_together():
     grid = (1e-4, 100.0)
     assert heads.choose_l2(d, np.arange(200), grid, 5)[0] == grid[0]
     assert heads.choose_l2(d, np.repeat(np.arange(40), 5), grid, 5)[0] == grid[1]
-
-
-@pytest.mark.parametrize(
-    "right, total, low, high", [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (81, 263, 0.2553, 0.3662)]
-)
-def test_wilsons_interval(right, total, low, high):
-    np.testing.assert_allclose(heads.wilson(right, total), (low, high), atol=2e-4)  # published examples
 
 
 def features(noise=0.3):
@@ -121,9 +86,9 @@ def test_too_few_pairs_are_refused_by_name():
 
 def test_narrowing_keeps_the_features_asked_for():
     f = features()
-    assert heads.narrow(f, "last+mean").x.shape[-1] == 6
-    np.testing.assert_array_equal(heads.narrow(f, "last").x, f.x[..., :3])
-    np.testing.assert_array_equal(heads.narrow(f, "mean").x, f.x[..., 3:])
+    assert heads.select_features(f, "last+mean").x.shape[-1] == 6
+    np.testing.assert_array_equal(heads.select_features(f, "last").x, f.x[..., :3])
+    np.testing.assert_array_equal(heads.select_features(f, "mean").x, f.x[..., 3:])
 
 
 def test_extraction_does_not_hang_on_batches_or_buckets(chat_model):
@@ -132,10 +97,10 @@ def test_extraction_does_not_hang_on_batches_or_buckets(chat_model):
     policy = Policy(config, Conditioning(kind="none"))
     ids = lambda low, count: list(range(low, low + count))  # noqa: E731
     rows = [
-        Encoded(0, "reward", 0, ids(10, 5), (ids(40, 3), ids(50, 6))),
-        Encoded(0, "reward", 1, ids(20, 20), (ids(60, 1), ids(70, 4))),  # of another bucket
-        Encoded(0, "reward", 2, ids(30, 9), (ids(80, 2), ids(90, 2))),
-        Encoded(0, "reward", 3, ids(30, 16), (ids(95, 5), ids(50, 6))),  # a batch that is not full
+        Encoded(0, False, 0, ids(10, 5), (ids(40, 3), ids(50, 6))),
+        Encoded(0, False, 1, ids(20, 20), (ids(60, 1), ids(70, 4))),  # of another bucket
+        Encoded(0, False, 2, ids(30, 9), (ids(80, 2), ids(90, 2))),
+        Encoded(0, False, 3, ids(30, 16), (ids(95, 5), ids(50, 6))),  # a batch that is not full
     ]
     together = heads.extract(policy, params, rows, max_new=6, batch_size=2, pad=2)
     assert together.shape == (4, 2, 32)
@@ -212,9 +177,9 @@ def test_the_command_writes_heads_that_order_pairs(config, chat_model, tmp_path,
 
 
 def test_fitted_and_held_out_conversations_are_disjoint(config, chat_model):
-    rows, counts = heads.encode(config, chats.make(pretrained.load_tokenizer(chat_model)))
-    fitted = {row.group for row in rows if row.split == "reward"}
-    held = {row.group for row in rows if row.split != "reward"}
+    rows, counts = heads.read_encoded(config, chats.make(pretrained.load_tokenizer(chat_model)))
+    fitted = {row.group for row in rows if not row.held_out}
+    held = {row.group for row in rows if row.held_out}
     assert fitted and held and not fitted & held
     assert len(rows) == 80 and counts["helpful"].startswith("40 pairs of helpful-base; left out: 1 a")
     assert all(len(ids) <= 6 for row in rows for ids in row.responses)

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import shutil
-from collections import Counter
 from pathlib import Path
 
 import jax
@@ -175,7 +174,7 @@ def test_folded_adapters_give_the_adapters_logits_and_a_length_is_compiled_once(
     config = configured(tiny["gpt2"], data, tmp_path, mesh__data=4, mesh__fsdp=2)
     at = mesh(data=4, fsdp=2)
     model = training.load(config, at)
-    fitted, held, _ = training.read(config, encoder(tiny["gpt2"]))
+    fitted, held, _ = training.read_encoded(config, encoder(tiny["gpt2"]))
     steps, make = [], training.make_step
     monkeypatch.setattr(training, "make_step", lambda *args: steps.append(make(*args)) or steps[-1])
     start = flat(model.params)
@@ -225,64 +224,6 @@ def test_the_loss_and_its_gradient_by_hand():
     np.testing.assert_allclose(gradient["w"], wanted, atol=1e-6)
 
 
-def pair(group, prompt=None):
-    return pairs.Pair(group, prompt or f"p {group}", "a", "b")
-
-
-def test_no_prompt_is_in_both_parts():
-    rows = [pair(f"turn {i % 50}", f"turn {i % 50}, then {i}") for i in range(200)]
-    fitted, held = pairs.divide(rows, 0.3)
-    assert len(fitted) + len(held) == 200 and 30 < len(held) < 90
-    assert not {p.group for p in fitted} & {p.group for p in held}
-    assert (fitted, held) == tuple(sorted(part, key=rows.index) for part in pairs.divide(rows[::-1], 0.3))
-    # As a policy's splits are cut: what is fitted at the default share is "reward", case and spaces aside.
-    assert {chats.split_of((("user", p.group),)) for p in fitted} == {"reward"}
-    assert {chats.split_of((("user", p.group.upper() + " "),)) for p in held} == {"policy", "eval"}
-    twice = [pair(held[0].group, "the same post"), pair(fitted[0].group, "the same post"), fitted[0]]
-    assert pairs.divide(twice, 0.3) == ([fitted[0]], [twice[0]])
-
-
-def test_an_epochs_batches():
-    lengths = np.array([32] * 13 + [64] * 9 + [128] * 3)
-    first, again, other = (pairs.batches(lengths, 4, 0, epoch) for epoch in (0, 0, 1))
-    assert [(n, list(i)) for n, i in first] == [(n, list(i)) for n, i in again]
-    assert [(n, list(i)) for n, i in first] != [(n, list(i)) for n, i in other]
-    for found in (first, other):
-        assert len(found) == 25 // 4 and all((lengths[index] <= length).all() for length, index in found)
-        used = np.concatenate([index for _, index in found])
-        assert len(used) == len(set(used.tolist())) == 24
-    assert Counter(n for n, _ in first) == {32: 3, 64: 2, 128: 1}
-
-
-def test_pairs_of_every_kind_become_what_a_policys_reward_reads(tmp_path):
-    hh = tmp_path / "hh.jsonl"
-    head = "\n\nHuman: hi\n\nAssistant: ho\n\nHuman: well?"
-    rows = [{"chosen": f"{head}\n\nAssistant: good ", "rejected": f"{head}\n\nAssistant: bad"}]
-    rows.append({"chosen": f"{head}\n\nAssistant: good", "rejected": f"{head}\n\nAssistant: good"})
-    hh.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found, left_out = pairs.read("hh_rlhf", str(hh))
-    assert found == [pairs.Pair("hi", f"{head} \n\nAssistant:", "good", "bad")]
-    assert left_out == {"the same answer twice": 1}
-    assert pairs.read("hh_rlhf", str(hh), prompt="last")[0][0].prompt == "well?"
-
-    posts = tmp_path / "sff.jsonl"
-    row = {"info": {"id": "t3_1", "post": "one\ntwo"}, "summaries": [{"text": " bad"}, {"text": " good"}]}
-    posts.write_text("".join(json.dumps(row | {"choice": 1, "split": s}) + "\n" for s in ("train", "valid1")))
-    assert pairs.read("summarize_from_feedback", str(posts), "train") == (
-        [pairs.Pair("t3_1", "one two", "good", "bad")],
-        Counter(),
-    )
-    mine = tmp_path / "mine.jsonl"
-    mine.write_text(json.dumps({"prompt": "q", "chosen": "a", "rejected": "b"}) + "\n" + json.dumps({"prompt": "bare"}))
-    found, left_out = pairs.read("jsonl", str(mine))
-    assert found == [pairs.Pair("q", "\n\nHuman: q \n\nAssistant:", "a", "b")]
-    assert left_out == {"a prompt without answers": 1}
-    cut = Counter()
-    letters = lambda prompt, response: formats.Encoded([ord(c) for c in (prompt + response)[:3]], [0] * 3)  # noqa: E731
-    rows = pairs.encode([pair("g", "pp"), pair("g", "long")], letters, cut)
-    assert [row.pair.prompt for row in rows] == ["pp"] and cut == {"the same row twice, when cut": 1}
-
-
 def test_the_temperature_is_found_and_held_out():
     rng = np.random.default_rng(0)
     truth = rng.normal(size=4000) * 2
@@ -291,7 +232,7 @@ def test_the_temperature_is_found_and_held_out():
     groups = [f"g{i}" for i in range(4000)]
     raw = calibration.reliability(calibration.probability(margins))
     fitted = calibration.reliability(calibration.cross_fitted(margins, groups))
-    assert calibration.error(raw) > 0.1 > 0.03 > calibration.error(fitted)
+    assert calibration.calibration_error(raw) > 0.1 > 0.03 > calibration.calibration_error(fitted)
     assert calibration.temperature(-np.abs(margins)) == np.inf and np.isfinite(calibration.temperature(np.abs(margins)))
     # A group that is unlike all others does not reach its own temperature.
     odd = np.where(np.arange(4000) < 800, margins / 100, margins)
@@ -304,7 +245,7 @@ def test_the_calibration_error_by_hand():
     p = np.array([0.9, 0.9, 0.1, 0.5, 0.62])
     bins = calibration.reliability(p)
     assert [b.pairs for b in bins] == [1, 1, 3] and [b.right for b in bins] == [0.5, 1.0, pytest.approx(2 / 3)]
-    assert calibration.error(bins) == pytest.approx((0 + 0.38 + 3 * abs(0.9 - 2 / 3)) / 5)
+    assert calibration.calibration_error(bins) == pytest.approx((0 + 0.38 + 3 * abs(0.9 - 2 / 3)) / 5)
 
 
 @pytest.mark.parametrize(
@@ -340,7 +281,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tiny, data, tmp_path, monkeypatc
 
 
 def test_scores_that_are_no_numbers_are_not_reported():
-    rows = [pairs.Rows(pair("g"), None, None)]
+    rows = [pairs.EncodedPair(pairs.Pair("g", "p g", "a", "b"), None, None)]
     with pytest.raises(FloatingPointError, match="1 of 2 held-out scores are not finite"):
         training.score(lambda prompts, responses: np.array([1.0, np.inf]), rows)
 
