@@ -1,11 +1,11 @@
-"""Controllable preference optimisation (CPO, arXiv 2402.19085): scores to reach in the prompt, by SFT and then by DPO.
+"""Controllable preference optimisation (CPO, arXiv 2402.19085): target scores in the prompt, by SFT and then by DPO.
 
-    CPSFT   the starting policy's answers, each under the scores that it obtained
+    CPSFT   fine-tuning on the starting policy's answers, each under the scores that it obtained
     CDPO    a prompt's candidates all answer under the same targets t; R(y) = − λ Σ_{k controlled} |s_k(y) − t_k| +
-            Σ_{k free} s_k(y) ranks them, and best and worst make a pair, under those targets
+            Σ_{k free} s_k(y) ranks them; best and worst form a pair under those targets
 
 As in `ric`, scores s are positions between low and high, here two standard deviations on either side of the running mean. One
-objective, drawn with the targets, is controlled; the free ones are asked for at high. π_ref of the DPO is the policy
+objective, drawn with the targets, is controlled; the target of every free one is high. π_ref of the DPO is the policy
 at the end of the first stage.
 
 Letters: B prompts, N candidates, K objectives, T response tokens.
@@ -32,8 +32,8 @@ SPREAD = 2.0  # standard deviations from the mean to low and to high
 
 
 @flax.struct.dataclass
-class State:
-    """Everything that training changes: as in `meal.step.State`, without a net, with the first stage's θ as `anchor`."""
+class CpoState:
+    """Everything that training changes: as in `meal.step.State`, without weight-net; `anchor` is the first stage's θ."""
 
     step: jax.Array
     policy: PyTree
@@ -44,7 +44,7 @@ class State:
 
 
 def configure(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Neither net nor adaptation; the first stage is half of the run where nothing else is said."""
+    """Neither weight-net nor adaptation; by default the first stage is half of the run."""
     c = config.copy_and_resolve_references()
     c.meal.net = c.meal.adapt = False
     if c.dpo.sft_steps is None:
@@ -53,18 +53,18 @@ def configure(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     return c
 
 
-def init(setup: Setup, theta: PyTree, key: jax.Array) -> State:
+def init(setup: Setup, theta: PyTree, key: jax.Array) -> CpoState:
     """A state at step 0."""
-    copy = jax.tree.map(jnp.copy, theta)  # the state is donated: no buffer may be in it twice
+    copy = jax.tree.map(jnp.copy, theta)  # the state is donated: it must not hold a buffer twice
     k = len(setup.objectives)
-    return State(jnp.zeros((), jnp.int32), theta, setup.policy_tx.init(theta), copy, init_stats(k), key)
+    return CpoState(jnp.zeros((), jnp.int32), theta, setup.policy_tx.init(theta), copy, init_stats(k), key)
 
 
-def rollout(setup: Setup, state: State, frozen: Frozen, batch: Batch) -> Rollout:
+def rollout(setup: Setup, state: CpoState, frozen: Frozen, batch: Batch) -> Rollout:
     """CPSFT: the starting policy answers. CDPO: the policy answers under targets that a prompt's candidates share."""
     sample_key, target_key = meal.step_keys(state, 2)
     size, n, k = batch.tokens.shape[0], setup.meal.candidates, len(setup.objectives)
-    targets = ric.goals(target_key, size, jnp.zeros(k), jnp.ones(k))
+    targets = ric.sample_targets(target_key, size, jnp.zeros(k), jnp.ones(k))
     wanted = jnp.broadcast_to(targets[:, None], (size, n, k))
     responses = jax.lax.cond(
         state.step < setup.options.sft_steps,
@@ -75,16 +75,15 @@ def rollout(setup: Setup, state: State, frozen: Frozen, batch: Batch) -> Rollout
 
 
 def targeted(s: jax.Array, t: jax.Array, lam: float) -> jax.Array:
-    """R [...] of scores s for targets t, both [..., K] positions; an objective asked for at 1 is free, the others are
-    controlled."""
+    """R [...] of scores s for targets t, both [..., K] positions; objectives with target 1 are free, others controlled."""
     free = t >= 1.0
     return jnp.sum(jnp.where(free, s, -lam * jnp.abs(s - t)), axis=-1)
 
 
 def update(
-    setup: Setup, state: State, frozen: Frozen, batch: Batch, rolled: Rollout, scores: Scores
-) -> tuple[State, dict[str, jax.Array]]:
-    """Two updates, by SFT or by DPO according to the stage."""
+    setup: Setup, state: CpoState, frozen: Frozen, batch: Batch, rolled: Rollout, scores: Scores
+) -> tuple[CpoState, dict[str, jax.Array]]:
+    """Two updates, by SFT in the first stage and by DPO in the second."""
     o = setup.options
     stats = absorb(state.rewards, scores.rewards, setup.meal.stats_window)
     obtained = _position(stats, scores.rewards)
@@ -120,14 +119,14 @@ def update(
 
 
 def answer(
-    setup: Setup, state: State, frozen: Frozen, batch: Batch, w: jax.Array, key: jax.Array, sampling: Sampling
+    setup: Setup, state: CpoState, frozen: Frozen, batch: Batch, w: jax.Array, key: jax.Array, sampling: Sampling
 ) -> Rollout:
-    """Answers preferences w [B, M, K] by the targets that RiC's l2 map gives them; `w_hat` holds these."""
+    """Answers preferences w [B, M, K] under the targets of RiC's l2 map; `w_hat` holds the targets."""
     k = w.shape[-1]
-    asked = ric.target_scores(w, jnp.zeros(k), jnp.ones(k), "l2")
-    return meal.respond(setup, state.policy, None, frozen, batch, asked, key, sampling)._replace(w=w, pooled=None)
+    targets = ric.target_scores(w, jnp.zeros(k), jnp.ones(k), "l2")
+    return meal.respond(setup, state.policy, None, frozen, batch, targets, key, sampling)._replace(w=w, pooled=None)
 
 
 def _position(stats: RewardStats, rewards: jax.Array) -> jax.Array:
     half = SPREAD * jnp.sqrt(stats.var)
-    return ric.code(rewards, stats.mean - half, stats.mean + half)
+    return ric.normalise_scores(rewards, stats.mean - half, stats.mean + half)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class DpoConfig:
-    """The choices of the methods on pairs; the fields are explained in `meal_jax/config.py`."""
+    """The settings of the methods that learn from pairs; the fields are explained in `meal_jax/config.py`."""
 
     beta: float = 0.1
     divisions: int = 10
@@ -38,7 +38,7 @@ def modpo_loss(chosen: jax.Array, rejected: jax.Array, beta: float, main: jax.Ar
     """− log σ((β (Δ_chosen − Δ_rejected) − margin) / w_main), elementwise (arXiv 2310.03708, section 3.2).
 
     Args:
-      chosen, rejected: Δ, the pair being labelled by the main objective.
+      chosen, rejected: Δ of the pair, which the main objective labels.
       beta: β.
       main: the main objective's weight, above 0.
       margin: Σ_j w_j (m_j(chosen) − m_j(rejected)) over the other objectives.
@@ -49,8 +49,11 @@ def modpo_loss(chosen: jax.Array, rejected: jax.Array, beta: float, main: jax.Ar
 def noisy_modpo_loss(
     first: jax.Array, second: jax.Array, beta: float, main: jax.Array, margin: jax.Array, right: jax.Array
 ) -> jax.Array:
-    """`modpo_loss` in expectation of a label, the first answer being chosen with the chance `right`; margin is the first's
-    less the second's. Least where β (Δ_first − Δ_second) = w_main log(right / (1 − right)) + margin."""
+    """`modpo_loss` in expectation over the label, which is the first answer with probability `right`.
+
+    `margin` is the first answer's minus the second's. The minimum is at β (Δ_first − Δ_second) =
+    w_main log(right / (1 − right)) + margin.
+    """
     chosen = modpo_loss(first, second, beta, main, margin)
     return right * chosen + (1.0 - right) * modpo_loss(second, first, beta, main, -margin)
 
@@ -67,5 +70,5 @@ def take(x: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def pair_mean(loss: jax.Array, proper: jax.Array) -> jax.Array:
-    """Mean of loss [B] over the prompts whose pair is one."""
+    """Mean of loss [B] over the prompts whose two answers differ in score (`proper`)."""
     return jnp.sum(jnp.where(proper, loss, 0.0)) / jnp.maximum(jnp.sum(proper), 1)

@@ -1,13 +1,13 @@
-"""MODPO (arXiv 2310.03708): one policy for each preference, by DPO with the other objectives as margins.
+"""MODPO (arXiv 2310.03708): one policy per preference, by DPO with the other objectives as margins.
 
-A preference's heaviest objective labels the pairs, the others enter the loss as margins; the original fixes which is
-which, and divides by a weight that may be small. Pairs are the best and the worst of a member's own fresh candidates by the
-weighted sum (the original has a fixed data set of people's pairs), and margins are the rewards themselves, already computed
-in scoring (the original computes an implicit reward of a second model, again at every step).
+The objective with the largest weight labels the pairs, the others enter the loss as margins. The original fixes which
+objective labels, and divides by a weight that may be small. A pair is the best and the worst of a member's own fresh
+candidates by the weighted sum; the original has a fixed data set of people's pairs. Margins are the rewards themselves,
+already computed in scoring; the original computes an implicit reward of a second model again at every step.
 
-People's labels are noisy, and the loss counts on it: its minimum is the weighted sum of rewards where a label follows
-Bradley and Terry's model of the main one. A pair enters here in both orders, each as likely as that model says: with the
-better answer always chosen, the main reward would count without bound and the margins for nothing.
+The loss assumes noisy labels: its minimum is the weighted sum of rewards if labels follow the Bradley–Terry model of the
+main reward. A pair therefore enters in both orders, each with the probability under that model. If the better answer were
+always chosen, the main reward would count without bound and the margins not at all.
 
 Letters: B prompts, N candidates, T response tokens, E members, K objectives.
 """
@@ -27,7 +27,7 @@ from meal_jax.pareto import front
 
 
 def configure(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """A policy that reads no preference, and π_ref's states at hand."""
+    """A policy that reads no preference; scoring keeps π_ref's hidden states."""
     c = config.copy_and_resolve_references()
     c.meal.net = c.meal.adapt = False
     c.meal.beta = c.dpo.beta  # above 0: scoring then keeps π_ref's hidden states
@@ -40,12 +40,12 @@ def configure(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def grid_size(config: ml_collections.ConfigDict) -> int:
-    """Members: the preferences of the lattice."""
+    """The number of members: one per preference of the lattice."""
     return len(front.grid(len(config.objectives), config.dpo.divisions))
 
 
 def init(setup: Setup, theta, key: jax.Array) -> family.State:
-    """One member for each preference of the grid."""
+    """One member per preference of the grid."""
     preferences = jnp.asarray(front.grid(len(setup.objectives), setup.options.divisions))
     return family.init({"policy": theta, "opt": setup.policy_tx.init(theta)}, preferences, key)
 
@@ -65,7 +65,10 @@ def learn(setup, frozen, batch, member, w, key, responses, r, reference):
     others = jnp.where(jnp.arange(w.shape[0]) == main, 0.0, w)
     gap = dpo.take(r, best) - dpo.take(r, worst)  # [B, K]
     right, margin = jax.nn.sigmoid(gap[:, main]), gap @ others
-    pick = lambda x: jnp.stack([dpo.take(x, best), dpo.take(x, worst)], axis=1)  # noqa: E731
+
+    def pick(x):
+        return jnp.stack([dpo.take(x, best), dpo.take(x, worst)], axis=1)
+
     pair, pair_reference = jax.tree.map(pick, (responses, reference))
     unused = jnp.zeros((*pair.ended.shape, w.shape[0]))
 

@@ -1,6 +1,6 @@
-"""MORLHF: PPO on the linear scalarisation Σ_k w_k r_k, one policy for each preference w of a grid.
+"""MORLHF: PPO on the linear scalarisation Σ_k w_k r_k, one policy per preference w of a grid.
 
-At evaluation a preference is answered by the policy of the nearest preference trained.
+At evaluation the policy of the nearest trained preference answers.
 
 Letters: B prompts, N candidates, T response tokens, D width, E members, K objectives.
 """
@@ -21,13 +21,15 @@ from meal_jax.pareto import front
 
 
 def grid_size(config: ml_collections.ConfigDict) -> int:
-    """Members: the preferences of the lattice."""
+    """The number of members: one per preference of the lattice."""
     return len(front.grid(len(config.objectives), config.ppo.divisions))
 
 
 def configure(config: ml_collections.ConfigDict, members=grid_size) -> ml_collections.ConfigDict:
-    """A policy that reads no preference, π_ref's states at hand for PPO's KL, and as many answers in all as Meal's, as
-    nearly as `members` divide them."""
+    """A policy that reads no preference; scoring keeps π_ref's hidden states for PPO's KL.
+
+    The answers per prompt are about as many as Meal's, divided evenly over the members.
+    """
     c = config.copy_and_resolve_references()
     c.meal.net = c.meal.adapt = False
     c.meal.beta = config.ppo.kl  # above 0: scoring then keeps π_ref's hidden states
@@ -35,8 +37,8 @@ def configure(config: ml_collections.ConfigDict, members=grid_size) -> ml_collec
     if c.ppo.divisions is None:
         c.ppo.divisions = c.eval.divisions
     if c.ppo.candidates is None:
-        least = 2 if c.ppo.estimator == "rloo" else 1
-        c.ppo.candidates = max(least, c.meal.candidates // members(c))
+        lower_bound = 2 if c.ppo.estimator == "rloo" else 1
+        c.ppo.candidates = max(lower_bound, c.meal.candidates // members(c))
     if c.batch_size % c.ppo.minibatches:
         raise ValueError(
             f"config.ppo.minibatches={c.ppo.minibatches} does not divide config.batch_size={c.batch_size}."
@@ -45,7 +47,7 @@ def configure(config: ml_collections.ConfigDict, members=grid_size) -> ml_collec
 
 
 def new_member(setup: Setup, theta) -> dict:
-    """A policy with a value head that says 0, its optimizer, and the KL coefficient κ."""
+    """A policy with a value head that predicts 0, its optimizer, and the KL coefficient κ."""
     width = setup.policy.config.width
     value = {"kernel": jnp.zeros(width), "bias": jnp.zeros(())}
     opt = setup.policy_tx.init({"policy": theta, "value": value})
@@ -53,7 +55,7 @@ def new_member(setup: Setup, theta) -> dict:
 
 
 def init(setup: Setup, theta, key: jax.Array) -> family.State:
-    """One member for each preference of the grid."""
+    """One member per preference of the grid."""
     preferences = jnp.asarray(front.grid(len(setup.objectives), setup.options.divisions))
     return family.init(new_member(setup, theta), preferences, key)
 
@@ -82,9 +84,9 @@ def learn(setup, frozen, batch, member, w, key, responses, r, reference):
         batch, responses, estimate, old_value = data
         logp, value = read(trained, batch, responses)
         policy = ppo.policy_loss(logp, responses.logp, estimate.advantage, responses.mask, o.clip)
-        worth = ppo.value_loss(value, old_value, estimate.value_target, responses.mask, o.value_clip)
+        value_error = ppo.value_loss(value, old_value, estimate.value_target, responses.mask, o.value_clip)
         weight = o.value_coef if o.estimator == "gae" else 0.0
-        return policy + weight * worth, (policy, worth)
+        return policy + weight * value_error, (policy, value_error)
 
     def descend(carry, rows):
         trained, opt = carry

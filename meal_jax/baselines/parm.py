@@ -3,10 +3,10 @@
 The reward model π_a is the base with a bilinear adapter of its linear layers (PBLoRA),
     ΔW(w) = s (A_1 W_1 B_1 + A_2 W_2(w) B_2),   W_2(w) = Σ_k w_k W_2k,   s = alpha / r_2,
 with A = [A_1 A_2] of ranks r_1 and r_2, and W_1 [r_1, r_1], W_2k [r_2, r_2] small. The preference acts on the r_2 × r_2
-matrix alone, so an adapter for a preference is A and [W_1 B_1; W_2(w) B_2]: factors for a plain low-rank layer, one pair
-for each example's preference, and never a matrix of the layer's size.
+matrix alone, so an adapter for a preference is A and [W_1 B_1; W_2(w) B_2]: factors of a plain low-rank layer, one pair
+per example's preference, and never a matrix of the layer's size.
 
-It learns from pairs of the base's own answers, `pairs` a prompt and objective, under preferences drawn from a Dirichlet:
+It learns from pairs of the base's own answers, `pairs` per prompt and objective, under preferences drawn from a Dirichlet:
     L = Σ_k w_k [− log σ(β (log π_a(y⁺_k | x, w) − log π_a(y⁻_k | x, w)))],
 and answers with log π(y_t) = log π_base + log π_a / β_decode + constant.
 
@@ -38,7 +38,7 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class ParmConfig:
-    """The choices of PARM; the fields are explained in `meal_jax/config.py`."""
+    """The settings of PARM; the fields are explained in `meal_jax/config.py`."""
 
     r1: int = 4
     r2: int = 4
@@ -56,7 +56,7 @@ class ParmConfig:
 
 
 @flax.struct.dataclass
-class State:
+class ParmState:
     """Everything that training changes; `policy` is {"adapter": A and B, "core": {path: {"w1", "w2"}}}."""
 
     step: jax.Array
@@ -80,20 +80,19 @@ def configure(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     return c
 
 
-def init(setup: Setup, theta: PyTree, key: jax.Array) -> State:
-    """B begins at 0, as in any adapter; W_1 and W_2 as in PARM's code, uniform in ± 1 / √(their inputs)."""
+def init(setup: Setup, theta: PyTree, key: jax.Array) -> ParmState:
+    """B starts at 0, as in any adapter; W_1 and W_2 as in PARM's code, uniform in ± 1 / √(their inputs)."""
     o, k = setup.options, len(setup.objectives)
     core = {}
     for i, (path, b) in enumerate(sorted(_factors(theta).items())):
-        one, two = jax.random.split(jax.random.fold_in(key, i))
-        uniform = lambda key, shape, fan: jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) * fan**-0.5  # noqa: E731
+        w1_key, w2_key = jax.random.split(jax.random.fold_in(key, i))
         layers = b.shape[:-2]
         core[path.replace("/", ".")] = {
-            "w1": uniform(one, (*layers, o.r1, o.r1), o.r1),
-            "w2": uniform(two, (*layers, k, o.r2, o.r2), o.r2**2),
+            "w1": _uniform(w1_key, (*layers, o.r1, o.r1), o.r1),
+            "w2": _uniform(w2_key, (*layers, k, o.r2, o.r2), o.r2**2),
         }
     policy = {"adapter": theta, "core": core}
-    return State(jnp.zeros((), jnp.int32), policy, setup.policy_tx.init(policy), init_stats(k), key)
+    return ParmState(jnp.zeros((), jnp.int32), policy, setup.policy_tx.init(policy), init_stats(k), key)
 
 
 def adapter_for(policy: PyTree, w: jax.Array) -> PyTree:
@@ -107,7 +106,7 @@ def adapter_for(policy: PyTree, w: jax.Array) -> PyTree:
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def rollout(setup: Setup, state: State, frozen: Frozen, batch: Batch) -> Rollout:
+def rollout(setup: Setup, state: ParmState, frozen: Frozen, batch: Batch) -> Rollout:
     """The base answers; it is never changed."""
     sample_key, _ = meal.step_keys(state, 2)
     size, n, k = batch.tokens.shape[0], setup.meal.candidates, len(setup.objectives)
@@ -116,24 +115,27 @@ def rollout(setup: Setup, state: State, frozen: Frozen, batch: Batch) -> Rollout
 
 
 def update(
-    setup: Setup, state: State, frozen: Frozen, batch: Batch, rolled: Rollout, scores: Scores
-) -> tuple[State, dict[str, jax.Array]]:
-    """Two updates, on the pairs of the even and of the odd prompts, each prompt under a preference of its own."""
+    setup: Setup, state: ParmState, frozen: Frozen, batch: Batch, rolled: Rollout, scores: Scores
+) -> tuple[ParmState, dict[str, jax.Array]]:
+    """Two updates, on the pairs of the even and of the odd prompts, each prompt under its own preference."""
     o, k = setup.options, len(setup.objectives)
     _, key = meal.step_keys(state, 2)
     alpha = jnp.full(k, o.dirichlet)
     w = jax.random.dirichlet(key, alpha, (batch.tokens.shape[0],))
     best, worst, proper = paired(scores.rewards, o.pairs)  # [B, P, K]
     picked = jnp.concatenate([best, worst], axis=1).reshape(len(w), -1)  # [B, 2 P K]
-    pick = lambda x: jnp.take_along_axis(x, picked.reshape(*picked.shape, *[1] * (x.ndim - 2)), axis=1)  # noqa: E731
+
+    def pick(x):
+        return jnp.take_along_axis(x, picked.reshape(*picked.shape, *[1] * (x.ndim - 2)), axis=1)
+
     pairs = (pick(rolled.responses.tokens), pick(rolled.responses.mask))
     data = (batch, pairs, proper, w)
     halves = jax.tree.map(lambda x: jnp.stack([x[0::2], x[1::2]]), data)
 
     def loss(policy, part):
         batch, (tokens, mask), proper, w = part
-        one = functools.partial(_log_likelihood, setup, frozen, policy)
-        total = jax.vmap(one)(batch, w, tokens, mask).reshape(len(w), 2, o.pairs, k)
+        log_likelihood = functools.partial(_log_likelihood, setup, frozen, policy)
+        total = jax.vmap(log_likelihood)(batch, w, tokens, mask).reshape(len(w), 2, o.pairs, k)
         each = dpo.dpo_loss(total[:, 0], total[:, 1], o.beta)
         prompts = jnp.sum(jnp.any(proper, axis=(1, 2)))
         return jnp.sum(jnp.where(proper, w[:, None] * each, 0.0)) / (o.pairs * jnp.maximum(prompts, 1))
@@ -152,7 +154,7 @@ def update(
 
 
 def paired(rewards: jax.Array, pairs: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """For each objective the best candidate beside the worst, the second best beside the second worst, and so on.
+    """Per objective, pairs the best candidate with the worst, the second best with the second worst, and so on.
 
     Args:
       rewards: [B, N, K].
@@ -168,13 +170,13 @@ def paired(rewards: jax.Array, pairs: int) -> tuple[jax.Array, jax.Array, jax.Ar
 
 
 def answer(
-    setup: Setup, state: State, frozen: Frozen, batch: Batch, w: jax.Array, key: jax.Array, sampling: Sampling
+    setup: Setup, state: ParmState, frozen: Frozen, batch: Batch, w: jax.Array, key: jax.Array, sampling: Sampling
 ) -> Rollout:
-    """Answers w [B, M, K], the same for every prompt of a batch, by guided decoding: two forward passes a token."""
+    """Answers w [B, M, K], the same for every prompt of a batch, by guided decoding: two forward passes per token."""
     keys = sample_keys(key, batch.id, w.shape[1])
     scales = jnp.broadcast_to(jnp.array([1.0, 1.0 / setup.options.decode_beta]), (w.shape[0], 1, 2))
 
-    def one(w, keys):  # [K], [B]
+    def respond(w, keys):  # [K], [B]
         params = merge(adapter_for(state.policy, w), frozen.policy)
         models = ((setup.base, frozen.reference), (setup.policy, params))
         unused = jnp.zeros((keys.shape[0], 1, w.shape[0]))
@@ -183,7 +185,7 @@ def answer(
             sampling=sampling, end=setup.end, pad=setup.pad, forbidden=setup.forbidden,
         )  # fmt: skip
 
-    responses = family.side_by_side(jax.vmap(one, in_axes=(0, 1))(w[0], keys))
+    responses = family.side_by_side(jax.vmap(respond, in_axes=(0, 1))(w[0], keys))
     return Rollout(w, w, None, responses)
 
 
@@ -193,6 +195,10 @@ def _log_likelihood(setup, frozen, policy, batch: Batch, w, tokens, mask) -> jax
     prompts = jax.tree.map(lambda x: x[None], batch)
     token, _ = meal.read(setup, adapter_for(policy, w), frozen, prompts, unused, tokens[None])
     return jnp.sum(token.logp[0] * mask, axis=-1)
+
+
+def _uniform(key: jax.Array, shape: tuple[int, ...], fan: int) -> jax.Array:
+    return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) * fan**-0.5
 
 
 def _factors(adapter: PyTree) -> dict[str, jax.Array]:

@@ -1,10 +1,10 @@
-"""Proximal policy optimisation of one scalar reward: what MORLHF and Rewarded Soups are made of.
+"""Proximal policy optimisation of one scalar reward, the basis of MORLHF and Rewarded Soups.
 
 Letters: B prompts, N candidates, T response tokens, D width.
 
 A response is an episode, a token an action. The reward of a token is −κ (log π_old − log π_ref), and the last token also
-gets the response's scalar reward R (Ziegler et al. 2019, arXiv 1909.08593). Log-probabilities are those of the sampler's own
-temperature everywhere: scored at another one, the ratio of a fresh sample is not 1 and the KL estimate can turn negative.
+gets the response's scalar reward R (Ziegler et al. 2019, arXiv 1909.08593). All log-probabilities are at the sampler's
+temperature: at another one, the ratio of a fresh sample is not 1 and the KL estimate can become negative.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SOUPS = ("factor", "merged")
 
 @dataclasses.dataclass(frozen=True)
 class PpoConfig:
-    """The choices of PPO; the fields are explained in `meal_jax/config.py`."""
+    """The settings of PPO; the fields are explained in `meal_jax/config.py`."""
 
     divisions: int = 10
     estimator: str = "gae"
@@ -48,18 +48,20 @@ class PpoConfig:
         if self.soup not in SOUPS:
             raise ValueError(f"config.ppo.soup={self.soup!r} is not one of {', '.join(SOUPS)}.")
         if self.kl <= 0:
-            raise ValueError(f"config.ppo.kl={self.kl} must be above 0: the policy would leave its language.")
+            raise ValueError(
+                f"config.ppo.kl={self.kl} must be above 0: without a KL penalty the policy stops writing its language."
+            )
 
 
 class Advantage(NamedTuple):
-    """Per token, [..., T]: the advantage, and the return that the value head learns."""
+    """Per token, [..., T]: the advantage, and the return that is the value head's target."""
 
     advantage: jax.Array
     value_target: jax.Array
 
 
 def token_rewards(reward: jax.Array, logp: jax.Array, ref_logp: jax.Array, mask: jax.Array, kl: jax.Array) -> jax.Array:
-    """−κ (log π_old − log π_ref) at each token, and R [...] added at the last one; 0 after the end. All [..., T]."""
+    """−κ (log π_old − log π_ref) at each token, and R [...] added at the last token; 0 after the end. All [..., T]."""
     position = jnp.arange(mask.shape[-1])
     last = position == jnp.sum(mask, axis=-1, keepdims=True) - 1
     return jnp.where(mask, -kl * (logp - ref_logp), 0.0) + jnp.where(last, reward[..., None], 0.0)
@@ -76,24 +78,24 @@ def gae(rewards: jax.Array, values: jax.Array, mask: jax.Array, gamma: float, la
       gamma, lam: γ, λ.
 
     Returns:
-      Advantage; the value's target is A + V. 0 outside of the mask.
+      Advantage; the value's target is A + V. Advantages are 0 outside the mask.
     """
     values = jnp.where(mask, values, 0.0)
     following = jnp.concatenate([values[..., 1:], jnp.zeros_like(values[..., :1])], axis=-1)
     delta = jnp.where(mask, rewards + gamma * following - values, 0.0)
-    time_first = lambda x: jnp.moveaxis(x, -1, 0)  # noqa: E731
+    delta_by_time = jnp.moveaxis(delta, -1, 0)
 
     def back(later, delta_t):
         now = delta_t + gamma * lam * later
         return now, now
 
-    _, advantage = jax.lax.scan(back, jnp.zeros(delta.shape[:-1]), time_first(delta), reverse=True)
+    _, advantage = jax.lax.scan(back, jnp.zeros(delta.shape[:-1]), delta_by_time, reverse=True)
     advantage = jnp.where(mask, jnp.moveaxis(advantage, 0, -1), 0.0)
     return Advantage(advantage, advantage + values)
 
 
 def leave_one_out(rewards: jax.Array, mask: jax.Array) -> jax.Array:
-    """RLOO's advantage (arXiv 2402.14740): a response's total reward less the mean of its prompt's other candidates.
+    """RLOO's advantage (arXiv 2402.14740): a response's total reward minus the mean of its prompt's other candidates.
 
     Args:
       rewards: per token [B, N, T].
@@ -109,7 +111,7 @@ def leave_one_out(rewards: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def estimate(rewards: jax.Array, values: jax.Array, mask: jax.Array, o: PpoConfig) -> Advantage:
-    """Whitened advantages [B, N, T] by the configured estimator; RLOO has no use for values."""
+    """Whitened advantages [B, N, T] by the configured estimator; RLOO ignores values."""
     if o.estimator == "gae":
         advantage, target = gae(rewards, values, mask, o.gamma, o.gae_lambda)
     else:
@@ -136,13 +138,13 @@ def policy_loss(logp, old_logp, advantage, mask, clip: float) -> jax.Array:
 
 
 def value_loss(value, old_value, target, mask, clip: float) -> jax.Array:
-    """½ (V − target)², pessimistic about a V that moved by more than `clip`; a mean over tokens."""
-    near = old_value + jnp.clip(value - old_value, -clip, clip)
-    return 0.5 * masked_mean(jnp.maximum(jnp.square(value - target), jnp.square(near - target)), mask)
+    """½ (V − target)², pessimistic about a V that changed by more than `clip`; a mean over tokens."""
+    clipped = old_value + jnp.clip(value - old_value, -clip, clip)
+    return 0.5 * masked_mean(jnp.maximum(jnp.square(value - target), jnp.square(clipped - target)), mask)
 
 
 def next_kl(kl: jax.Array, measured: jax.Array, target: float, horizon: float, samples: int) -> jax.Array:
-    """The adaptive coefficient of Ziegler et al. 2019: grows where the measured KL is above its target. 0 keeps it fixed."""
+    """The adaptive coefficient of Ziegler et al. 2019: it grows if the measured KL is above `target`; 0 keeps it fixed."""
     if not target:
         return kl
     return kl * (1.0 + jnp.clip(measured / target - 1.0, -0.2, 0.2) * samples / horizon)

@@ -1,7 +1,7 @@
 """RAFT (arXiv 2304.06767): fine-tuning on the best of N answers.
 
-Static targets with hard acceptance: an answer is learned if it is the best of its prompt's pool under the preference that
-it was asked for. With one objective and no conditioning it is RAFT's "local" variant.
+Static targets with hard acceptance: an answer is learned if it is the best of its prompt's pool
+under its own preference. With one objective and no conditioning it is RAFT's "local" variant.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""Rewards-in-Context (RiC, arXiv 2402.10207): the policy reads the scores that its answer shall have.
+"""Rewards-in-Context (RiC, arXiv 2402.10207): the policy reads the scores that its answer should get.
 
-    offline   the starting policy answers without being asked for anything; the policy is fine-tuned on its answers, each
-              under the scores that it did obtain (hindsight: an answer is always right for its own scores)
-    online    scores near the front are asked for, the answers scored, relabelled with what they obtained, filtered by a
-              quantile and, with the offline answers that pass the same filter, fine-tuned on
-    answering a preference is mapped to scores between the data's own low and high quantiles
+    offline   the starting policy answers without targets; the policy is fine-tuned on these answers, each under the scores
+              that it obtained (hindsight: an answer always fits its own scores)
+    online    the policy answers targets near the front; answers are scored and relabelled with the scores obtained. It is
+              fine-tuned on those above a quantile and on the offline answers that pass the same filter
+    answering a preference is mapped to scores between the low and high quantiles of the data
 
 Two things differ from the original code on purpose. Scores reach the policy as positions between those quantiles, by the
-same conditioning as every method's preferences, and not as z-scores rounded to a digit: their meaning then follows the
-data as the policy improves. And the two stages are steps of one jitted function with a buffer of answers in its state,
-with as many updates and fresh answers a step as other methods have.
+same conditioning as every method's preferences, not as z-scores rounded to a digit: their meaning follows the data as the
+policy improves. And the two stages are steps of one jitted function with a buffer of answers in its state; updates and
+fresh answers per step are as many as other methods have.
 
 Letters: B prompts, N candidates, K objectives, S prompt tokens, T response tokens, R rows of the buffer.
 """
@@ -55,8 +55,8 @@ class RicConfig:
 
 
 class Rows(NamedTuple):
-    """Scored answers: prompts [R, S], responses [R, T], raw rewards [R, K], online [R] (not of the starting policy), and
-    how many were written ever (a scalar)."""
+    """Scored answers: prompts [R, S], responses [R, T], raw rewards [R, K], online [R] (not by the starting policy), and
+    how many rows were ever written (a scalar)."""
 
     tokens: jax.Array
     mask: jax.Array
@@ -68,7 +68,7 @@ class Rows(NamedTuple):
 
 
 @flax.struct.dataclass
-class State:
+class RicState:
     """Everything that training changes: as in `meal.step.State`, without a weight-net, with a ring buffer of answers."""
 
     step: jax.Array
@@ -80,7 +80,7 @@ class State:
 
 
 def configure(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Neither net nor adaptation; the offline stage is half of the run where nothing else is said."""
+    """Neither weight-net nor adaptation; by default the offline stage is half of the run."""
     c = config.copy_and_resolve_references()
     c.meal.net = c.meal.adapt = False
     if c.ric.offline_steps is None:
@@ -92,8 +92,8 @@ def configure(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     return c
 
 
-def init(setup: Setup, theta: PyTree, key: jax.Array) -> State:
-    """An empty buffer."""
+def init(setup: Setup, theta: PyTree, key: jax.Array) -> RicState:
+    """A state at step 0 with an empty buffer."""
     o, k = setup.options, len(setup.objectives)
     rows = Rows(
         jnp.zeros((o.buffer, setup.prompt_length), jnp.int32),
@@ -104,18 +104,18 @@ def init(setup: Setup, theta: PyTree, key: jax.Array) -> State:
         jnp.zeros(o.buffer, bool),
         jnp.zeros((), jnp.int32),
     )
-    return State(jnp.zeros((), jnp.int32), theta, setup.policy_tx.init(theta), init_stats(k), rows, key)
+    return RicState(jnp.zeros((), jnp.int32), theta, setup.policy_tx.init(theta), init_stats(k), rows, key)
 
 
 def target_scores(w: jax.Array, low: jax.Array, high: jax.Array, kind: str) -> jax.Array:
-    """A preference as the scores to ask for, RiC's `map_rewards_from_preference`.
+    """A preference as target scores, RiC's `map_rewards_from_preference`.
 
-    l2: w_k / ‖w‖₂ of the way from low to high; linf: the largest weight asks for high, others for min(K w_k, 1) of the
-    way; linear: w_k of the way.
+    l2: w_k / ‖w‖₂ of the way from low to high; linf: high for the largest weight, min(K w_k, 1) of the way for the
+    others; linear: w_k of the way.
 
     Args:
       w: [..., K].
-      low, high: [K], quantiles of the scores seen.
+      low, high: [K], quantiles of the observed scores.
       kind: one of MAPS.
 
     Returns:
@@ -124,48 +124,48 @@ def target_scores(w: jax.Array, low: jax.Array, high: jax.Array, kind: str) -> j
     if kind == "l2":
         share = w / jnp.linalg.norm(w, axis=-1, keepdims=True)
     elif kind == "linf":
-        most = w >= jnp.max(w, axis=-1, keepdims=True)
-        share = jnp.where(most, 1.0, jnp.minimum(w.shape[-1] * w, 1.0))
+        is_largest = w >= jnp.max(w, axis=-1, keepdims=True)
+        share = jnp.where(is_largest, 1.0, jnp.minimum(w.shape[-1] * w, 1.0))
     else:
         share = w
     return share * (high - low) + low
 
 
-def code(scores: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+def normalise_scores(scores: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
     """Scores [..., K] as the policy reads them: the position between low and high, 0 to 1."""
     return jnp.clip((scores - low) / jnp.maximum(high - low, 1e-6), 0.0, 1.0)
 
 
-def goals(key: jax.Array, rows: int, low: jax.Array, high: jax.Array) -> jax.Array:
-    """Scores near the front to ask for [rows, K]: drawn evenly, all but each row's smallest (by position) set to high."""
+def sample_targets(key: jax.Array, rows: int, low: jax.Array, high: jax.Array) -> jax.Array:
+    """Target scores near the front [rows, K]: drawn uniformly, then all but each row's smallest position are set to high."""
     share = jax.random.uniform(key, (rows, low.shape[0]))
     share = jnp.where(share <= jnp.min(share, axis=-1, keepdims=True), share, 1.0)
     return share * (high - low) + low
 
 
 def quantile(x: jax.Array, valid: jax.Array, q: float) -> jax.Array:
-    """The q-quantile [K] of the valid rows of x [R, K]; 0 where there is none."""
+    """The q-quantile [K] of the valid rows of x [R, K]; 0 if there is none."""
     value = jnp.nanquantile(jnp.where(valid[:, None], x, jnp.nan), q, axis=0)
     return jnp.where(jnp.any(valid), value, 0.0)
 
 
-def kept(rows: Rows, q: float) -> jax.Array:
-    """[R] bool: rows with at least one score not below its q-quantile, among answers of their own kind."""
+def passing(rows: Rows, q: float) -> jax.Array:
+    """[R] bool: rows with at least one score not below its q-quantile, among online or among offline answers."""
     valid = _valid(rows)
 
     def passes(kind):
-        bar = quantile(rows.rewards, valid & kind, q)
-        return valid & kind & jnp.any(rows.rewards >= bar, axis=-1)
+        threshold = quantile(rows.rewards, valid & kind, q)
+        return valid & kind & jnp.any(rows.rewards >= threshold, axis=-1)
 
     return passes(rows.online) | passes(~rows.online)
 
 
-def rollout(setup: Setup, state: State, frozen: Frozen, batch: Batch) -> Rollout:
-    """Offline: the starting policy answers. Online: the policy answers for scores near the front."""
-    sample_key, goal_key, _ = meal.step_keys(state, 3)
+def rollout(setup: Setup, state: RicState, frozen: Frozen, batch: Batch) -> Rollout:
+    """Offline: the starting policy answers. Online: the policy answers targets near the front."""
+    sample_key, target_key, _ = meal.step_keys(state, 3)
     size, n, k = batch.tokens.shape[0], setup.meal.candidates, len(setup.objectives)
     low, high = _range(setup, state.buffer)
-    wanted = code(goals(goal_key, size * n, low, high), low, high).reshape(size, n, k)
+    wanted = normalise_scores(sample_targets(target_key, size * n, low, high), low, high).reshape(size, n, k)
 
     def offline():
         return family.respond_as_base(setup, frozen, batch, sample_key, n)
@@ -178,27 +178,27 @@ def rollout(setup: Setup, state: State, frozen: Frozen, batch: Batch) -> Rollout
 
 
 def update(
-    setup: Setup, state: State, frozen: Frozen, batch: Batch, rolled: Rollout, scores: Scores
-) -> tuple[State, dict[str, jax.Array]]:
-    """Writes the answers to the buffer; two updates on rows of it, each under the scores that it obtained."""
+    setup: Setup, state: RicState, frozen: Frozen, batch: Batch, rolled: Rollout, scores: Scores
+) -> tuple[RicState, dict[str, jax.Array]]:
+    """Writes the answers to the buffer; two updates on rows of the buffer, each under the scores that it obtained."""
     o = setup.options
     online = state.step >= o.offline_steps
     rows = _write(state.buffer, batch, rolled.responses, scores.rewards, online)
     low, high = _range(setup, rows)
     valid = _valid(rows)
-    chosen = jnp.where(online, kept(rows, o.keep_quantile), valid)
+    chosen = jnp.where(online, passing(rows, o.keep_quantile), valid)
     _, _, row_key = meal.step_keys(state, 3)
-    each = max(1, batch.tokens.shape[0] * setup.meal.candidates // 2)  # as many rows as a half-batch of other methods
+    each = max(1, batch.tokens.shape[0] * setup.meal.candidates // 2)  # as many rows as half a batch of other methods
     picked = jax.random.categorical(row_key, jnp.where(chosen, 0.0, -jnp.inf), shape=(2, each))
 
     def loss(theta, part: Rows):
-        w = code(part.rewards, low, high)[:, None]
+        w = normalise_scores(part.rewards, low, high)[:, None]
         token, _ = meal.read(setup, theta, frozen, part, w, part.response[:, None])
         return token_loss(token.logp, part.response_mask[:, None])
 
-    def descend(carry, at):
+    def descend(carry, index):
         theta, opt = carry
-        part = Rows(*(field[at] for field in rows[:-1]), rows.written)
+        part = Rows(*(field[index] for field in rows[:-1]), rows.written)
         theta, opt, value, norm = family.descend(setup, loss, theta, opt, part)
         return (theta, opt), (value, norm)
 
@@ -217,12 +217,12 @@ def update(
 
 
 def answer(
-    setup: Setup, state: State, frozen: Frozen, batch: Batch, w: jax.Array, key: jax.Array, sampling: Sampling
+    setup: Setup, state: RicState, frozen: Frozen, batch: Batch, w: jax.Array, key: jax.Array, sampling: Sampling
 ) -> Rollout:
-    """Answers preferences w [B, M, K] by asking for the scores that they map to; `w_hat` holds these as read."""
+    """Answers preferences w [B, M, K] under the target scores that they map to; `w_hat` holds these as read."""
     low, high = _range(setup, state.buffer)
-    asked = code(target_scores(w, low, high, setup.options.map), low, high)
-    answered = meal.respond(setup, state.policy, None, frozen, batch, asked, key, sampling)
+    targets = normalise_scores(target_scores(w, low, high, setup.options.map), low, high)
+    answered = meal.respond(setup, state.policy, None, frozen, batch, targets, key, sampling)
     return answered._replace(w=w, pooled=None)
 
 
@@ -238,12 +238,17 @@ def _range(setup: Setup, rows: Rows) -> tuple[jax.Array, jax.Array]:
 
 
 def _write(rows: Rows, batch: Batch, responses: Responses, rewards: jax.Array, online: jax.Array) -> Rows:
-    """Puts B · N answers behind the ones written last, over the oldest where the buffer is full."""
+    """Appends B · N answers; a full buffer loses its oldest ones."""
     size, n = responses.ended.shape
     capacity = rows.online.shape[0]
-    at = (rows.written + jnp.arange(size * n)) % capacity
-    flat = lambda x: x.reshape(size * n, *x.shape[2:])  # noqa: E731
-    per_prompt = lambda x: jnp.repeat(x, n, axis=0)  # noqa: E731
+    index = (rows.written + jnp.arange(size * n)) % capacity
+
+    def flat(x):
+        return x.reshape(size * n, *x.shape[2:])
+
+    def per_prompt(x):
+        return jnp.repeat(x, n, axis=0)
+
     new = (
         per_prompt(batch.tokens),
         per_prompt(batch.mask),
@@ -252,5 +257,5 @@ def _write(rows: Rows, batch: Batch, responses: Responses, rewards: jax.Array, o
         flat(rewards),
         jnp.broadcast_to(online, (size * n,)),
     )
-    fields = [old.at[at].set(value) for old, value in zip(rows[:-1], new, strict=True)]
+    fields = [old.at[index].set(value) for old, value in zip(rows[:-1], new, strict=True)]
     return Rows(*fields, rows.written + size * n)

@@ -1,4 +1,4 @@
-"""Static targets: every response is judged under the preference it was asked for, and nothing reshapes that.
+"""Static targets: every response is judged under the preference that it was sampled for, without adaptation.
 
 Meal with λ = 0 and no weight-net: same rollouts, same number of policy updates. With one objective it is RAFT
 (arXiv 2304.06767) with soft acceptance.

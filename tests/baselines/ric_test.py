@@ -27,14 +27,14 @@ def test_the_corners_ask_for_one_objective_alone(kind, ends):
 
 
 def test_goals_lie_at_high_but_for_one_objective():
-    out = np.asarray(ric.goals(jax.random.key(0), 200, LOW, HIGH))
+    out = np.asarray(ric.sample_targets(jax.random.key(0), 200, LOW, HIGH))
     at_high = np.isclose(out, HIGH)
     assert (at_high.sum(1) == 1).all() and 60 < at_high[:, 0].sum() < 140
     assert (out >= np.asarray(LOW) - 1e-5).all()
 
 
 def test_scores_are_read_as_positions():
-    out = ric.code(jnp.array([[1.0, 25.0], [-1.0, 12.5]]), LOW, HIGH)
+    out = ric.normalise_scores(jnp.array([[1.0, 25.0], [-1.0, 12.5]]), LOW, HIGH)
     np.testing.assert_allclose(out, [[0.5, 1.0], [0.0, 0.25]], rtol=1e-6)
 
 
@@ -49,7 +49,7 @@ def test_a_row_is_kept_for_one_good_score_among_its_own_kind():
     rewards[5:10, 1] = [100, 101, 102, 103, 104]  # later ones, better by far
     rewards[10:] = 1e6  # never written
     rewards[:5, 1], rewards[5:10, 0] = -np.arange(5), -np.arange(5)
-    kept = ric.kept(rows(rewards, [False] * 5 + [True] * 7, 10), 0.8)
+    kept = ric.passing(rows(rewards, [False] * 5 + [True] * 7, 10), 0.8)
     # The quantile 0.8 of five evenly spaced values lies between the fourth and the fifth.
     assert kept.tolist() == [True, False, False, False, True] * 2 + [False, False]
 
