@@ -1,6 +1,6 @@
 """TFDS builders of the two benchmarks' data. They write array_record and never import TensorFlow.
 
-Rows keep the order of the published files. Text is as published, so a reader parses what it would parse in the files.
+Rows keep the order of the published files. Text is as published, so readers parse the same as in the files.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ Rows = dict[str, list[dict[str, Any]]]  # split → records
 
 
 class _Builder(tfds.core.GeneratorBasedBuilder):
-    """A builder that is told its source files.
+    """A builder with source files.
 
     Args:
       sources: the published files of this config.
-      tick: called with (rows written, rows in all), for progress.
+      tick: called with (rows written, total rows), for progress.
       **kwargs: as of `tfds.core.GeneratorBasedBuilder`.
     """
 
     VERSION = tfds.core.Version("1.0.0")
-    url_infos = None  # of TFDS's own downloads, which are not used; looking for the table needs importlib_resources
+    url_infos = None  # TFDS's own downloads, which are not used; loading their table would need importlib_resources
     TEXTS: Sequence[str] = ()  # features that are texts
     NUMBERS: Sequence[str] = ()  # features that are int32
 
@@ -44,11 +44,11 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
             description=self.__class__.__doc__,
             homepage=self.HOMEPAGE,
             features=tfds.features.FeaturesDict(features),
-            disable_shuffling=True,  # keeps the order of the files; shuffling is the pipeline's, by key and epoch
+            disable_shuffling=True,  # keeps the order of the files; the pipeline shuffles, by key and epoch
         )
 
     def _split_generators(self, dl_manager) -> dict[str, Iterable]:
-        rows = self.read(self._sources)  # all of them parsed before any is written: a bad row leaves nothing behind
+        rows = self.read(self._sources)  # all rows are parsed before any is written: a bad row leaves nothing behind
         total, done = sum(map(len, rows.values())), 0
 
         def generate(split: str, before: int) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -1,11 +1,11 @@
 """Conversations to token ids by the tokenizer's own chat template, and the split that keeps evaluation honest.
 
-The format of a prompt is the template's, under an empty system message: many templates
-(SmolLM2's among them) else put in a system text of their own, some twenty tokens of every prompt. `system=None` passes
-no system message, for templates that take none. The generation prompt, which opens the answer, stays apart as the tail:
-a policy reads its preference between the two. Reward training and policy must use one format: `describe` names it.
+Prompts follow the template with an empty system message. Without one, many templates (SmolLM2's among them) insert a system
+text of their own, some twenty tokens per prompt. `system=None` passes no system message, for templates without that role.
+The generation prompt, which opens the answer, is separate, as the tail: the policy reads its preference between prompt and
+tail. Reward training and policy must use one format; `describe` names it.
 
-A response is its text's tokens and then the end-of-turn token, the first token that the template puts after an
+A response is the tokens of its text followed by the end-of-turn token, the first token that the template puts after an
 assistant's text.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 from meal_jax.data.prompts import Prompts
 
 Turns = Sequence[tuple[str, str]]
-SPLITS = {"reward": 0.7, "policy": 0.15, "eval": 0.15}  # shares of first human turns; named in docs and heads files
+SPLITS = {"reward": 0.7, "policy": 0.15, "eval": 0.15}  # shares of first human turns; docs and heads files name them
 
 
 class Chat(NamedTuple):
@@ -31,7 +31,7 @@ class Chat(NamedTuple):
       end: id of the end-of-turn token.
       pad: id that fills prompts on the left.
       system: text of the system message, or None for no system message.
-      lead: what the template puts between the generation prompt and an answer; " " in plain transcripts.
+      lead: text that the template puts between the generation prompt and an answer; " " in plain transcripts.
     """
 
     tokenizer: object
@@ -77,20 +77,20 @@ def _is_special(tokenizer, token: int) -> bool:
 
 
 def describe(chat: Chat) -> str:
-    """A line that is equal for equal formats: a hash of the template, and the system message."""
+    """A line that identifies the format: a hash of the template, the system message, and the end token."""
     return f"template {_digest(chat.tokenizer.chat_template)[:16]}, system {chat.system!r}, end {chat.end}"
 
 
 def prompt_ids(chat: Chat, turns: Turns) -> list[int]:
-    """Token ids of a conversation, without the generation prompt. Beginning tokens are the template's affair."""
+    """Token ids of a conversation, without the generation prompt. The template decides on begin tokens."""
     return chat.tokenizer(render(chat, turns, False), add_special_tokens=False)["input_ids"]
 
 
 def tail_ids(chat: Chat) -> list[int]:
-    """Token ids of the generation prompt: what the template puts between a conversation and an answer.
+    """Token ids of the generation prompt, which the template puts between a conversation and an answer.
 
     Raises:
-      ValueError: the template changes the conversation itself where an answer is to follow.
+      ValueError: the template changes the conversation itself when it adds the generation prompt.
     """
     turns = (("user", "x"),)
     plain, opened = render(chat, turns, False), render(chat, turns, True)
@@ -101,20 +101,20 @@ def tail_ids(chat: Chat) -> list[int]:
     return _continued(chat, plain, opened[len(plain) :])
 
 
-def response_ids(chat: Chat, text: str, limit: int = 0) -> list[int]:
-    """Token ids of an answer, ended by the end-of-turn token; cut to `limit` tokens (0: whole), then it has no end."""
+def response_ids(chat: Chat, text: str, limit: int | None = None) -> list[int]:
+    """Token ids of an answer and the end-of-turn token, cut to `limit` tokens; None keeps all. A cut answer has no end."""
     if chat.lead:  # sentencepiece and byte-level tokenizers spell a leading space differently at the start of a text
         ids = _continued(chat, ":", chat.lead + text)
     else:
         ids = chat.tokenizer(text, add_special_tokens=False)["input_ids"]
     ids = [*ids, chat.end]
-    return ids[:limit] if limit else ids
+    return ids[:limit]
 
 
 def transcript(turns: Turns) -> str:
-    """A conversation as hh-rlhf writes it, up to the answer: what rewards that read text see as the prompt.
+    """A conversation as hh-rlhf writes it, up to the answer: the prompt of rewards that read text.
 
-    The space before the last line is that of the published evaluation (RiC, arXiv 2402.10207).
+    The space before the last line is as in the published evaluation (RiC, arXiv 2402.10207).
     """
     speaker = {"user": "Human", "assistant": "Assistant", "system": "System"}
     return "".join(f"\n\n{speaker[role]}: {text}" for role, text in turns) + " \n\nAssistant:"
@@ -144,9 +144,9 @@ def pad_left(
 
 
 def encode_prompts(chat: Chat, conversations: Sequence[Turns], length: int) -> tuple[Prompts, int]:
-    """A data set's conversations to Prompts; those longer than `length` are left out.
+    """A data set's conversations to Prompts; conversations longer than `length` are left out.
 
-    A prompt's id is a hash of its text, so it keeps its samples when other rows come or go; a repeat is kept once.
+    A prompt's id is a hash of its text, so its samples do not depend on the other rows. A repeated prompt is kept once.
 
     Returns:
       Prompts, and how many conversations were too long.
@@ -182,31 +182,31 @@ def encode_explicit(chat: Chat, texts: Sequence[str], length: int) -> Prompts:
 def split_of(turns: Turns) -> str:
     """The split that a conversation belongs to, a key of SPLITS; neither seed nor file order matters.
 
-    It hangs on the first human turn alone, so conversations that open alike (hh-rlhf has many that go on differently)
-    are never in two splits.
+    It depends on the first human turn alone, so conversations with the same first turn (hh-rlhf has many) are never in two
+    splits.
     """
-    at = position_of(turns[0][1])
+    position = position_of(turns[0][1])
     for name, share in SPLITS.items():
-        at -= share
-        if at < 0:
+        position -= share
+        if position < 0:
             return name
-    return name  # the shares' sum in floating point may fall short of 1
+    return name  # in floating point the shares may sum to less than 1
 
 
 def position_of(text: str) -> float:
-    """Where a text falls in [0, 1) by a hash that case and whitespace do not change: what splits are cut by."""
+    """The position of a text in [0, 1) by a hash that ignores case and whitespace; it decides the splits."""
     return int(_digest(" ".join(text.casefold().split()))[:8], 16) / 2**32
 
 
 def render(chat: Chat, turns: Turns, generation_prompt: bool) -> str:
-    """A conversation as the template writes it; with `generation_prompt`, up to where an answer begins."""
+    """A conversation as the template writes it; with `generation_prompt`, up to the start of an answer."""
     messages = [] if chat.system is None else [{"role": "system", "content": chat.system}]
     messages += [{"role": role, "content": text} for role, text in turns]
     return chat.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
 
 
 def name_of(turns: Turns) -> str:
-    """A text that is equal for equal conversations alone."""
+    """A text that identifies a conversation: only equal conversations have equal ones."""
     return "\0".join(f"{role}\0{text}" for role, text in turns)
 
 
@@ -216,8 +216,11 @@ def hash_of(name: str) -> int:
 
 
 def _continued(chat: Chat, before: str, text: str) -> list[int]:
-    """Token ids of `text` where it follows `before`; as it stands alone, if the two share a token."""
-    encode = lambda text: chat.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+    """Token ids of `text` after `before`; if the two share a token, those of `text` alone."""
+
+    def encode(text: str) -> list[int]:
+        return chat.tokenizer(text, add_special_tokens=False)["input_ids"]
+
     head, whole = encode(before), encode(before + text)
     return whole[len(head) :] if whole[: len(head)] == head else encode(text)
 

@@ -1,8 +1,8 @@
 """Human preference pairs in the schema of Anthropic's hh-rlhf: transcripts `chosen` and `rejected`.
 
-A transcript reads "\\n\\nHuman: …\\n\\nAssistant: …" and so on; the two of a row share everything up to their last
-assistant turn, save in a few rows, which give a prompt but no pair. Rows come from published files or from what
-`meal_jax.data.prepare` wrote.
+A transcript reads "\\n\\nHuman: …\\n\\nAssistant: …" and so on. The two of a row share everything up to their last
+assistant turn; a few rows do not, and give a prompt but no pair. Rows come from published files or from the output of
+`meal_jax.data.prepare`.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Pair(NamedTuple):
     """Two answers to one conversation.
 
     Attributes:
-      turns: ((role, text), …), role "user" or "assistant", up to and with the last human turn.
-      chosen: the answer that people preferred.
-      rejected: the other one.
+      turns: ((role, text), …), role "user" or "assistant", up to and including the last human turn.
+      chosen: the preferred answer.
+      rejected: the other answer.
       source: "file:line".
     """
 
@@ -43,11 +43,11 @@ class Pair(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """What a path holds.
+    """The rows of a path.
 
     Attributes:
-      pairs: rows whose two transcripts differ in the last assistant turn alone, and do differ.
-      prompts: the conversation of every row (from `chosen`), in order, pair or not.
+      pairs: rows whose two transcripts differ, and only in the last assistant turn.
+      prompts: the conversation of every row (from `chosen`), in order, whether or not the row is a pair.
       skipped: (source, reason) of each row left out of `pairs`; reason is one of REASONS.
     """
 
@@ -61,14 +61,14 @@ class Pairs(NamedTuple):
 
 
 def read_pairs(path: str | os.PathLike, split: str | None = None) -> Pairs:
-    """Reads a file, all of a directory's in the order of their names, or what `prepare` wrote there.
+    """Reads a file, a directory's files in the order of their names, or what `prepare` wrote there.
 
     Args:
       path: .jsonl, .jsonl.gz or .parquet file; a directory of them; a prepared data set.
-      split: "train" or "test", the rows of this one alone; None takes all.
+      split: "train" or "test" reads only the rows of this split; None reads all.
 
     Raises:
-      FileNotFoundError: nothing there, or no such files in the directory, or none of this split.
+      FileNotFoundError: the path does not exist, or has no such files, or none of this split.
       ValueError: a row that cannot be read; the message names file and line.
     """
     return collect(parse(row, source) for source, row in rows(path, split))
@@ -79,16 +79,16 @@ def rows(path: str | os.PathLike, split: str | None = None) -> Iterator[tuple[st
     if read_prepared.directory(path):
         yield from read_prepared.records(path, split)
         return
-    found = files.find(path, HINT)
-    wanted = [file for file in found if split in (None, files.split_of(file))]
+    every = files.find(path, HINT)
+    wanted = [file for file in every if split in (None, files.split_of(file))]
     if not wanted:
-        raise FileNotFoundError(f"{path} has no {split} split, only {', '.join(file.name for file in found)}. {HINT}")
+        raise FileNotFoundError(f"{path} has no {split} split, only {', '.join(file.name for file in every)}. {HINT}")
     for file in wanted:
         yield from files.rows(file)
 
 
 def parse(row: dict[str, Any], source: str) -> tuple[Pair, str]:
-    """A row as a Pair, and the member of REASONS for which it is none ("" if it is one).
+    """A row as a Pair, and the member of REASONS for which it is left out ("" if it is kept).
 
     Raises:
       ValueError: not two transcripts.
@@ -103,7 +103,7 @@ def parse(row: dict[str, Any], source: str) -> tuple[Pair, str]:
 
 
 def why_no_pair(chosen: str, rejected: str) -> str:
-    """EMPTY or SAME, or "" where two answers to one conversation can be compared."""
+    """EMPTY or SAME, or "" if two answers to one conversation can be compared."""
     if not chosen or not rejected:
         return EMPTY
     return SAME if chosen == rejected else ""
@@ -126,19 +126,19 @@ def split_transcript(text: str, where: str) -> tuple[tuple[tuple[str, str], ...]
 
     Args:
       text: transcript.
-      where: what to call it in a message.
+      where: its name in messages.
 
     Returns:
-      ((role, text), …) up to and with the last human turn, and the answer ("" where it is empty).
+      ((role, text), …) up to and including the last human turn, and the answer ("" if it is empty).
 
     Raises:
       ValueError: it has no assistant turn, does not begin with a human turn, or the answer follows no human turn.
     """
-    head, found, answer = text.rpartition(ASSISTANT)
-    if not found:
+    head, separator, answer = text.rpartition(ASSISTANT)
+    if not separator:
         raise ValueError(f'{where} has no "\\n\\nAssistant:" turn; a transcript must end with one.')
     before, *rest = TURN.split(head)
-    turns = tuple((ROLES[role], said.strip()) for role, said in zip(rest[::2], rest[1::2], strict=True))
+    turns = tuple((ROLES[role], turn.strip()) for role, turn in zip(rest[::2], rest[1::2], strict=True))
     if before.strip() or not turns or turns[0][0] != "user":
         raise ValueError(f'{where} does not begin with "\\n\\nHuman:"; a transcript must.')
     # A few published rows have two turns of one speaker in a row; joined, they are one turn of a chat.
@@ -150,9 +150,9 @@ def split_transcript(text: str, where: str) -> tuple[tuple[tuple[str, str], ...]
 
 def _join(turns: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
     out: list[tuple[str, str]] = []
-    for role, said in turns:
+    for role, text in turns:
         if out and out[-1][0] == role:
-            out[-1] = (role, f"{out[-1][1]}\n\n{said}".strip())
+            out[-1] = (role, f"{out[-1][1]}\n\n{text}".strip())
         else:
-            out.append((role, said))
+            out.append((role, text))
     return tuple(out)

@@ -3,10 +3,10 @@
     python -m meal_jax.data.prepare --dataset=hh_rlhf
     python -m meal_jax.data.prepare --dataset=summarize_from_feedback --source=DIRECTORY --out=data
 
-writes OUT/DATASET/CONFIG/VERSION/, a TFDS data set that `tfds.builder_from_directory(…).as_data_source` reads, and beside
-it `checksums.json`: SHA-256 of the files written and of those they were made from. What is there and matches is left
-alone, what is damaged or was made from other files is made anew; after an interruption the same command goes on with the
-configs that are not done. A directory is complete or absent.
+It writes OUT/DATASET/CONFIG/VERSION/, a TFDS data set that `tfds.builder_from_directory(…).as_data_source` reads. In that
+directory, `checksums.json` holds the SHA-256 of the written files and of their sources. A directory that matches is kept; one
+that is damaged or was made from other files is written again. After an interruption the same command resumes with the configs
+that are not done. A directory is complete or absent.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from meal_jax.data import files, hh_rlhf, read_prepared
 from meal_jax.data import summarize_from_feedback as sff
 
 DATASETS = ("hh_rlhf", "summarize_from_feedback")
-# repository, revision, files of each config. The hub's own conversion to parquet is the only copy of the comparisons there.
+# Repository, revision, files of each config. The comparisons are on the hub only as its own conversion to parquet.
 HUB = {
     "hh_rlhf": (
         "Anthropic/hh-rlhf",
@@ -48,8 +48,8 @@ def prepare(dataset: str, source: str = "", out: str | Path = "data") -> list[Pa
 
     Args:
       dataset: one of DATASETS.
-      source: for hh_rlhf a directory that holds directories of subsets, or one of them; for summarize_from_feedback a file
-        or a directory of files; "" fetches from the hub.
+      source: for hh_rlhf a directory of the subsets' directories, or one of these; for summarize_from_feedback a file or a
+        directory of files; "" fetches from the hub.
       out: directory to write to.
 
     Returns:
@@ -61,7 +61,7 @@ def prepare(dataset: str, source: str = "", out: str | Path = "data") -> list[Pa
       ValueError: a row that cannot be read; names file and line.
     """
     configs = local_sources(dataset, source) if source else dict.fromkeys(HUB[dataset][2])
-    return [_prepare_config(dataset, config, found, Path(out).expanduser()) for config, found in configs.items()]
+    return [_prepare_config(dataset, config, sources, Path(out).expanduser()) for config, sources in configs.items()]
 
 
 def local_sources(dataset: str, source: str) -> dict[str, list[Path]]:
@@ -72,16 +72,16 @@ def local_sources(dataset: str, source: str) -> dict[str, list[Path]]:
         return {"comparisons": files.find(inner if inner.is_dir() else path, sff.HINT, sff.SUFFIXES)}
     if (path if path.is_dir() else path.parent).name in hh_rlhf.SUBSETS:
         return {(path if path.is_dir() else path.parent).name: files.find(path, hh_rlhf.HINT)}
-    found = {name: files.find(path / name, hh_rlhf.HINT) for name in hh_rlhf.SUBSETS if (path / name).is_dir()}
-    if not found:
+    subsets = {name: files.find(path / name, hh_rlhf.HINT) for name in hh_rlhf.SUBSETS if (path / name).is_dir()}
+    if not subsets:
         raise FileNotFoundError(
             f"{path} has none of the directories {', '.join(hh_rlhf.SUBSETS)}, and its name is none of them. {hh_rlhf.HINT}"
         )
-    return found
+    return subsets
 
 
 def hub_sources(dataset: str, config: str) -> list[Path]:
-    """The published files of a config in the hub's cache, fetched if need be; a broken-off download goes on.
+    """The published files of a config in the hub's cache, fetched if needed; an interrupted download resumes.
 
     Raises:
       ConnectionError: they cannot be fetched; names --source.
@@ -93,15 +93,15 @@ def hub_sources(dataset: str, config: str) -> list[Path]:
         return [
             Path(hf_hub_download(repository, name, repo_type="dataset", revision=revision)) for name in configs[config]
         ]
-    except Exception as error:  # the hub's client raises errors of its own, of httpx, and OSError
+    except Exception as error:  # the hub's client raises its own errors, httpx's, and OSError
         raise ConnectionError(
             f"{', '.join(configs[config])} cannot be fetched from https://huggingface.co/datasets/{repository} ({error}). "
             "Without network, fetch them elsewhere and give their directory by --source=DIRECTORY."
         ) from error
 
 
-def state(directory: Path, sources: Iterable[Path] | None) -> str:
-    """What a prepared directory is: "absent", "whole", "damaged", or "other" (made from other files than `sources`)."""
+def directory_state(directory: Path, sources: Iterable[Path] | None) -> str:
+    """State of a prepared directory: "absent", "whole", "damaged", or "other" (made from other files than `sources`)."""
     if not directory.is_dir():
         return "absent"
     try:
@@ -120,17 +120,17 @@ def _prepare_config(dataset: str, config: str, sources: list[Path] | None, out: 
 
     make = functools.partial(builders.BUILDERS[dataset], config=config, data_dir=out)
     directory = Path(make().data_dir)
-    found = state(directory, sources)
-    if found == "whole":
+    state = directory_state(directory, sources)
+    if state == "whole":
         print(f"{directory} is there and matches its checksums: {_counts(directory)}.")
         return directory
-    if found != "absent":
-        why = "does not match its checksums" if found == "damaged" else "was made from other files"
-        print(f"{directory} {why}: making it anew.")
+    if state != "absent":
+        reason = "does not match its checksums" if state == "damaged" else "was made from other files"
+        print(f"{directory} {reason}: writing it again.")
     sources = hub_sources(dataset, config) if sources is None else sources
-    for left in (directory, *directory.parent.glob("incomplete.*")):  # also what an interrupted run left behind
-        shutil.rmtree(left, ignore_errors=True)
-    # TFDS prints lines and bars of its own; ours say more.
+    for leftover in (directory, *directory.parent.glob("incomplete.*")):  # also those of an interrupted run
+        shutil.rmtree(leftover, ignore_errors=True)
+    # TFDS prints its own lines and bars, which say less than ours.
     builders.tfds.disable_progress_bar()
     with _progress(f"{dataset}/{config}") as tick, contextlib.redirect_stdout(io.StringIO()):
         make(sources=sources, tick=tick).download_and_prepare()

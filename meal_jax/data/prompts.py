@@ -17,7 +17,7 @@ class Prompts(NamedTuple):
       tokens: [R, S] int32, left-padded.
       mask: [R, S] bool, False at padding.
       id: [R] int32, names the row.
-      text: what a reward that reads text sees of each row, R strings; () where no such reward is used.
+      text: each row as a reward that reads text sees it, R strings; () without such rewards.
     """
 
     tokens: np.ndarray
@@ -26,7 +26,7 @@ class Prompts(NamedTuple):
     text: tuple[str, ...] = ()
 
     def rows(self, index: np.ndarray) -> Prompts:
-        """The rows that `index` picks, numbers or [R] bool."""
+        """The rows that `index` selects, numbers or [R] bool."""
         chosen = np.arange(len(self.id))[index]
         text = tuple(self.text[i] for i in chosen) if self.text else ()
         return Prompts(self.tokens[chosen], self.mask[chosen], self.id[chosen], text)

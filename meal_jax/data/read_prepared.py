@@ -1,4 +1,4 @@
-"""Reads what `meal_jax.data.prepare` wrote: TFDS data sets of array_record shards, by `as_data_source`, without TensorFlow."""
+"""Reads the output of `meal_jax.data.prepare`: TFDS data sets of array_record shards, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CHUNK = 1024  # records fetched at a time
 
 
 def directory(path: str | os.PathLike) -> Path | None:
-    """The directory of the prepared data set that `path` names: itself, or its newest version's; None if there is none."""
+    """The directory of the prepared data set that `path` names: itself or its newest version; None if there is none."""
     path = Path(path).expanduser()
     versions = sorted(path.glob("*.*.*/dataset_info.json"), key=lambda file: _version(file.parent.name))
     for file in (path / "dataset_info.json", *reversed(versions)):
@@ -41,8 +41,8 @@ def records(path: str | os.PathLike, split: str | None = None) -> Iterator[tuple
             source = builder.as_data_source(split=name)
             for start in range(0, len(source), CHUNK):
                 stop = min(start + CHUNK, len(source))
-                for at, record in enumerate(source.__getitems__(list(range(start, stop))), start + 1):
-                    yield f"{builder.data_dir}/{name}:{at}", {key: _plain(value) for key, value in record.items()}
+                for number, record in enumerate(source.__getitems__(list(range(start, stop))), start + 1):
+                    yield f"{builder.data_dir}/{name}:{number}", {key: _plain(value) for key, value in record.items()}
         except (
             OSError,
             RuntimeError,
@@ -50,18 +50,18 @@ def records(path: str | os.PathLike, split: str | None = None) -> Iterator[tuple
             IndexError,
         ) as error:  # array_record's own are RuntimeError, IndexError
             raise ValueError(
-                f"{builder.data_dir} is damaged ({error}). Run `python -m meal_jax.data.prepare` again: it makes anew what "
+                f"{builder.data_dir} is damaged ({error}). Run `python -m meal_jax.data.prepare` again: it writes again what "
                 "does not match its checksums."
             ) from error
 
 
 def _builder(path):
-    import tensorflow_datasets as tfds  # a second to import, and only prepared data needs it
+    import tensorflow_datasets as tfds  # takes a second to import, and only prepared data needs it
 
-    found = directory(path)
-    if found is None:
+    prepared = directory(path)
+    if prepared is None:
         raise FileNotFoundError(f"{path} is not a prepared data set: it has no dataset_info.json.")
-    return tfds.builder_from_directory(found)
+    return tfds.builder_from_directory(prepared)
 
 
 def _plain(value: Any) -> Any:

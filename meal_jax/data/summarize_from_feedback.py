@@ -1,8 +1,8 @@
 """Human comparisons of summaries in the schema of OpenAI's summarize-from-feedback, `comparisons`; and their posts.
 
 A row has `info` (id, post, title, subreddit; news articles have id, article and site instead), two `summaries` (text,
-policy), `choice` (0 or 1, the preferred), `split` (train, valid1, valid2) and `batch`. Rows come from published files, of
-which the hub's parquet holds the same fields, or from what `meal_jax.data.prepare` wrote.
+policy), `choice` (0 or 1, the preferred), `split` (train, valid1, valid2) and `batch`. Rows come from published files or from the
+output of `meal_jax.data.prepare`; the hub's parquet files have the same fields.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Comparison(NamedTuple):
 
     Attributes:
       id: of the post or article, as published ("t3_…").
-      title, subreddit, post, article, site: of what is summarised; "" where it has none.
-      summaries, policies: two texts, and what wrote them.
+      title, subreddit, post, article, site: of the summarised text; "" if it has none.
+      summaries, policies: two texts, and the names of the policies that wrote them.
       choice: index of the preferred one.
       confidence: the person's, as published; 0 where none was given.
       split: "train" or "validation".
@@ -59,7 +59,7 @@ class Comparison(NamedTuple):
 
 
 class Post(NamedTuple):
-    """What is to be summarised: id, title, subreddit and text as published."""
+    """A post to summarise: id, title, subreddit and text as published."""
 
     id: str
     title: str
@@ -68,15 +68,15 @@ class Post(NamedTuple):
 
 
 def read_comparisons(path: str | os.PathLike, split: str | None = None) -> list[Comparison]:
-    """Reads a file, all of a directory's in the order of their names, or what `prepare` wrote there.
+    """Reads a file, a directory's files in the order of their names, or what `prepare` wrote there.
 
     Args:
       path: .jsonl, .jsonl.gz, .json (JSON lines too) or .parquet file; a directory of them; a prepared data set; or a
         directory with one of these in `comparisons`.
-      split: "train" or "validation", the rows of this one alone, by their own field; None takes all.
+      split: "train" or "validation" reads only the rows of this split, by their own field; None reads all.
 
     Raises:
-      FileNotFoundError: nothing there, or no such files in the directory.
+      FileNotFoundError: the path does not exist, or has no such files.
       ValueError: a row that cannot be read; the message names file and line.
     """
     return [row for row in iterate_comparisons(path) if split in (None, row.split)]
@@ -96,38 +96,38 @@ def iterate_comparisons(path: str | os.PathLike) -> Iterator[Comparison]:
 
 
 def posts(comparisons: Iterable[Comparison]) -> list[Post]:
-    """The posts of comparisons, each id once (its first row's text), sorted by id; news articles are left out."""
-    found: dict[str, Post] = {}
+    """The posts of comparisons, one per id (the first row's text), sorted by id; news articles are left out."""
+    by_id: dict[str, Post] = {}
     for row in comparisons:
         if row.post:
-            found.setdefault(row.id, Post(row.id, row.title, row.subreddit, row.post))
-    return [found[name] for name in sorted(found)]
+            by_id.setdefault(row.id, Post(row.id, row.title, row.subreddit, row.post))
+    return [by_id[name] for name in sorted(by_id)]
 
 
 def parse(row: dict[str, Any], source: str) -> Comparison:
     """A published row.
 
     Raises:
-      ValueError: not in the schema; says which field, file and line.
+      ValueError: it does not follow the schema; names field, file and line.
     """
-    why = "each line needs info, two summaries, choice and split, as the published `comparisons` have."
+    schema = "each line needs info, two summaries, choice and split, as the published `comparisons` have."
     info, summaries, extra = row.get("info"), row.get("summaries"), row.get("extra") or {}
     if not isinstance(info, dict):
-        raise ValueError(f"{source} has no object in info; {why}")
-    files.need_text(info, ("id",), f"{source}: info", why)
+        raise ValueError(f"{source} has no object in info; {schema}")
+    files.need_text(info, ("id",), f"{source}: info", schema)
     if "post" not in info and "article" not in info:
-        raise ValueError(f"{source}: info has neither post nor article; {why}")
+        raise ValueError(f"{source}: info has neither post nor article; {schema}")
     bad = [name for name in INFO if not isinstance(info.get(name), str | None)]
     if bad:
-        raise ValueError(f"{source}: info has something else than text in {' and '.join(bad)}; {why}")
+        raise ValueError(f"{source}: info has something else than text in {' and '.join(bad)}; {schema}")
     if not isinstance(summaries, list) or len(summaries) != 2 or not all(isinstance(s, dict) for s in summaries):
-        raise ValueError(f"{source} has not two objects in summaries; {why}")
+        raise ValueError(f"{source} has not two objects in summaries; {schema}")
     for i, summary in enumerate(summaries):
-        files.need_text(summary, ("text",), f"{source}: summaries[{i}]", why)
+        files.need_text(summary, ("text",), f"{source}: summaries[{i}]", schema)
     if row.get("choice") not in (0, 1) or isinstance(row["choice"], bool):
-        raise ValueError(f"{source} has choice {row.get('choice')!r}, which is neither 0 nor 1; {why}")
+        raise ValueError(f"{source} has choice {row.get('choice')!r}, which is neither 0 nor 1; {schema}")
     if row.get("split") not in SPLITS:
-        raise ValueError(f"{source} has split {row.get('split')!r}, which is none of {', '.join(SPLITS)}; {why}")
+        raise ValueError(f"{source} has split {row.get('split')!r}, which is none of {', '.join(SPLITS)}; {schema}")
     return Comparison(
         id=info["id"],
         **{name: info.get(name) or "" for name in INFO},
@@ -142,10 +142,10 @@ def parse(row: dict[str, Any], source: str) -> Comparison:
 
 
 def to_record(row: Comparison) -> dict[str, Any]:
-    """A row as `prepare` writes it: flat, no pair of values in one field."""
+    """A row as `prepare` writes it: flat, one value per field."""
     flat = row._asdict()
-    for name, many in (("summary", "summaries"), ("policy", "policies")):
-        flat[f"{name}_0"], flat[f"{name}_1"] = flat.pop(many)
+    for name, field in (("summary", "summaries"), ("policy", "policies")):
+        flat[f"{name}_0"], flat[f"{name}_1"] = flat.pop(field)
     del flat["source"]
     return flat
 
@@ -154,7 +154,7 @@ def from_record(record: dict[str, Any], source: str) -> Comparison:
     """The row of such a record."""
     record = dict(record)
     pairs = {
-        many: (record.pop(f"{name}_0"), record.pop(f"{name}_1"))
-        for name, many in (("summary", "summaries"), ("policy", "policies"))
+        field: (record.pop(f"{name}_0"), record.pop(f"{name}_1"))
+        for name, field in (("summary", "summaries"), ("policy", "policies"))
     }
     return Comparison(**record, **pairs, source=source)

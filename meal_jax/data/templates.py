@@ -1,14 +1,14 @@
-"""The two benchmarks' prompts: templates, filters, and the evaluation set with its hash. The same for every method.
+"""The two benchmarks' prompts: templates, filters, and the evaluation set with its hash. All methods share them.
 
-A plain template, for base models, is a chat template without role tokens: one Jinja text, which the tokenizer carries on
-into exports. Its end of a turn is the tokenizer's end token, its begin token stands once, at the start.
+A plain template, for base models, is a chat template without role tokens. It is one Jinja text that the tokenizer takes along
+into exports. A turn ends with the tokenizer's end token; the begin token stands once, at the start.
 
     assistant   "\\n\\nHuman: …\\n\\nAssistant: …\\n\\nHuman: … \\n\\nAssistant:"   (the last space but one as published)
     reddit      "### Instruction: Generate a one-sentence summary of this post. ### Input: … ### Response:"
     stories     the beginning and a line end: the answer is the story's next paragraph
 
-The published code filters training rows by prompt and response together and evaluation rows by either, depending on the
-method; here the prompt alone is measured, for all.
+The published code filters training rows by the length of prompt and response together, and evaluation rows by either,
+depending on the method. Here only the length of the prompt counts, for all.
 
 Source: RiC (arXiv 2402.10207) and its evaluation, which later papers on these benchmarks share.
 """
@@ -52,17 +52,17 @@ PLAIN = {
         "{% if add_generation_prompt %}{{ '\n' }}{% endif %}"
     ),
 }
-CHARACTERS = (100, 1200)  # a post has more than the first and fewer than the second
-TOKENS = (8, 512)  # a prompt has at least and at most so many under every tokenizer in play
+CHARACTERS = (100, 1200)  # bounds of a post's length, both exclusive
+TOKENS = (8, 512)  # bounds of a prompt's length under every tokenizer, both inclusive
 
 
 class Row(NamedTuple):
     """A prompt before it is tokenised.
 
     Attributes:
-      name: what its id is a hash of; equal names are one prompt.
+      name: the prompt's id is its hash; rows with equal names are one prompt.
       turns: the conversation that the policy continues.
-      text: what a reward model reads as the prompt.
+      text: the prompt as a reward model reads it.
     """
 
     name: str
@@ -81,7 +81,7 @@ def make_chat(tokenizer, template: str, benchmark: str) -> chats.Chat:
     if template != "plain":
         raise ValueError(f"config.data.template={template!r} is not one of {', '.join(TEMPLATES)}.")
     if tokenizer.eos_token is None:
-        raise ValueError("config.data.template=plain ends an answer by the end token, and this tokenizer has none.")
+        raise ValueError("config.data.template=plain ends an answer with the end token, and this tokenizer has none.")
     tokenizer = copy.copy(tokenizer)
     tokenizer.chat_template = PLAIN[benchmark]
     return chats.make(tokenizer, system=None)
@@ -93,24 +93,24 @@ def one_line(text: str) -> str:
 
 
 def reddit_prompt(post: str) -> str:
-    """The plain prompt of a post, whatever the template: what length limits measure."""
+    """The plain prompt of a post, whose length is limited whatever the template."""
     return f"### Instruction: {INSTRUCTION} ### Input: {post} ### Response:"
 
 
 def assistant_rows(conversations: Iterable[chats.Turns]) -> list[Row]:
-    """Conversations as rows, each once."""
+    """Distinct conversations as rows."""
     rows = (Row(chats.name_of(turns), turns, chats.transcript(turns)) for turns in conversations)
     return list({row.name: row for row in rows}.values())
 
 
 def reddit_turns(post: str, template: str) -> chats.Turns:
-    """The conversation that asks for a post's summary; the plain template brings the instruction itself."""
+    """The conversation that asks for a post's summary; the plain template adds the instruction itself."""
     text = one_line(post)
     return (("user", text if template == "plain" else f"{INSTRUCTION}\n\n{text}"),)
 
 
 def reddit_rows(posts: Iterable[Post], template: str) -> list[Row]:
-    """Posts as rows, each id once, those outside CHARACTERS left out; sorted by id."""
+    """Posts of the lengths CHARACTERS as rows, one per id, sorted by id."""
     rows = {}
     for post in posts:
         if CHARACTERS[0] < len(post.post) < CHARACTERS[1]:
@@ -128,12 +128,12 @@ def within(
 
     Args:
       rows: of a benchmark.
-      prompt_of: the text that is measured.
-      tokenizers: by name, for the counts.
-      limits: least and most.
+      prompt_of: gives the text whose tokens are counted.
+      tokenizers: by name.
+      limits: lower and upper bound.
 
     Returns:
-      Rows, and how many each tokenizer would leave out.
+      Rows, and per tokenizer the number of rows that it alone would leave out.
     """
     if not rows:
         return [], dict.fromkeys(tokenizers, 0)
@@ -147,13 +147,13 @@ def within(
     }
 
 
-def encode(chat: chats.Chat, rows: Sequence[Row], length: int) -> tuple[Prompts, list[Row]]:
-    """Rows as Prompts with their texts; those longer than `length` tokens are left out.
+def encode_rows(chat: chats.Chat, rows: Sequence[Row], length: int) -> tuple[Prompts, list[Row]]:
+    """Rows as Prompts with their texts; rows longer than `length` tokens are left out.
 
-    Ids are 31 bits: of two rows whose names have one hash (one pair in 2³¹) the later is left out.
+    Ids have 31 bits: if two names have the same hash (one pair in 2³¹), the later row is left out.
 
     Returns:
-      Prompts, and the rows that they are.
+      Prompts, and their rows.
     """
     kept: dict[int, tuple[list[int], Row]] = {}
     for row in rows:
@@ -166,10 +166,10 @@ def encode(chat: chats.Chat, rows: Sequence[Row], length: int) -> tuple[Prompts,
 
 
 def evaluation_set(name: str, ids: Iterable[Any], texts: Iterable[str]) -> dict[str, Any]:
-    """What a results file says of the prompts it was measured on.
+    """What a results file says about its evaluation prompts.
 
     Returns:
-      name; prompts, their number; sha256 over one JSON line [id, text] a prompt, in their order.
+      name; prompts, their number; sha256 over one JSON line [id, text] per prompt, in their order.
     """
     lines = [json.dumps([str(i), text], ensure_ascii=True) + "\n" for i, text in zip(ids, texts, strict=True)]
     return {"name": name, "sha256": hashlib.sha256("".join(lines).encode()).hexdigest(), "prompts": len(lines)}

@@ -2,8 +2,8 @@
 
     {"id": "t3_…", "subreddit": "…", "title": "…", "post": "…", "summary": "…"}
 
-`subreddit` and `title` may be missing. Of summarize-from-feedback's comparisons, those against a human-written summary
-(policy "ref") hold the same.
+`subreddit` and `title` may be missing. Those of summarize-from-feedback's comparisons that include a human-written summary
+(policy "ref") hold the same data.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ class Summarised(NamedTuple):
 
 
 def read_summarised(path: str | os.PathLike) -> list[Summarised]:
-    """Reads a file or all of a directory's; each id once (its first row), sorted by id, empty posts and summaries left out.
+    """Reads a file or a directory's files: the first row of each id, sorted by id, without empty posts and summaries.
 
     Raises:
-      FileNotFoundError: nothing there.
+      FileNotFoundError: the path does not exist.
       ValueError: a row that cannot be read; the message names file and line.
     """
-    found: dict[str, Summarised] = {}
+    by_id: dict[str, Summarised] = {}
     for file in files.find(path, HINT):
         for source, row in files.rows(file):
             files.need_text(row, ("id", "post", "summary"), source, WHY)
             post = Post(row["id"], row.get("title") or "", row.get("subreddit") or "", row["post"])
             if post.post.strip() and row["summary"].strip():
-                found.setdefault(post.id, Summarised(post, row["summary"].strip()))
-    return [found[name] for name in sorted(found)]
+                by_id.setdefault(post.id, Summarised(post, row["summary"].strip()))
+    return [by_id[name] for name in sorted(by_id)]
 
 
 def of_comparisons(comparisons: Iterable[Comparison]) -> list[Summarised]:
-    """The posts of comparisons that one summary of is human-written, with it; each id once, sorted by id."""
-    found: dict[str, Summarised] = {}
+    """The posts of comparisons that include a human-written summary, with this summary; one per id, sorted by id."""
+    by_id: dict[str, Summarised] = {}
     for row in comparisons:
         for summary, policy in zip(row.summaries, row.policies, strict=True):
             if policy == HUMAN and row.post and summary.strip():
                 post = Post(row.id, row.title, row.subreddit, row.post)
-                found.setdefault(row.id, Summarised(post, summary.strip()))
-    return [found[name] for name in sorted(found)]
+                by_id.setdefault(row.id, Summarised(post, summary.strip()))
+    return [by_id[name] for name in sorted(by_id)]

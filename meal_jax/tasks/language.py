@@ -140,9 +140,9 @@ def encode_splits(
       ValueError: none are left of either; `where` says of what.
     """
     length = config.data.prompt_length
-    tests, kept = templates.encode(chat, test, length)
+    tests, kept = templates.encode_rows(chat, test, length)
     seen, ids = {row.text for row in test}, set(tests.id.tolist())
-    trains, _ = templates.encode(chat, [row for row in train if row.text not in seen], length)
+    trains, _ = templates.encode_rows(chat, [row for row in train if row.text not in seen], length)
     trains = trains.rows(np.array([i not in ids for i in trains.id.tolist()], bool))
     for split, rows, found in (("training", train, trains), ("evaluation", test, tests)):
         if not len(found.id):

@@ -80,5 +80,5 @@ def test_quantiles_leave_out_what_is_not_there():
 def test_what_cannot_run_is_refused():
     with pytest.raises(ValueError, match="config.ric.map='l3'"):
         ric.RicConfig(map="l3")
-    with pytest.raises(ValueError, match="low < high"):
+    with pytest.raises(ValueError, match="low_quantile < high_quantile"):
         ric.RicConfig(low_quantile=0.9, high_quantile=0.1)

@@ -101,13 +101,13 @@ def test_a_second_run_leaves_what_is_whole_and_makes_anew_what_is_not(source, ca
     shard.write_bytes(good[:300] + bytes([good[300] ^ 255]) + good[301:])
     prepare.prepare("hh_rlhf", source / "hh", out)
     said = capsys.readouterr().out
-    assert f"{first} does not match its checksums: making it anew." in said and str(second) + " is there" in said
+    assert f"{first} does not match its checksums: writing it again." in said and str(second) + " is there" in said
     assert shard.read_bytes() == good and states()[1] == before[1]
 
     (first / "checksums.json").unlink()  # as a run leaves it that is killed just before the end
     (first.parent / "incomplete.XYZ_1.0.0").mkdir()  # and a little earlier
     prepare.prepare("hh_rlhf", source / "hh", out)
-    assert prepare.state(first, None) == "whole" and sorted(os.listdir(first.parent)) == ["1.0.0"]
+    assert prepare.directory_state(first, None) == "whole" and sorted(os.listdir(first.parent)) == ["1.0.0"]
 
 
 def test_other_source_files_are_noticed(source, write, capsys):
@@ -115,7 +115,7 @@ def test_other_source_files_are_noticed(source, write, capsys):
     prepare.prepare("hh_rlhf", source / "hh" / "helpful-base", out)
     write(source / "hh" / "helpful-base" / "train.jsonl.gz", [pair(i) for i in range(8)])
     (directory,) = prepare.prepare("hh_rlhf", source / "hh" / "helpful-base", out)
-    assert "was made from other files: making it anew" in capsys.readouterr().out
+    assert "was made from other files: writing it again" in capsys.readouterr().out
     assert read_prepared.splits(directory) == {"test": 4, "train": 8}
 
 

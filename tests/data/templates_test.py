@@ -150,7 +150,7 @@ def test_lengths_hold_under_every_tokenizer(chat_tokenizer):
 def test_rows_become_prompts_with_their_texts(chat_tokenizer):
     chat = templates.make_chat(chat_tokenizer, "chat", "assistant")
     rows = templates.assistant_rows([TURNS[:1], TURNS, (("user", "yes " * 90),)])
-    prompts, kept = templates.encode(chat, rows, 100)
+    prompts, kept = templates.encode_rows(chat, rows, 100)
     assert kept == rows[:2] and prompts.text == tuple(row.text for row in kept)
     assert prompts.id.tolist() == chats.encode_prompts(chat, [TURNS[:1], TURNS], 100)[0].id.tolist()
     assert prompts.tokens[1][prompts.mask[1]].tolist() == chats.prompt_ids(chat, TURNS)
@@ -159,7 +159,7 @@ def test_rows_become_prompts_with_their_texts(chat_tokenizer):
 def test_of_two_rows_with_one_id_the_first_stays(chat_tokenizer, monkeypatch):
     monkeypatch.setattr(chats, "hash_of", lambda name: 7)
     chat = templates.make_chat(chat_tokenizer, "chat", "assistant")
-    prompts, kept = templates.encode(chat, templates.assistant_rows([TURNS[:1], TURNS]), 100)
+    prompts, kept = templates.encode_rows(chat, templates.assistant_rows([TURNS[:1], TURNS]), 100)
     assert prompts.id.tolist() == [7] and [row.turns for row in kept] == [TURNS[:1]]
 
 
@@ -184,7 +184,7 @@ def test_real_posts_under_the_tokenizers_of_the_benchmark():
     gpt2 = tokenizers["gpt2"]
     gpt2.pad_token = gpt2.eos_token
     chat = templates.make_chat(gpt2, "plain", "reddit")
-    prompts, _ = templates.encode(chat, kept[:50], 512)
+    prompts, _ = templates.encode_rows(chat, kept[:50], 512)
     text = gpt2.decode(prompts.tokens[0][prompts.mask[0]])
     assert re.fullmatch(r"<\|endoftext\|>### Instruction: .* ### Input: .*", text)
     assert np.all(prompts.mask[:, -1])
