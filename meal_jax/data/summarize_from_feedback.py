@@ -1,8 +1,8 @@
 """Human comparisons of summaries in the schema of OpenAI's summarize-from-feedback, `comparisons`; and their posts.
 
 A row has `info` (id, post, title, subreddit; news articles have id, article and site instead), two `summaries` (text,
-policy), `choice` (0 or 1, the preferred), `split` (train, valid1, valid2) and `batch`. Rows come from published files or from the
-output of `meal_jax.data.prepare`; the hub's parquet files have the same fields.
+policy), `choice` (0 or 1, the preferred), `split` (train, valid1, valid2) and `batch`. Rows come from published files or
+from the output of `meal_jax.data.prepare`; the hub's parquet files have the same fields.
 """
 
 from __future__ import annotations

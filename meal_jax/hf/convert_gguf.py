@@ -26,25 +26,25 @@ def write(options: argparse.Namespace) -> None:
 
 
 def convert(source: str | Path, out: str | Path, dtype: str = "float32", progress: bool = False) -> None:
-    """Writes the Hugging Face directory `out`; its weights come last, so their presence means completeness.
+    """Writes the Hugging Face directory `out`; the weights come last, so a directory with weights is complete.
 
     Args:
       source: GGUF file.
-      out: directory, made if it is not there.
+      out: directory, created if missing.
       dtype: of the stored weights, "float32" or "bfloat16".
-      progress: draws a bar on the terminal.
+      progress: shows a progress bar on the terminal.
 
     Raises:
       ModuleNotFoundError: the gguf package is not installed.
-      FileNotFoundError, ValueError: no such file; not a GGUF file; or it holds what is not implemented, named.
+      FileNotFoundError, ValueError: no such file; not a GGUF file; or it has features that are not implemented, named.
     """
     import rich.progress
 
-    from meal_jax.hf import gguf, gguf_tokenizer, pretrained  # these bring jax, which --help does not wait for
+    from meal_jax.hf import gguf, gguf_tokenizer, pretrained  # these import jax, which --help does not need
     from meal_jax.hf.storage import Tensor
 
     reader, meta, config = gguf.open_file(Path(source), dtype)
-    tokenizer, settings = gguf_tokenizer.read(meta)
+    tokenizer, settings = gguf_tokenizer.read_tokenizer(meta)
     tensors = gguf.hugging_face_tensors(reader, config)
     Path(out).mkdir(parents=True, exist_ok=True)
     ids = gguf.write_tokenizer(Path(out), meta, tokenizer, settings)

@@ -1,7 +1,7 @@
-"""What Hugging Face calls things: config.json and tensor names of each family of decoders, both ways.
+"""Hugging Face's names: config.json and tensor names of each family of decoders, both ways.
 
-`FAMILIES` says what a family's config.json leaves unsaid; `parse` reads an entry list into a TransformerConfig and refuses
-by name what the decoder would silently get wrong; `entries` writes it back. `weights` pairs our parameters with tensors.
+`FAMILIES` holds what a family's config.json leaves out. `parse` turns the entries into a TransformerConfig and refuses, by
+name, what the decoder would compute wrongly. `entries` writes them back. `weights` pairs parameters with tensors.
 
 Letters: L layers.
 """
@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 from meal_jax.models.rotary import RopeScaling
 from meal_jax.models.transformer import TransformerConfig
 
-# Fields of TransformerConfig that no file decides.
+# Fields of TransformerConfig that do not come from a file.
 RUNTIME = ("dtype", "param_dtype", "attention", "remat", "unroll", "unstack_layers", "decoding", "lora")
-ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}  # Hugging Face's name to ours
+ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}  # Hugging Face's name → ours
 
 
 # Which layers slide: none; all, if there is a size; those from `max_window_layers` on, if switched on; by a period.
@@ -30,8 +30,8 @@ class Family(NamedTuple):
     Attributes:
       architecture: that class.
       model_type: its name in config.json.
-      fixed: fields of TransformerConfig that are so for the whole family.
-      defaults: entries of config.json and the values that transformers takes where they are absent.
+      fixed: fields of TransformerConfig with one value for the whole family.
+      defaults: entries of config.json and the values that transformers takes if they are absent.
       activation: the entry that names the gate's activation.
       windows: which layers slide where `layer_types` does not say: one of WINDOWS.
       softcaps: config.json has the query's scale and the softcaps of attention and logits.
@@ -115,7 +115,7 @@ FAMILIES = {
         ),
     )
 }
-# Entries that change the computation and are not implemented; any value but these three is refused.
+# Entries that change the computation and are not implemented; any value that is not in OFF is refused.
 UNIMPLEMENTED = ("attention_bias", "mlp_bias", "rope_interleaved", "quantization_config", "use_bidirectional_attention")
 OFF = (None, False, {})
 
@@ -128,7 +128,7 @@ def parse(c: Mapping[str, Any], where: Any) -> TransformerConfig:
       where: the file, for messages.
 
     Raises:
-      ValueError: they ask for what is not implemented, named in the message; or an entry is missing.
+      ValueError: they ask for a feature that is not implemented, named in the message; or an entry is missing.
     """
     family, c = _family(c, where)
     c = {**family.defaults, **c}
@@ -145,7 +145,7 @@ def parse(c: Mapping[str, Any], where: Any) -> TransformerConfig:
 
 
 def _fields(family: Family, c: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Fields of TransformerConfig, and what is asked for that is not implemented."""
+    """Fields of TransformerConfig, and the features that the entries ask for and that are not implemented."""
     rope, bad = _rope(family, c)
     windows, window_bad = _windows(family, c)
     bad += window_bad
@@ -176,21 +176,21 @@ def _fields(family: Family, c: Mapping[str, Any]) -> tuple[dict[str, Any], list[
 
 
 def _family(c: Mapping[str, Any], where: Any) -> tuple[Family, Mapping[str, Any]]:
-    """The family that config.json names, and the entries of its decoder: of Gemma 3 with vision those of its text part."""
-    named = c.get("architectures") or [f"model_type {c.get('model_type')}"]
-    if named == ["Gemma3ForConditionalGeneration"] and isinstance(c.get("text_config"), Mapping):
+    """The family that config.json names, and the decoder's entries; for Gemma 3 with vision those of its text part."""
+    architectures = c.get("architectures") or [f"model_type {c.get('model_type')}"]
+    if architectures == ["Gemma3ForConditionalGeneration"] and isinstance(c.get("text_config"), Mapping):
         return FAMILIES["gemma3_text"], c["text_config"]
     for family in FAMILIES.values():
-        if named == [family.architecture]:
+        if architectures == [family.architecture]:
             return family, c
     known = ", ".join(family.architecture for family in FAMILIES.values())
     raise ValueError(
-        f"{where} asks for what is not implemented: architecture {', '.join(named)} ({known} are). Use another model."
+        f"{where} asks for what is not implemented: architecture {', '.join(architectures)} ({known} are). Use another model."
     )
 
 
 def _rope(family: Family, c: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Fields of rotary positions, and what is not implemented of them, in the old spelling or the new one."""
+    """Fields of rotary positions, and their unimplemented features; reads the old spelling and the new one."""
     settings = c.get("rope_scaling") or c.get("rope_parameters") or {}
     if not family.local_rope:
         base = settings.get("rope_theta") or c.get("rope_theta") or 10_000.0
@@ -228,7 +228,7 @@ def _scaling(settings: Mapping[str, Any], c: Mapping[str, Any]) -> tuple[RopeSca
 
 
 def _windows(family: Family, c: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Fields of sliding windows, and what is not implemented of them."""
+    """Fields of sliding windows, and their unimplemented features."""
     layers, size = c["num_hidden_layers"], c.get("sliding_window")
     if family.windows == "all":
         local = (size is not None,) * layers
@@ -242,15 +242,15 @@ def _windows(family: Family, c: Mapping[str, Any]) -> tuple[dict[str, Any], list
         local = (False,) * layers
     bad = []
     if c.get("layer_types"):
-        named = tuple(kind == "sliding_attention" for kind in c["layer_types"])
+        listed = tuple(kind == "sliding_attention" for kind in c["layer_types"])
         others = sorted(set(c["layer_types"]) - {"sliding_attention", "full_attention"})
         if others:
             bad.append(f"layer_types {', '.join(others)}")
-        elif len(named) != layers:
-            bad.append(f"layer_types of {len(named)} layers where num_hidden_layers is {layers}")
-        elif family.windows in ("none", "all") and named != local:
+        elif len(listed) != layers:
+            bad.append(f"layer_types of {len(listed)} layers where num_hidden_layers is {layers}")
+        elif family.windows in ("none", "all") and listed != local:
             bad.append(f"layer_types in {family.architecture}")
-        local = named
+        local = listed
     if any(local) and not size:
         bad.append("layers of sliding attention without a size, sliding_window")
     if bad or not any(local):
@@ -259,13 +259,13 @@ def _windows(family: Family, c: Mapping[str, Any]) -> tuple[dict[str, Any], list
 
 
 def entries(config: TransformerConfig) -> dict[str, Any]:
-    """What config.json says of a decoder: the inverse of `parse`.
+    """The entries of config.json for a decoder: the inverse of `parse`.
 
     Raises:
-      ValueError: the decoder is none of the family it names.
+      ValueError: the decoder does not belong to the family that it names.
     """
     family = FAMILIES[config.family]
-    activation = {ours: theirs for theirs, ours in ACTIVATIONS.items()}[config.activation]
+    activation = {value: key for key, value in ACTIVATIONS.items()}[config.activation]
     out = {
         "architectures": [family.architecture],
         "model_type": family.model_type,
@@ -289,11 +289,11 @@ def entries(config: TransformerConfig) -> dict[str, Any]:
         out["query_pre_attn_scalar"] = int(config.query_scalar or config.head_dim)  # transformers takes whole numbers
         out["attn_logit_softcapping"] = config.attention_softcap
         out["final_logit_softcapping"] = config.logit_softcap
-    again = parse(out, "config.json")
+    parsed = parse(out, "config.json")
     lost = [
         field.name
         for field in dataclasses.fields(config)
-        if field.name not in RUNTIME and getattr(again, field.name) != getattr(config, field.name)
+        if field.name not in RUNTIME and getattr(parsed, field.name) != getattr(config, field.name)
     ]
     if lost:
         raise ValueError(
@@ -344,9 +344,9 @@ class Weight(NamedTuple):
     """One parameter and its tensor.
 
     Attributes:
-      path: of our parameter; "layers/..." is stacked [L, ...].
-      name: of the tensor; "{}" stands for the layer's number.
-      transposed: torch keeps a linear layer's matrix [out, in], we keep [in, out].
+      path: the parameter's path; "layers/..." is stacked [L, ...].
+      name: the tensor's name; "{}" stands for the layer's index.
+      transposed: the tensor is a linear layer's matrix: torch stores [out, in], the parameter is [in, out].
     """
 
     path: str
@@ -354,7 +354,7 @@ class Weight(NamedTuple):
     transposed: bool = False
 
     def names(self, layers: int) -> list[str]:
-        """Names of the tensors that make up the parameter: one for each layer, or one."""
+        """Names of the parameter's tensors: one per layer, or one."""
         return [self.name.format(i) for i in range(layers)] if "{}" in self.name else [self.name]
 
 
@@ -378,17 +378,18 @@ QK_NORMS = {"attention/q_norm": "self_attn.q_norm", "attention/k_norm": "self_at
 
 
 def weights(config: TransformerConfig) -> tuple[Weight, ...]:
-    """The decoder's parameters, adapters left out, and their tensors: the one table for reading and writing."""
-    layer = lambda ours, theirs, leaf, *rest: Weight(  # noqa: E731
-        f"layers/{ours}", f"model.layers.{{}}.{theirs}.{leaf}", *rest
-    )
+    """The decoder's parameters without adapters, and their tensors: the one table for reading and writing."""
+
+    def layer(path: str, name: str, leaf: str, transposed: bool = False) -> Weight:
+        return Weight(f"layers/{path}", f"model.layers.{{}}.{name}.{leaf}", transposed)
+
     norms = (FOUR_NORMS if config.post_norms else NORMS) | (QK_NORMS if config.qk_norm else {})
     biased = list(LINEAR)[:3] if config.qkv_bias else []
     return (
         Weight("embedding", "model.embed_tokens.weight"),
-        *(layer(f"{ours}/kernel", theirs, "weight", True) for ours, theirs in LINEAR.items()),
-        *(layer(f"{ours}/bias", LINEAR[ours], "bias") for ours in biased),
-        *(layer(ours, theirs, "weight") for ours, theirs in norms.items()),
+        *(layer(f"{path}/kernel", name, "weight", transposed=True) for path, name in LINEAR.items()),
+        *(layer(f"{path}/bias", LINEAR[path], "bias") for path in biased),
+        *(layer(path, name, "weight") for path, name in norms.items()),
         Weight("final_norm", "model.norm.weight"),
         *(() if config.tied else (Weight("output", "lm_head.weight"),)),
     )

@@ -1,13 +1,12 @@
 """A GGUF file as a source: its settings, tokenizer and weights. `convert_gguf` turns one into a Hugging Face directory.
 
-Configs take the file itself: `unpack` writes what is not weights to a directory, from which the weights are read in
-place, tensor by tensor. Layouts of Llama (Mistral among them), Qwen 2 and 3, Gemma 3. It needs the gguf package (pip install
-"meal_jax[gguf]"), and no torch. Quantized weights are expanded to what they stand for; nothing brings back what quantizing
-lost.
+Configs take the file itself. `unpack` writes settings and tokenizer to a directory; the weights stay in the file and are read
+tensor by tensor. Supported are Llama (including Mistral), Qwen 2 and 3, and Gemma 3. It needs the gguf package (pip install
+"meal_jax[gguf]") but not torch. Quantized weights are expanded; what quantization lost stays lost.
 
-What llama.cpp stores otherwise than Hugging Face: query and key matrices of "llama" with their rows in another order, norms
-of Gemma as w + 1, Llama 3.1's rotary scaling as the divisors themselves; and what it does not store: Gemma 3's pattern of
-local layers and their rotary base.
+llama.cpp stores some things differently from Hugging Face: the rows of query and key matrices of "llama" in another order,
+Gemma's norms as w + 1, and Llama 3.1's rotary scaling as divisors. It does not store Gemma 3's pattern of local layers and
+their rotary base.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ import numpy as np
 from meal_jax.hf import gguf_tokenizer
 from meal_jax.hf.families import FAMILIES, weights
 from meal_jax.hf.families import entries as config_entries
-from meal_jax.hf.gguf_tokenizer import get
+from meal_jax.hf.gguf_tokenizer import get_entry
 from meal_jax.hf.storage import GGUF, Tensor
 from meal_jax.models.rotary import RopeScaling, rope_divisors
 from meal_jax.models.transformer import TransformerConfig
 
-# Our parameter's path to the GGUF tensor's name.
+# Parameter path → name of the GGUF tensor.
 NAMES = {
     "embedding": "token_embd.weight",
     "layers/attention_norm": "blk.{}.attn_norm.weight",
@@ -52,12 +51,12 @@ NAMES = {
     "output": "output.weight",
 }
 DIVISORS = "rope_freqs.weight"
-ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}  # GGUF's to ours
-GEMMA3_27B = 62  # layers; llama.cpp knows by them the one size whose query scale is not that of its head width
+ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}  # GGUF's name → ours
+GEMMA3_27B = 62  # layers of the one size whose query scale is not that of its head width, as in llama.cpp
 
 
 def unpack(source: Path) -> Path:
-    """A directory of the file's settings and tokenizer, with a link to the file; it lasts as long as this process.
+    """A directory with the file's settings, its tokenizer and a link to the file; removed when this process ends.
 
     Raises:
       as `convert`.
@@ -69,8 +68,8 @@ def unpack(source: Path) -> Path:
 @functools.cache
 def _unpacked(source: Path, _modified: int, _size: int) -> tempfile.TemporaryDirectory:
     reader, meta, config = open_file(source, "float32")
-    tokenizer, settings = gguf_tokenizer.read(meta)
-    hugging_face_tensors(reader, config)  # for its checks
+    tokenizer, settings = gguf_tokenizer.read_tokenizer(meta)
+    hugging_face_tensors(reader, config)  # checks the tensors
     directory = tempfile.TemporaryDirectory(prefix="meal_jax_gguf_")
     out = Path(directory.name)
     ids = write_tokenizer(out, meta, tokenizer, settings)
@@ -80,27 +79,27 @@ def _unpacked(source: Path, _modified: int, _size: int) -> tempfile.TemporaryDir
 
 
 def open_tensors(source: Path) -> dict[str, Tensor]:
-    """Hugging Face name to tensor, expanded when it is read."""
+    """Hugging Face name → tensor, expanded when it is read."""
     reader, _, config = open_file(source, "float32")
     return hugging_face_tensors(reader, config)
 
 
 def write_tokenizer(out: Path, meta: Mapping[str, Any], tokenizer, settings: dict[str, Any]) -> dict[str, Any]:
-    """Writes the tokenizer's files; returns entries of config.json that the weights do not decide."""
-    context = get(meta, f"{meta['general.architecture']}.context_length")
+    """Writes the tokenizer's files; returns entries of config.json that do not follow from the weights."""
+    context = get_entry(meta, f"{meta['general.architecture']}.context_length")
     tokenizer.save(str(out / "tokenizer.json"))
     _write_json(out / "tokenizer_config.json", settings | {"model_max_length": context})
     ids = {
-        f"{ours}_token_id": meta[f"tokenizer.ggml.{theirs}_token_id"]
-        for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
-        if f"tokenizer.ggml.{theirs}_token_id" in meta
+        f"{name}_token_id": meta[f"tokenizer.ggml.{gguf_name}_token_id"]
+        for name, gguf_name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
+        if f"tokenizer.ggml.{gguf_name}_token_id" in meta
     }
     _write_json(out / "generation_config.json", ids)
     return ids | {"max_position_embeddings": context}
 
 
 def open_file(source: Path, dtype: str):
-    """The open file, its metadata and the decoder that it holds."""
+    """The open file, its metadata and the configuration of its decoder."""
     try:
         import gguf
     except ModuleNotFoundError:
@@ -118,12 +117,12 @@ def open_file(source: Path, dtype: str):
 
 
 def read_config(meta: Mapping[str, Any], names, dtype: str, divisors: np.ndarray | None = None) -> TransformerConfig:
-    """The decoder that a GGUF file describes, refusing what is not implemented.
+    """The decoder that a GGUF file describes; refuses features that are not implemented.
 
     Args:
-      meta: its metadata.
-      names: of its tensors.
-      dtype: to keep weights in.
+      meta: the file's metadata.
+      names: names of its tensors.
+      dtype: storage type of the weights.
       divisors: of the rotary frequencies [C/2], or None.
     """
     architecture = meta.get("general.architecture")
@@ -131,25 +130,28 @@ def read_config(meta: Mapping[str, Any], names, dtype: str, divisors: np.ndarray
         known = ", ".join(ARCHITECTURES)
         raise ValueError(f"The GGUF architecture {architecture!r} is not implemented ({known} are). Use another file.")
     family = FAMILIES[ARCHITECTURES[architecture]]
-    own = lambda key, *default: get(meta, f"{architecture}.{key}", *default)  # noqa: E731
-    bad = []
+
+    def own(key: str, *default: Any) -> Any:
+        return get_entry(meta, f"{architecture}.{key}", *default)
+
+    unimplemented = []
     if own("expert_count", 0):
-        bad.append(f"experts ({architecture}.expert_count)")
+        unimplemented.append(f"experts ({architecture}.expert_count)")
     heads, width = own("attention.head_count"), own("embedding_length")
     head_dim = own("attention.key_length", width // heads)
     if own("rope.dimension_count", head_dim) != head_dim or own("attention.value_length", head_dim) != head_dim:
-        bad.append("heads that are rotated in part or whose values differ in width from their keys")
+        unimplemented.append("heads that are rotated in part or whose values differ in width from their keys")
     base = float(own("rope.freq_base", 10_000.0))
     kind = own("rope.scaling.type", "none")
     scaling = RopeScaling("linear", float(own("rope.scaling.factor"))) if kind == "linear" else None
     if divisors is not None:
         kind, scaling = "as in Llama 3.1", _scaling(divisors, base, head_dim)
     if scaling is None and kind != "none":
-        bad.append(f"rotary scaling ({kind}), other than linear or Llama 3.1's")
-    if bad:
-        raise ValueError(f"The GGUF file holds what is not implemented: {'; '.join(bad)}. Use another file.")
+        unimplemented.append(f"rotary scaling ({kind}), other than linear or Llama 3.1's")
+    if unimplemented:
+        raise ValueError(f"The GGUF file holds what is not implemented: {'; '.join(unimplemented)}. Use another file.")
     return TransformerConfig(
-        vocab_size=own("vocab_size", len(get(meta, "tokenizer.ggml.tokens"))),
+        vocab_size=own("vocab_size", len(get_entry(meta, "tokenizer.ggml.tokens"))),
         width=width,
         layers=own("block_count"),
         heads=heads,
@@ -158,7 +160,7 @@ def read_config(meta: Mapping[str, Any], names, dtype: str, divisors: np.ndarray
         hidden=own("feed_forward_length"),
         rope_base=base,
         rope_scaling=scaling,
-        # Stored as float32: the shortest decimal that means the same float32 is what was written (1e-05).
+        # Stored as float32; the shortest decimal of the same float32 is the original value (1e-05).
         norm_eps=float(str(np.float32(own("attention.layer_norm_rms_epsilon")))),
         tied=NAMES["output"] not in names,
         param_dtype=dtype,
@@ -169,7 +171,7 @@ def read_config(meta: Mapping[str, Any], names, dtype: str, divisors: np.ndarray
 
 
 def _scaling(divisors: np.ndarray, base: float, head_dim: int) -> RopeScaling | None:
-    """Llama 3.1's scaling with these divisors [C/2]; None if there is none with that paper's other constants."""
+    """Llama 3.1's scaling with these divisors [C/2]; None if none with its other constants has them."""
     scaling = RopeScaling("llama3", float(divisors.max()))
     frequency = base ** (-np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
     expected = rope_divisors(frequency, scaling)
@@ -177,11 +179,11 @@ def _scaling(divisors: np.ndarray, base: float, head_dim: int) -> RopeScaling | 
 
 
 def _gemma3(own, heads: int, width: int, head_dim: int) -> dict[str, Any]:
-    """Fields that Gemma 3 alone has; the constants are llama.cpp's own, which its files leave out."""
+    """Fields that only Gemma 3 has; its files leave out the constants, which are from llama.cpp's code."""
     layers, window = own("block_count"), own("attention.sliding_window", 0)
     pattern = own("attention.sliding_window_pattern", 6)
-    every = list(pattern) if isinstance(pattern, list) else [(i + 1) % pattern != 0 for i in range(layers)]
-    local = tuple(map(bool, every)) if window else ()
+    is_local = list(pattern) if isinstance(pattern, list) else [(i + 1) % pattern != 0 for i in range(layers)]
+    local = tuple(map(bool, is_local)) if window else ()
     return {
         "window": window if any(local) else 0,
         "local": local if any(local) else (),
@@ -193,18 +195,18 @@ def _gemma3(own, heads: int, width: int, head_dim: int) -> dict[str, Any]:
 
 
 def hugging_face_tensors(reader, config: TransformerConfig) -> dict[str, Tensor]:
-    """Hugging Face name to tensor in torch's layout, expanded when it is read; every tensor used once, none left out."""
+    """Hugging Face name → tensor in torch's layout, expanded when it is read; every tensor is used once, none is left out."""
     from gguf.quants import dequantize
 
-    wanted = {}  # GGUF name to (path, Hugging Face name)
+    expected = {}  # GGUF name → (path, Hugging Face name)
     for weight in weights(config):
         for i, name in enumerate(weight.names(config.layers)):
-            wanted[NAMES[weight.path].format(i)] = weight.path, name
-    found = {tensor.name for tensor in reader.tensors} - ({DIVISORS} if config.rope_scaling else set())
-    if wanted.keys() != found:
+            expected[NAMES[weight.path].format(i)] = weight.path, name
+    stored = {tensor.name for tensor in reader.tensors} - ({DIVISORS} if config.rope_scaling else set())
+    if expected.keys() != stored:
         raise ValueError(
             f"The GGUF file's tensors are not those of a {FAMILIES[config.family].architecture}: "
-            f"missing {sorted(wanted.keys() - found) or 'none'}, left over {sorted(found - wanted.keys()) or 'none'}."
+            f"missing {sorted(expected.keys() - stored) or 'none'}, left over {sorted(stored - expected.keys()) or 'none'}."
         )
     for kind, tensor in {tensor.tensor_type: tensor for tensor in reader.tensors}.items():
         try:
@@ -222,25 +224,25 @@ def hugging_face_tensors(reader, config: TransformerConfig) -> dict[str, Tensor]
         return (value - 1.0 if config.norm_plus_one and path.endswith("_norm") else value)[index]
 
     return {
-        wanted[tensor.name][1]: Tensor(
+        expected[tensor.name][1]: Tensor(
             tuple(int(n) for n in reversed(tensor.shape)),
             "F32",
-            functools.partial(expand, tensor, wanted[tensor.name][0]),
+            functools.partial(expand, tensor, expected[tensor.name][0]),
         )
         for tensor in reader.tensors
-        if tensor.name in wanted
+        if tensor.name in expected
     }
 
 
 def unpermute(rows: np.ndarray, heads: int) -> np.ndarray:
     """Puts the rows of a query or key matrix back in Hugging Face's order.
 
-    Rotary positions turn pairs of a head's features. llama.cpp keeps the two of a pair side by side; Hugging Face keeps
-    all firsts of a head, then all seconds.
+    Rotary positions rotate pairs of a head's features. llama.cpp stores the two of a pair next to each other; Hugging Face
+    stores first all first ones of a head, then all second ones.
 
     Args:
       rows: [heads · C, D].
-      heads: how many heads the rows make.
+      heads: number of heads in the rows.
 
     Returns:
       [heads · C, D].

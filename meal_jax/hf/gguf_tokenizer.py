@@ -1,7 +1,7 @@
 """The tokenizer in a GGUF file's metadata, as one of the tokenizers library.
 
-A GGUF file keeps a vocabulary and names the rules; the rules themselves are here. Two kinds: byte-level BPE ("gpt2", with
-a named pre-tokenizer), and sentencepiece's BPE ("llama"), whose merges follow from its vocabulary.
+A GGUF file holds a vocabulary and the names of rules; this module has the rules. There are two kinds: byte-level BPE ("gpt2",
+with a named pre-tokenizer), and sentencepiece's BPE ("llama"), whose merges follow from its vocabulary.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # GGUF's types of tokens
-SPACE = "▁"  # sentencepiece's sign for it
+SPACE = "▁"  # sentencepiece's symbol for a space
 
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
@@ -22,13 +22,13 @@ _WORDS = (
 
 
 class ByteLevel(NamedTuple):
-    """Rules of a byte-level tokenizer: what splits a text before the merges, and what goes before that.
+    """Rules of a byte-level tokenizer: what splits a text before the merges, and the normalisation before that.
 
     Attributes:
       split: steps of the pre-tokenizer.
       normalizer: or None.
-      whole_words: a piece that is a token is taken as one, whatever the merges say.
-      begins: adds a begin token where the file does not say.
+      whole_words: a piece that is a token stays one, whatever the merges are.
+      begins: adds a begin token if the file does not say whether to.
     """
 
     split: tuple
@@ -58,15 +58,15 @@ BYTE_LEVEL = {
 }
 
 
-def read(meta: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
+def read_tokenizer(meta: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     """The tokenizer, and the entries of its tokenizer_config.json.
 
     Raises:
-      ValueError: it is of a kind that is not implemented, named in the message; or the file is incomplete.
+      ValueError: its kind is not implemented, named in the message; or the file is incomplete.
     """
     model, pre = meta.get("tokenizer.ggml.model"), meta.get("tokenizer.ggml.pre")
-    tokens = list(get(meta, "tokenizer.ggml.tokens"))
-    types = get(meta, "tokenizer.ggml.token_type")
+    tokens = list(get_entry(meta, "tokenizer.ggml.tokens"))
+    types = get_entry(meta, "tokenizer.ggml.token_type")
     if len(set(tokens)) != len(tokens):
         raise ValueError("The GGUF file's vocabulary holds a token twice: an id would be lost.")
     if model == "gpt2":
@@ -77,29 +77,32 @@ def read(meta: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, dict[str, Any]]
         tokenizer, begins = _sentencepiece(meta, tokens, types), True
     else:
         raise ValueError(f"The GGUF tokenizer model {model!r} is not implemented (gpt2 and llama are).")
-    of_type = lambda wanted: [  # noqa: E731
-        tokenizers.AddedToken(token, normalized=False)
-        for token, type_ in zip(tokens, types, strict=True)
-        if type_ == wanted and token.strip()  # runs of spaces are reached by merges
-    ]
+
+    def of_type(wanted: int) -> list[tokenizers.AddedToken]:
+        return [
+            tokenizers.AddedToken(token, normalized=False)
+            for token, type_ in zip(tokens, types, strict=True)
+            if type_ == wanted and token.strip()  # merges produce runs of spaces
+        ]
+
     tokenizer.add_special_tokens(of_type(CONTROL))
     tokenizer.add_tokens(of_type(USER_DEFINED))
     settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",  # takes tokenizer.json as it is
+        "tokenizer_class": "PreTrainedTokenizerFast",  # reads tokenizer.json unchanged
         "clean_up_tokenization_spaces": False,
     }
-    for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
-        key = f"tokenizer.ggml.{theirs}_token_id"
+    for name, gguf_name in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+        key = f"tokenizer.ggml.{gguf_name}_token_id"
         if key in meta:
-            settings[f"{ours}_token"] = tokens[meta[key]]
+            settings[f"{name}_token"] = tokens[meta[key]]
     if "tokenizer.chat_template" in meta:
         settings["chat_template"] = meta["tokenizer.chat_template"]
     _add_ends(tokenizer, meta, settings, begins)
     return tokenizer, settings
 
 
-def get(meta: Mapping[str, Any], key: str, *default):
-    """An entry, or its default; without one ValueError."""
+def get_entry(meta: Mapping[str, Any], key: str, *default):
+    """An entry, or its default; ValueError if there is neither."""
     if key in meta:
         return meta[key]
     if default:
@@ -108,7 +111,7 @@ def get(meta: Mapping[str, Any], key: str, *default):
 
 
 def _byte_level(meta: Mapping[str, Any], tokens: list[str], rules: ByteLevel) -> tokenizers.Tokenizer:
-    merges = [tuple(merge.split(" ")) for merge in get(meta, "tokenizer.ggml.merges")]
+    merges = [tuple(merge.split(" ")) for merge in get_entry(meta, "tokenizer.ggml.merges")]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=rules.whole_words))
     if rules.normalizer is not None:
@@ -119,11 +122,11 @@ def _byte_level(meta: Mapping[str, Any], tokens: list[str], rules: ByteLevel) ->
 
 
 def _sentencepiece(meta: Mapping[str, Any], tokens: list[str], types: list[int]) -> tokenizers.Tokenizer:
-    """BPE over characters, bytes for those that are unknown; a space is part of the word after it."""
+    """BPE over characters, with bytes for unknown ones; a space is part of the word after it."""
     gemma = meta.get("general.architecture", "").startswith("gemma")
-    # Gemma's tokens of spaces alone are stored as such, and its scores do not follow the order of its merges: ids do.
+    # Gemma's tokens of spaces are stored as spaces. The order of its merges is that of the ids, not of the scores.
     spelled = [SPACE * len(token) if token and not token.strip(" ") else token for token in tokens]
-    order = range(len(tokens)) if gemma else [-score for score in get(meta, "tokenizer.ggml.scores")]
+    order = range(len(tokens)) if gemma else [-score for score in get_entry(meta, "tokenizer.ggml.scores")]
     unknown = [token for token, type_ in zip(tokens, types, strict=True) if type_ == UNKNOWN]
     tokenizer = tokenizers.Tokenizer(
         models.BPE(
@@ -146,21 +149,21 @@ def _sentencepiece(meta: Mapping[str, Any], tokens: list[str], types: list[int])
 
 
 def merges_of(tokens: list[str], types: list[int], order) -> list[tuple[str, str]]:
-    """The merges behind a vocabulary of sentencepiece's: every way to cut a token in two tokens, tokens of low order first."""
+    """The merges of a sentencepiece vocabulary: every way to cut a token into two tokens, tokens of low order first."""
     vocabulary = {token: i for i, token in enumerate(tokens)}
     merges = []
-    for token, type_, at in zip(tokens, types, order, strict=True):
+    for token, type_, rank in zip(tokens, types, order, strict=True):
         if type_ in (NORMAL, USER_DEFINED):
             cuts = [(token[:i], token[i:]) for i in range(1, len(token))]
             known = [(vocabulary[a], vocabulary[b], a, b) for a, b in cuts if a in vocabulary and b in vocabulary]
-            merges += [(at, *cut) for cut in sorted(known)]
+            merges += [(rank, *cut) for cut in sorted(known)]
     return [(a, b) for *_, a, b in sorted(merges, key=lambda merge: merge[0])]
 
 
 def _add_ends(
     tokenizer: tokenizers.Tokenizer, meta: Mapping[str, Any], settings: Mapping[str, str], begins: bool
 ) -> None:
-    """Makes the tokenizer put its begin and end tokens around a text, where the file says that it does."""
+    """Makes the tokenizer put begin and end tokens around a text, if the file says so."""
 
     def added(end: str, default: bool) -> list[str]:
         return [settings[f"{end}_token"]] if meta.get(f"tokenizer.ggml.add_{end}_token", default) else []

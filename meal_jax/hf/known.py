@@ -1,6 +1,6 @@
 """Sizes of published models, as entries of their config.json, for work that needs no weights: plans, estimates, compilation.
 
-Training always reads a model's own files. What a family's files leave unsaid is in `families.FAMILIES`.
+Training always reads a model's own files. `families.FAMILIES` has what a family's files leave out.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SMOLLM2 = {
 }
 
 
-def _decoder(family: dict, width: int, hidden: int, layers: int, heads: int, kv_heads: int, **more) -> dict[str, Any]:
+def _decoder(family: dict, width: int, hidden: int, layers: int, heads: int, kv_heads: int, **others) -> dict[str, Any]:
     sizes = {
         "hidden_size": width,
         "intermediate_size": hidden,
@@ -39,7 +39,7 @@ def _decoder(family: dict, width: int, hidden: int, layers: int, heads: int, kv_
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
     }
-    return family | sizes | more
+    return family | sizes | others
 
 
 def _gpt2(width: int, layers: int, heads: int) -> dict[str, Any]:

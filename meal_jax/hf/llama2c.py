@@ -105,7 +105,7 @@ def read_tokenizer(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     special = {0: "<unk>", 1: BEGIN, 2: "</s>"}
     types = [gguf_tokenizer.UNKNOWN, gguf_tokenizer.CONTROL, gguf_tokenizer.CONTROL]
     types += [BYTE if i < 256 + len(special) else gguf_tokenizer.NORMAL for i in range(len(special), len(tokens))]
-    return gguf_tokenizer.read(
+    return gguf_tokenizer.read_tokenizer(
         {
             "tokenizer.ggml.model": "llama",
             "tokenizer.ggml.tokens": [

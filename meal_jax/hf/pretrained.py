@@ -1,8 +1,8 @@
 """Weights, settings and tokenizers of Hugging Face directories, in and out, without torch.
 
 A directory holds config.json, one model.safetensors or shards with model.safetensors.index.json, and the tokenizer's
-files. What their entries and tensors are called is in `families`. Weights in torch's own files (pytorch_model.bin) are
-read where torch is installed; a GGUF file is read like a directory.
+files. `families` has the names of entries and tensors. Weights in torch's own files (pytorch_model.bin) are read if torch is
+installed; a GGUF file is read like a directory.
 
 Letters: L layers.
 """
@@ -27,7 +27,7 @@ from meal_jax.hf import gguf, sentencepiece
 from meal_jax.hf.families import Weight, parse, weights
 from meal_jax.hf.families import entries as config_entries
 from meal_jax.hf.readers import open_weights
-from meal_jax.hf.storage import (  # noqa: F401 - the names of its files are part of this module too
+from meal_jax.hf.storage import (  # noqa: F401 - the file names are part of this module too
     FLOATS,
     INDEX,
     PICKLED,
@@ -43,17 +43,17 @@ from meal_jax.models.transformer import Transformer, TransformerConfig
 PyTree = Any
 PIECES = "tokenizer.model"  # sentencepiece's file
 SHIPPED = Path(__file__).parents[1] / "shipped"  # models that the package holds, by the names of their folders
-FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")  # what is fetched of a hub id
+FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")  # files that are fetched from the hub
 
 
 def resolve(source: str | os.PathLike, patterns: Iterable[str] = FILES) -> Path:
-    """The directory that `source` names: itself where it exists, else a model of SHIPPED, else the snapshot of that hub id.
+    """The directory that `source` names: itself if it exists, else a model of SHIPPED, else the snapshot of that hub id.
 
-    A GGUF file is unpacked (settings and tokenizer; the weights stay in it) to a directory that lasts as long as this process.
+    A GGUF file is unpacked to a temporary directory (settings and tokenizer; the weights stay in the file), see `gguf.unpack`.
 
     Raises:
       FileNotFoundError: it is neither a directory nor a hub id that could be fetched.
-      NotADirectoryError: it is a file, and none of GGUF.
+      NotADirectoryError: it is a file, but not a GGUF file.
       ModuleNotFoundError, ValueError: see `gguf.unpack`.
     """
     path = Path(source).expanduser()
@@ -65,7 +65,7 @@ def resolve(source: str | os.PathLike, patterns: Iterable[str] = FILES) -> Path:
         raise NotADirectoryError(f"{source} is a file; a Hugging Face directory, a hub id or a .gguf file is needed.")
     if is_shipped(source):
         return SHIPPED / str(source)
-    from huggingface_hub import snapshot_download  # only here: most runs read a directory
+    from huggingface_hub import snapshot_download  # imported here because most runs read a directory
 
     try:
         # The folders of a repository hold copies of its weights in other formats.
@@ -99,18 +99,18 @@ def resolve_weights(source: str | os.PathLike) -> Path:
 
 
 def load_config(source: str | os.PathLike, **overrides) -> TransformerConfig:
-    """Reads config.json of a decoder; `families.FAMILIES` are those that are known.
+    """Reads config.json of a decoder; `families.FAMILIES` lists the known families.
 
     Args:
       source: directory, hub id or GGUF file.
-      **overrides: fields of TransformerConfig that no file decides: dtype, param_dtype, remat, unroll, lora.
+      **overrides: fields of TransformerConfig that do not come from a file: dtype, param_dtype, remat, unroll, lora.
 
     Returns:
       TransformerConfig.
 
     Raises:
       FileNotFoundError: no config.json.
-      ValueError: the file asks for something that is not implemented, named in the message; or lacks an entry.
+      ValueError: the file asks for a feature that is not implemented, named in the message; or lacks an entry.
       TypeError: an override that is not a field.
     """
     unknown = set(overrides) - {field.name for field in dataclasses.fields(TransformerConfig)}
@@ -122,29 +122,31 @@ def load_config(source: str | os.PathLike, **overrides) -> TransformerConfig:
 
 @functools.cache
 def param_shapes(config: TransformerConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """Path "a/b/c" to shape and type of every base parameter of the decoder, adapters left out."""
+    """Path "a/b/c" → shape and type of every base parameter of the decoder, without adapters."""
     c = dataclasses.replace(config, lora=None)
     tokens = jax.ShapeDtypeStruct((1, 1, 1), jnp.int32)
 
     def init(tokens):
-        call = lambda module, tokens: module(module.embed(tokens), tokens, jnp.ones((1, 1, 1, 1), bool))  # noqa: E731
+        def call(module, tokens):
+            return module(module.embed(tokens), tokens, jnp.ones((1, 1, 1, 1), bool))
+
         return Transformer(c).init(jax.random.key(0), tokens, method=call)["params"]
 
     return traverse_util.flatten_dict(jax.eval_shape(init, tokens), sep="/")
 
 
 def load_params(source: str | os.PathLike, config: TransformerConfig, sharding: PyTree | None = None) -> PyTree:
-    """Reads the decoder's base parameters, what `Policy.init` without LoRA makes under "transformer".
+    """Reads the decoder's base parameters, which `Policy.init` without LoRA makes under "transformer".
 
     Every name and shape is checked against the files' headers before the first value is read. Values are then read tensor
-    by tensor (one layer of one parameter), each device's slice alone, in the parameters' type (`config.param_dtype`;
-    float32 for the norms), and put in their place on the device before the next is read: the host never holds more than
-    one tensor of the file and its copy in the parameters' type.
+    by tensor (one layer of one parameter), only each device's slice, in the storage type (`config.param_dtype`; float32 for
+    the norms). Each is put on the device before the next is read, so the host holds at most one tensor of the file and its
+    copy in the storage type.
 
     Args:
       source: directory, hub id or GGUF file.
       config: as from `load_config`.
-      sharding: None for the default device, or a tree like the result with a sharding for each leaf.
+      sharding: None for the default device, or a tree like the result with one sharding per leaf.
 
     Returns:
       {"embedding": [V, D], "final_norm": [D], ["output": [V, D],] "layers": {... [L, ...]}}.
@@ -172,7 +174,7 @@ def load_params(source: str | os.PathLike, config: TransformerConfig, sharding: 
 
 
 def _rename(tensors: Mapping[str, Tensor], config: TransformerConfig) -> Mapping[str, Tensor]:
-    """Gemma 3 with vision: its text part, by the names that it has alone."""
+    """Gemma 3 with vision: its text part, under the names of the text-only model."""
     if config.family != "gemma3_text" or not any("language_model." in name for name in tensors):
         return tensors
     return {
@@ -189,20 +191,20 @@ def _check(directory: Path, tensors: Mapping[str, Tensor], config: TransformerCo
     for weight in weights(config):
         shape = torch_shape(weight, shapes[weight.path].shape)
         expected |= dict.fromkeys(weight.names(config.layers), shape)
-    found = {name: tuple(tensor.get_shape()) for name, tensor in tensors.items()}
+    stored = {name: tuple(tensor.get_shape()) for name, tensor in tensors.items()}
     problems = {
-        "missing": sorted(expected.keys() - found.keys()),
+        "missing": sorted(expected.keys() - stored.keys()),
         "misshapen": [
-            f"{name} {list(found[name])} instead of {list(expected[name])}"
-            for name in sorted(expected.keys() & found.keys())
-            if found[name] != expected[name]
+            f"{name} {list(stored[name])} instead of {list(expected[name])}"
+            for name in sorted(expected.keys() & stored.keys())
+            if stored[name] != expected[name]
         ],
         "not floating point": sorted(
             f"{name} ({tensor.get_dtype()})"
             for name, tensor in tensors.items()
             if name in expected and tensor.get_dtype() not in FLOATS
         ),
-        "left over": sorted(name for name in found.keys() - expected.keys() if not _is_redundant(name, config)),
+        "left over": sorted(name for name in stored.keys() - expected.keys() if not _is_redundant(name, config)),
     }
     lines = [f"  {what}: {few(names)}" for what, names in problems.items() if names]
     if lines:
@@ -210,7 +212,7 @@ def _check(directory: Path, tensors: Mapping[str, Tensor], config: TransformerCo
 
 
 def _is_redundant(name: str, config: TransformerConfig) -> bool:
-    """Tensors that some writers add and that follow from others: the tied output, the rotary frequencies."""
+    """Whether a tensor follows from others, as some writers add: the tied output, the rotary frequencies."""
     return (config.tied and name == "lm_head.weight") or name.endswith("rotary_emb.inv_freq")
 
 
@@ -233,18 +235,20 @@ def read_weight(
     set_layer = _set_layer(sharding)
     for i, name in enumerate(weight.names(layers)):
         row = _read(tensors[name], weight.transposed, leaf.shape[1:], leaf.dtype, one_layer)
-        stacked = jax.block_until_ready(set_layer(stacked, row, i))  # else rows that wait pile up on the host
+        stacked = jax.block_until_ready(set_layer(stacked, row, i))  # else waiting rows pile up on the host
     return stacked
 
 
 @functools.cache
 def _set_layer(sharding):
-    update = lambda stacked, row, i: jax.lax.dynamic_update_index_in_dim(stacked, row, i, 0)  # noqa: E731
+    def update(stacked, row, i):
+        return jax.lax.dynamic_update_index_in_dim(stacked, row, i, 0)
+
     return jax.jit(update, donate_argnums=0, out_shardings=sharding)
 
 
 def _read(tensor: Tensor, transposed: bool, shape: tuple[int, ...], dtype, sharding) -> jax.Array:
-    """One tensor on its devices, each reading its slice; devices that hold the same slice read it once."""
+    """One tensor on its devices; each slice is read once, also if several devices hold it."""
 
     def part(index):
         value = tensor[index[::-1] if transposed else index]
@@ -254,13 +258,13 @@ def _read(tensor: Tensor, transposed: bool, shape: tuple[int, ...], dtype, shard
         return jnp.asarray(part((slice(None),) * len(shape)))
     parts = {}
 
-    def once(index):
+    def cached_part(index):
         key = str(index)
         if key not in parts:
             parts[key] = part(index)
         return parts[key]
 
-    return jax.make_array_from_callback(shape, sharding, once)
+    return jax.make_array_from_callback(shape, sharding, cached_part)
 
 
 def save(
@@ -275,12 +279,12 @@ def save(
     """Writes a directory that `load_params`, transformers and others read: the inverse of loading.
 
     Args:
-      directory: made if it is not there.
+      directory: created if missing.
       config: of the decoder; tensors are stored in `config.param_dtype`.
       params: as from `load_params`, adapters merged into their kernels.
       settings: more entries of config.json, such as eos_token_id.
-      files: copied along, the tokenizer's for one.
-      max_shard_bytes: weights of more than this are cut into several files; the host holds one at a time.
+      files: copied to the directory, for example the tokenizer's.
+      max_shard_bytes: larger weights are split over several files; the host holds one at a time.
 
     Raises:
       ValueError: parameters missing, misshapen or unknown, or a config that its family cannot express.
@@ -309,7 +313,7 @@ def save(
 
 
 def torch_slice(leaf: jax.Array, layer: int | None, transposed: bool, index: Any) -> np.ndarray:
-    """A layer of a parameter in torch's layout; taken from the device only now."""
+    """A layer of a parameter in torch's layout, copied from the device."""
     value = np.asarray(leaf if layer is None else leaf[layer])
     return (value.T if transposed else value)[index]
 
@@ -321,7 +325,7 @@ def write(
     settings: Mapping[str, Any] | None = None,
     max_shard_bytes: int = 5 * 10**9,
 ) -> None:
-    """Writes config.json, then the weights; the file that names them comes last, so that its presence means completeness.
+    """Writes config.json, then the weights; the file that names them comes last, so a directory with it is complete.
 
     Args:
       directory: exists.
@@ -337,14 +341,14 @@ def write(
 def load_tokenizer(source: str | os.PathLike):
     """The directory's tokenizer, with a pad token: its own, else its end token.
 
-    Padding is masked wherever it is read, so any token will do; where pad and end are one token, a response's length
-    comes from its mask and never from comparing ids with pad.
+    Padding is always masked, so any token can be the pad token. If pad and end are the same token, a response's length comes
+    from its mask, never from comparing ids with pad.
 
     Raises:
       FileNotFoundError: no tokenizer there.
       ValueError: it has neither a pad nor an end token.
     """
-    from transformers import AutoTokenizer  # seconds to import, and only texts need it
+    from transformers import AutoTokenizer  # takes seconds to import, and only text needs it
 
     directory = resolve(source)
     try:
@@ -364,13 +368,16 @@ def load_tokenizer(source: str | os.PathLike):
 
 
 def _from_pieces(directory: Path):
-    """The tokenizer of a directory that has sentencepiece's file alone, as Llama 2's first repositories."""
+    """The tokenizer of a directory that only has sentencepiece's file, as Llama 2's first repositories."""
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer, settings = sentencepiece.read(directory / PIECES)
+    tokenizer, settings = sentencepiece.read_model(directory / PIECES)
     file = directory / "tokenizer_config.json"
-    named = read_json(file) if file.exists() else {}
-    text = lambda token: token["content"] if isinstance(token, dict) else token  # noqa: E731
-    own = ("bos_token", "eos_token", "unk_token", "pad_token", "chat_template")
-    settings |= {key: text(named[key]) for key in own if named.get(key)}
+    configured = read_json(file) if file.exists() else {}
+
+    def text(token):
+        return token["content"] if isinstance(token, dict) else token
+
+    keys = ("bos_token", "eos_token", "unk_token", "pad_token", "chat_template")
+    settings |= {key: text(configured[key]) for key in keys if configured.get(key)}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **settings)

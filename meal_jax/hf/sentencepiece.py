@@ -1,7 +1,7 @@
 """A sentencepiece file (tokenizer.model) as a tokenizer of the tokenizers library; the sentencepiece package is not needed.
 
-The file is a protocol buffer (sentencepiece_model.proto of the published source). Its pieces have the types that GGUF
-numbers alike, so `gguf_tokenizer` makes the tokenizer.
+The file is a protocol buffer (sentencepiece_model.proto of the published source). GGUF numbers the types of pieces in the
+same way, so `gguf_tokenizer` makes the tokenizer.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ MODEL_TYPE, UNK, BOS, EOS, PAD = 3, 40, 41, 42, 43
 BPE = 2
 
 
-def read(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
-    """The tokenizer, which begins a text with its begin token, and the entries of its tokenizer_config.json.
+def read_model(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
+    """The tokenizer, which puts its begin token before a text, and the entries of its tokenizer_config.json.
 
     Raises:
-      ValueError: not such a file, or a model that is not BPE.
+      ValueError: not a sentencepiece file, or a model that is not BPE.
     """
     tokens, scores, types, trainer = [], [], [], {}
     try:
@@ -42,9 +42,9 @@ def read(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
         raise ValueError(f"{path} is not a sentencepiece model, or is cut short ({error}); fetch it again.") from error
     if trainer.get(MODEL_TYPE) != BPE:
         raise ValueError(f"{path} is a sentencepiece model other than BPE, which is not implemented.")
-    ids = {"unknown": (UNK, 0), "bos": (BOS, 1), "eos": (EOS, 2), "padding": (PAD, -1)}  # and their defaults
+    ids = {"unknown": (UNK, 0), "bos": (BOS, 1), "eos": (EOS, 2), "padding": (PAD, -1)}  # field numbers and defaults
     meta = {f"tokenizer.ggml.{name}_token_id": trainer.get(number, default) for name, (number, default) in ids.items()}
-    return gguf_tokenizer.read(
+    return gguf_tokenizer.read_tokenizer(
         {key: i for key, i in meta.items() if 0 <= i < len(tokens)}
         | {
             "tokenizer.ggml.model": "llama",
@@ -57,31 +57,31 @@ def read(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
     """(number, value) of each field of a message: integers, floats, or bytes (texts and messages within)."""
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
+    offset = 0
+    while offset < len(data):
+        key, offset = _varint(data, offset)
         kind = key & 7
         if kind == 0:
-            value, at = _varint(data, at)
+            value, offset = _varint(data, offset)
         elif kind == 2:
-            length, at = _varint(data, at)
-            value, at = data[at : at + length], at + length
+            length, offset = _varint(data, offset)
+            value, offset = data[offset : offset + length], offset + length
         elif kind in (1, 5):
             size = 8 if kind == 1 else 4
-            value, at = struct.unpack_from("<d" if kind == 1 else "<f", data, at)[0], at + size
+            value, offset = struct.unpack_from("<d" if kind == 1 else "<f", data, offset)[0], offset + size
         else:
             raise ValueError(f"field of kind {kind}")
-        if at > len(data):
+        if offset > len(data):
             raise ValueError("a field ends after the file")
         yield key >> 3, value
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """An integer of seven bits a byte, and the index after it; negative ones are stored modulo 2 to the 64."""
+def _varint(data: bytes, offset: int) -> tuple[int, int]:
+    """An integer of seven bits per byte, and the index after it; negative ones are stored modulo 2⁶⁴."""
     value = shift = 0
     while True:
-        byte = data[at]
+        byte = data[offset]
         value |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
+        offset, shift = offset + 1, shift + 7
         if byte < 128:
-            return value - (1 << 64) if value >= 1 << 63 else value, at
+            return value - (1 << 64) if value >= 1 << 63 else value, offset

@@ -1,4 +1,4 @@
-"""Decoders of which only the sizes are needed: to draw weights at random in the shapes of a published model."""
+"""Sizes of decoders: to draw random weights in the shapes of a published model."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 from meal_jax.hf import families, known, pretrained
 from meal_jax.models.transformer import TransformerConfig
 
-RANDOM = "random:"  # before a name below, a directory or a hub id: its shapes, random weights
+RANDOM = "random:"  # prefix of a known name, a directory or a hub id: random weights in its shapes
 
 
 def entries(source: str) -> Mapping[str, Any]:
-    """config.json's entries for one of `known.DECODERS` (its last part, or a path that ends in it), a directory or a hub id.
+    """Entries of config.json of one of `known.DECODERS` (by its last part or a path ending in it), a directory or a hub id.
 
     Raises:
-      FileNotFoundError: it is neither known here nor anywhere else; lists the names.
+      FileNotFoundError: it is none of these; lists the names.
     """
     last = Path(source).name.lower()
-    for name, found in known.DECODERS.items():
+    for name, decoder in known.DECODERS.items():
         if last and name.rpartition("/")[2].lower().startswith(last):  # "SmolLM2-135M" is "SmolLM2-135M-Instruct"
-            return found
+            return decoder
     try:
         return pretrained.read_json(pretrained.resolve(source) / "config.json")
     except FileNotFoundError as error:

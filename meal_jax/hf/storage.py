@@ -1,4 +1,4 @@
-"""The files of a Hugging Face directory: which hold the weights, and how weights are written, whole or not at all.
+"""The files of a Hugging Face directory: which hold the weights, and writing weights, completely or not at all.
 
 Weights are in safetensors (one file, or shards and an index), in torch's own files (.bin), or in a GGUF file.
 """
@@ -25,12 +25,12 @@ FLOATS = ("F16", "BF16", "F32", "F64")
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor that is still where it lies; used like a slice of safetensors, `tensor[part]` reads.
+    """A tensor that is read on indexing, `tensor[part]`, like a slice of safetensors.
 
     Attributes:
       shape: its dimensions.
       dtype: as safetensors names it, such as "BF16".
-      read: function of an index that gives that part as an array in memory.
+      read: index → that part as an array in memory.
     """
 
     shape: tuple[int, ...]
@@ -48,6 +48,12 @@ class Tensor:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """The entries of a JSON file of a model directory.
+
+    Raises:
+      FileNotFoundError: the file is missing.
+      ValueError: it is damaged, or not an object.
+    """
     if not path.exists():
         raise FileNotFoundError(f"{path.parent} has no {path.name}: it is not a Hugging Face model directory.")
     try:
@@ -60,7 +66,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def weight_files(directory: Path) -> list[str]:
-    """Names of the files that hold the weights, [] if there are none; safetensors go before torch's files.
+    """Names of the files that hold the weights, [] if there are none; safetensors are preferred to torch's files.
 
     Raises:
       FileNotFoundError: an index names files that are missing.
@@ -88,7 +94,7 @@ def write_files(
     dtypes: Mapping[str, np.dtype],
     max_shard_bytes: int = 5 * 10**9,
 ) -> None:
-    """Writes a model of any kind, as `write` does: the entries of config.json, tensors and the types to store them in."""
+    """Writes a model of any kind: the entries of config.json, and tensors in the given storage types."""
     (directory / "config.json").write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
     size = {name: math.prod(tensor.get_shape()) * dtypes[name].itemsize for name, tensor in tensors.items()}
     shards = [[]]
@@ -99,11 +105,11 @@ def write_files(
     stem, count = SINGLE.removesuffix(".safetensors"), len(shards)
     files = [f"{stem}-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)] if count > 1 else [SINGLE]
     for file, names in zip(files, shards, strict=True):
-        # The writer takes an array's memory as it lies, so a transposed view would be stored wrong.
+        # The writer stores an array's memory as it is, so it would store a transposed view wrongly.
         dense = {name: np.ascontiguousarray(tensors[name][...], dtypes[name]) for name in names}
         partial = directory / f"{file}.partial"
         save_file(dense, partial, metadata={"format": "pt"})  # transformers refuses files without this mark
-        shutil.copymode(directory / "config.json", partial)  # the writer makes it readable for its owner alone
+        shutil.copymode(directory / "config.json", partial)  # the writer makes it readable for its owner only
         os.replace(partial, directory / file)
     if count > 1:
         index = {"metadata": {"total_size": sum(size.values())}, "weight_map": {}}
@@ -112,9 +118,9 @@ def write_files(
         os.replace(directory / f"{INDEX}.partial", directory / INDEX)
     for old in {SINGLE, INDEX, *(path.name for path in directory.glob(f"{stem}-*-of-*.safetensors"))} - set(files):
         if old != INDEX or count == 1:
-            (directory / old).unlink(missing_ok=True)  # of an earlier save into this directory
+            (directory / old).unlink(missing_ok=True)  # from an earlier save into this directory
 
 
-def few(names: list[str], most: int = 8) -> str:
-    """The first names of a list, for messages."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def few(names: list[str], limit: int = 8) -> str:
+    """The first `limit` names of a list and the number of the others, for messages."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -309,7 +309,7 @@ def pieces_of(meta, text, **changes):
         "tokenizer.ggml.bos_token_id": 1,
         "tokenizer.ggml.eos_token_id": 0,
     }
-    tokenizer, _ = gguf_tokenizer.read(entries | meta)
+    tokenizer, _ = gguf_tokenizer.read_tokenizer(entries | meta)
     return tokenizer.encode(text).tokens
 
 
@@ -352,14 +352,14 @@ def spm(**changes):
 
 
 def test_sentencepiece_tokenizers():
-    tokenizer, settings = gguf_tokenizer.read(spm())
+    tokenizer, settings = gguf_tokenizer.read_tokenizer(spm())
     assert tokenizer.encode("the in there").tokens == ["<s>", "▁the", "▁", "in", "▁the", "re"]
     assert tokenizer.encode("é").tokens == ["<s>", "▁", "<0xC3>", "<0xA9>"]
     assert tokenizer.encode("the<image>in").tokens == ["<s>", "▁the", "<image>", "in"]
     text = "the  in\nthere é🙂"
     assert tokenizer.decode(tokenizer.encode(text).ids) == text
     assert (settings["bos_token"], settings["eos_token"], settings["unk_token"]) == ("<s>", "</s>", "<unk>")
-    without, _ = gguf_tokenizer.read(spm() | {"tokenizer.ggml.add_space_prefix": False})
+    without, _ = gguf_tokenizer.read_tokenizer(spm() | {"tokenizer.ggml.add_space_prefix": False})
     assert without.encode("the").tokens == ["<s>", "t", "he"]
 
 
@@ -369,7 +369,7 @@ def test_gemmas_sentencepiece_orders_merges_by_id_and_spells_spaces():
     meta["tokenizer.ggml.tokens"] = [*SPM_TOKENS, *words, "<image>"]
     meta["tokenizer.ggml.token_type"] = [*SPM_TYPES[: len(SPM_TOKENS)], 4, *[1] * len(SPM_WORDS), 4]
     meta["tokenizer.ggml.scores"] = [float(i) for i in range(len(meta["tokenizer.ggml.tokens"]))]  # misleading
-    tokenizer, _ = gguf_tokenizer.read(meta)
+    tokenizer, _ = gguf_tokenizer.read_tokenizer(meta)
     assert tokenizer.encode("the there").tokens == ["<s>", "t", "he", "▁the", "re"]
     assert tokenizer.encode("in  the").tokens == ["<s>", "in", "▁▁", "t", "he"]
     assert tokenizer.decode(tokenizer.encode("in  the\n").ids) == "in  the\n"
