@@ -156,4 +156,4 @@ def _classifier(source: sources.Source, config) -> classifier.Classifier:
         found = classifier.parse(known.CLASSIFIERS[at], Path(at), **types)
     else:
         found = classifier.load_config(at, **types)
-    return classifier.of(found, traverse_util.unflatten_dict(classifier.param_shapes(found), sep="/"))
+    return classifier.make_classifier(found, traverse_util.unflatten_dict(classifier.param_shapes(found), sep="/"))

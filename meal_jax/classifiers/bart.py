@@ -2,9 +2,9 @@
 
 Letters as in layers.py; the encoder and the decoder read the same text, so S = T.
 
-The decoder reads the text moved one to the right behind a start token, and the state where the text has its last end
-token is classified. torch's class refuses a batch whose texts have no end token or differ in their number; a text
-without one is read here at its last token.
+The decoder reads the text shifted right by one after a start token, and its state at the last end token of the text is
+classified. torch's class refuses a batch whose texts have no end token or different numbers of them; here a text without end
+token is classified at its last token.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from meal_jax.classifiers import layers
 from meal_jax.classifiers.family import Family, linear_weights, norm_weights, token_id
 from meal_jax.hf.families import Weight
 
-OFFSET = 2  # BART's tables of positions begin with two rows that no token reads
+OFFSET = 2  # BART's tables of positions start with two unused rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,8 +28,8 @@ class Config(layers.EncoderConfig):
 
     Attributes:
       decoder_layers, decoder_heads, decoder_hidden: the decoder's.
-      start: id that the decoder reads first.
-      end: id at which the text's state is taken.
+      start: first id that the decoder reads.
+      end: id of the token whose last state is classified.
       scaled: embeddings are multiplied by √D.
     """
 
@@ -75,7 +75,7 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, x, source, mask):
         x = _positioned(self, x)
-        # No key needs a mask but the causal one: what is taken of x stands before all padding.
+        # The causal mask suffices: the state that is classified comes before all padding.
         causal = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))
         return layers.stack(DecoderBlock, self.config, self.config.decoder_layers)(x, causal, source, mask)[0]
 
@@ -99,17 +99,21 @@ class Model(nn.Module):
         shifted = jnp.concatenate([jnp.full_like(tokens[:, :1], c.start), tokens[:, :-1]], axis=1)
         x = Decoder(c, name="decoder")(embedding[shifted], source, keys)
         ends = mask & (tokens == c.end)
-        at = jnp.where(ends.any(axis=1), layers.last(ends), layers.last(mask))
-        return layers.classify(c, layers.state_at(x, at), "tanh")
+        index = jnp.where(ends.any(axis=1), layers.last(ends), layers.last(mask))
+        return layers.classify(c, layers.state_at(x, index), "tanh")
 
 
 def _attention_weights(path: str, name: str) -> tuple[Weight, ...]:
     names = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}
-    return tuple(row for ours, theirs in names.items() for row in linear_weights(f"{path}/{ours}", f"{name}.{theirs}"))
+    return tuple(
+        row
+        for letter, projection in names.items()
+        for row in linear_weights(f"{path}/{letter}", f"{name}.{projection}")
+    )
 
 
 def _half_weights(half: str) -> tuple[Weight, ...]:
-    """The table of the encoder or the decoder; the decoder's rows of cross-attention match nothing in the encoder."""
+    """The table of the encoder or the decoder; the encoder has no parameters for the rows of cross-attention."""
     path, name = f"{half}/layers", f"model.{half}.layers.{{}}"
     return (
         Weight(f"{half}/positions", f"model.{half}.embed_positions.weight"),

@@ -5,8 +5,8 @@ Letters as in layers.py.
 They differ in three fields of one configuration: RoBERTa counts positions from its padding id + 1 and has one token type,
 DistilBERT has no token types and a ReLU in its head where the others have tanh.
 
-RoBERTa's torch class finds padding by id when it counts positions; ours by the mask, which is the same for texts whose
-tokens are not padding.
+RoBERTa's torch class finds padding by id when it counts positions, this one by the mask. The two agree for texts without
+padding ids.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Config(layers.EncoderConfig):
 
     Attributes:
       offset: row of the table of positions that the first token reads.
-      types: token types; 0 where there is no table of them.
+      types: number of token types; 0 for no table of them.
       pooler: activation of the head.
     """
 
@@ -53,7 +53,7 @@ class Model(nn.Module):
 
 
 def _bert_weights(prefix: str, pooler: str, classifier: str) -> tuple[Weight, ...]:
-    """The table of BERT and RoBERTa, who differ in how they call the head."""
+    """The table of BERT and RoBERTa, which differ in the names of the head."""
     layer = f"{prefix}.encoder.layer.{{}}"
     return (
         Weight("embedding", f"{prefix}.embeddings.word_embeddings.weight"),
@@ -127,7 +127,7 @@ def _distilbert_fields(c) -> dict:
         "positions": c["max_position_embeddings"],
         "pad": token_id(c, "pad_token_id", 0),
         "activation": c.get("activation", "gelu"),
-        "norm_eps": 1e-12,  # torch's class has it in its code, not in its configuration
+        "norm_eps": 1e-12,  # torch's class has it in code, not in its configuration
         "types": 0,
         "pooler": "relu",
     }
@@ -188,7 +188,7 @@ ROBERTA = Family(
     fields=_roberta_fields,
     unimplemented=_unimplemented,
     entries=_bert_entries,
-    redundant=r"^(roberta\.)?pooler\.",  # the base model has one, its classifier does without
+    redundant=r"^(roberta\.)?pooler\.",  # the base model has one, its classifier does not
 )
 DISTILBERT = Family(
     name="distilbert",

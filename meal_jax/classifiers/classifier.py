@@ -4,8 +4,8 @@
     logits = jax.jit(classifier.apply)(classifier.params, tokens, mask, types)  # [R, labels]
 
 Each agrees with transformers' torch class to float32's accuracy: GPT-2, BERT, RoBERTa, DistilBERT, DeBERTa v2 and v3, BART,
-and the decoders of hf/families.py. (Accelerators multiply float32 in fewer digits unless jax_default_matmul_precision says
-otherwise.) Which objective reads which logit, and how texts become tokens, is not decided here.
+and the decoders of hf/families.py. (Accelerators multiply float32 with fewer digits unless jax_default_matmul_precision says
+otherwise.) Which objective reads which logit, and how texts become tokens, is decided elsewhere.
 
 Letters: R rows (texts), T tokens, L layers.
 """
@@ -27,7 +27,7 @@ import numpy as np
 from flax import traverse_util
 
 from meal_jax.classifiers import bart, bert, deberta, decoder, gpt2
-from meal_jax.classifiers.family import SETTINGS, Family, read, tensors_of
+from meal_jax.classifiers.family import SETTINGS, Family, read_params, tensors_of
 from meal_jax.classifiers.layers import ACTIVATIONS
 from meal_jax.hf import families, pretrained
 from meal_jax.models.lora import ADAPTER_LEAVES
@@ -39,17 +39,17 @@ BASES = r"Model|LMHeadModel|For(CausalLM|MaskedLM|PreTraining|ConditionalGenerat
 
 
 class Classifier(NamedTuple):
-    """A model that gives texts logits.
+    """A model that maps texts to logits.
 
     Attributes:
       apply: (params, tokens [R, T] int, mask [R, T] bool, types [R, T] int) → logits [R, labels] float32. Pure, for jit. Rows
-        are padded on the right; results do not depend on the padding, nor on its ids. A row that is all padding gets
-        finite numbers without a meaning. `types` are token types (0, and 1 in the second text of a pair), read by the
+        are padded on the right; results do not depend on the padding or its ids. A row of padding only gets finite numbers
+        without meaning. `types` are token types (0, and 1 in the second text of a pair), read by the
         models that have them. Raises ValueError, while tracing, where T is more than `max_length`.
       params: nested dict; "pooler" and "classifier" are the head.
       labels: number of logits.
-      max_length: the most tokens that a text may have.
-      pad: id that the model's files name for padding.
+      max_length: max number of tokens of a text.
+      pad: padding id in the model's files.
       family: config.json's model_type: "gpt2", "bert", "roberta", "distilbert", "deberta-v2", "bart", "llama", …
       config: the family's configuration, for `save`.
     """
@@ -69,7 +69,7 @@ def load_config(source: str | os.PathLike, *, fresh_head: int | None = None, **s
     Args:
       source: directory or hub id.
       fresh_head: number of labels of a new head; with it, config.json may also be a base model's.
-      **settings: fields that no file decides: dtype, param_dtype, remat, lora.
+      **settings: fields that do not come from a file: dtype, param_dtype, remat, lora.
 
     Returns:
       The configuration of the family that config.json names under "architectures" (or, without that, "model_type").
@@ -77,7 +77,7 @@ def load_config(source: str | os.PathLike, *, fresh_head: int | None = None, **s
     Raises:
       FileNotFoundError: no config.json.
       ValueError: the architecture or another setting is not implemented, each named; or an entry is missing.
-      TypeError: a setting that is not one.
+      TypeError: an unknown setting.
     """
     path = pretrained.resolve(source) / "config.json"
     return parse(pretrained.read_json(path), path, fresh_head=fresh_head, **settings)
@@ -114,43 +114,43 @@ def load(
     """Loads a classifier.
 
     Args:
-      source: directory or hub id, with safetensors or what else hf/pretrained.py opens.
+      source: directory or hub id, with safetensors or another format that hf/pretrained.py opens.
       dtype: compute type, "float32" or "bfloat16"; norms, softmax and the head are float32 either way.
       sharding: None for the default device, one sharding for every parameter, or a function of the tree of shapes that
         gives a tree of shardings.
-      fresh_head: None to read the head. A number of labels to begin with a new one, on a classifier or a base model
-        (GPT2Model, BertForMaskedLM, LlamaForCausalLM, …): "classifier" is drawn, "pooler" too unless the files have it.
-      seed: of what is drawn: a new head, and LoRA adapters.
-      **settings: param_dtype (storage type of the weights, float32), remat, lora; see encoders/layers.py.
+      fresh_head: None reads the head. A number of labels starts with a new head, on a classifier or a base model
+        (GPT2Model, BertForMaskedLM, LlamaForCausalLM, …): "classifier" is drawn, and "pooler" unless the files have it.
+      seed: of the drawn parameters: a new head, and LoRA adapters.
+      **settings: param_dtype (storage type of the weights, float32), remat, lora; see classifiers/layers.py.
 
     Returns:
       Classifier.
 
     Raises:
       FileNotFoundError: no config.json or no weights.
-      ValueError: something is not implemented, or the files do not hold the tensors that config.json promises; each fault
-        is named. Nothing is put on a device before all names and shapes are checked.
+      ValueError: something is not implemented, or the files do not hold the tensors that config.json describes; each fault
+        is named. All names and shapes are checked before anything is put on a device.
     """
     directory = pretrained.resolve_weights(source)
     config = load_config(directory, fresh_head=fresh_head, dtype=dtype, **settings)
     shapes = param_shapes(config)
-    places = _placement(shapes, sharding)
+    placement = _placement(shapes, sharding)
     stored = {path: leaf for path, leaf in shapes.items() if not path.endswith(ADAPTER_LEAVES)}
-    flat = read(directory, family_of(config), config, stored, places, fresh=fresh_head is not None)
+    flat = read_params(directory, family_of(config), config, stored, placement, fresh=fresh_head is not None)
     key = jax.random.key(seed)
     for i, path in enumerate(sorted(shapes.keys() - flat.keys())):
-        flat[path] = jax.device_put(_draw(path, shapes[path], jax.random.fold_in(key, i)), places[path])
-    return of(config, traverse_util.unflatten_dict(flat, sep="/"))
+        flat[path] = jax.device_put(_draw(path, shapes[path], jax.random.fold_in(key, i)), placement[path])
+    return make_classifier(config, traverse_util.unflatten_dict(flat, sep="/"))
 
 
 def init(config, key: jax.Array) -> Classifier:
-    """A classifier of a configuration with all parameters drawn, for a model trained from nothing."""
+    """A classifier with all parameters drawn, for training from scratch."""
     dummy = jnp.zeros((1, 1), jnp.int32)
     model = family_of(config).model(config)
-    return of(config, jax.jit(model.init)(key, dummy, dummy == 0, dummy)["params"])
+    return make_classifier(config, jax.jit(model.init)(key, dummy, dummy == 0, dummy)["params"])
 
 
-def of(config, params: PyTree) -> Classifier:
+def make_classifier(config, params: PyTree) -> Classifier:
     """The classifier of a configuration and its parameters."""
     model = family_of(config).model(config)
 
@@ -177,15 +177,15 @@ def save(
     """Writes a directory that `load` and transformers' AutoModelForSequenceClassification read.
 
     Args:
-      directory: made if it is not there.
+      directory: created if missing.
       config: `Classifier.config`.
       params: as `Classifier.params`, adapters folded into their kernels (lora.fold); each is stored in its own type.
-      settings: more entries of config.json, or other values, such as id2label.
-      files: copied along, the tokenizer's for one.
+      settings: entries of config.json to add or replace, such as id2label.
+      files: copied to the directory, for example the tokenizer's.
       max_shard_bytes: see `pretrained.save`.
 
     Raises:
-      ValueError: parameters missing, misshapen or unknown; nothing is written then.
+      ValueError: parameters missing, misshapen or unknown; then nothing is written.
     """
     family = family_of(config)
     flat = traverse_util.flatten_dict(params, sep="/")
@@ -214,13 +214,13 @@ def save(
 
 def family_of(config) -> Family:
     """The family of a configuration."""
-    found = {family.name: family for family in ENCODERS}
-    return found[config.family] if config.family in found else decoder.family(config.family)
+    encoders = {family.name: family for family in ENCODERS}
+    return encoders[config.family] if config.family in encoders else decoder.make_family(config.family)
 
 
 @functools.cache
 def param_shapes(config) -> dict[str, jax.ShapeDtypeStruct]:
-    """Path "a/b/c" to shape and type of every parameter of a classifier."""
+    """Path "a/b/c" → shape and type of every parameter of a classifier."""
     dummy = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     mask = jax.ShapeDtypeStruct((1, 1), jnp.bool_)
     shapes = jax.eval_shape(family_of(config).model(config).init, jax.random.key(0), dummy, mask, dummy)["params"]
@@ -228,29 +228,29 @@ def param_shapes(config) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _family_of_file(path: Path, c: Mapping[str, Any], fresh: bool) -> Family:
-    named = c.get("architectures") or []
-    everyone = [*ENCODERS, *(decoder.family(name, path) for name in families.FAMILIES)]
-    for family in everyone:
-        if named == [family.stem + CLASSIFIER] or (not named and c.get("model_type") == family.name):
+    architectures = c.get("architectures") or []
+    every_family = [*ENCODERS, *(decoder.make_family(name, path) for name in families.FAMILIES)]
+    for family in every_family:
+        if architectures == [family.stem + CLASSIFIER] or (not architectures and c.get("model_type") == family.name):
             return family
-        # Below Gemma3TextForSequenceClassification is Gemma3ForCausalLM.
+        # The base of Gemma3TextForSequenceClassification is Gemma3ForCausalLM.
         stem = family.stem.removesuffix("Text")
-        if len(named) == 1 and re.fullmatch(f"{stem}(Text)?({BASES})", named[0]):
+        if len(architectures) == 1 and re.fullmatch(f"{stem}(Text)?({BASES})", architectures[0]):
             if fresh:
                 return family
             raise ValueError(
-                f"{path} describes a {named[0]}, which has no classification head. Give fresh_head, the number of labels, "
-                "to begin with a new one and train it."
+                f"{path} describes a {architectures[0]}, which has no classification head. Give fresh_head, the number of "
+                "labels, to begin with a new one and train it."
             )
-    known = ", ".join(family.stem + CLASSIFIER for family in everyone)
-    what = f"architecture {', '.join(named)}" if named else f"model_type {c.get('model_type')}"
-    raise ValueError(f"{path} asks for what is not implemented: {what} ({known} are). Use another model.")
+    known = ", ".join(family.stem + CLASSIFIER for family in every_family)
+    asked = f"architecture {', '.join(architectures)}" if architectures else f"model_type {c.get('model_type')}"
+    raise ValueError(f"{path} asks for what is not implemented: {asked} ({known} are). Use another model.")
 
 
 def _labels(c: Mapping[str, Any]) -> int:
-    """Number of labels. A file that names none has two: transformers leaves out labels 0 and 1 without names.
+    """Number of labels. A file that names none has two: transformers leaves out two labels without names.
 
-    So it is with BART too, where transformers 5 takes such a file, its own, to have three labels and fails to load it.
+    For BART too, where transformers 5 assumes three labels in such a file, its own, and fails to load it.
     """
     return len(c.get("id2label") or ()) or c.get("num_labels") or c.get("_num_labels") or 2
 
@@ -258,14 +258,14 @@ def _labels(c: Mapping[str, Any]) -> int:
 def _placement(shapes: Mapping[str, jax.ShapeDtypeStruct], sharding) -> Mapping[str, Any]:
     if not callable(sharding):
         return dict.fromkeys(shapes, sharding)
-    placed = traverse_util.flatten_dict(sharding(traverse_util.unflatten_dict(shapes, sep="/")), sep="/")
-    if placed.keys() != shapes.keys():
-        raise ValueError(f"Parameters and shardings differ in: {', '.join(sorted(placed.keys() ^ shapes.keys()))}.")
-    return placed
+    placement = traverse_util.flatten_dict(sharding(traverse_util.unflatten_dict(shapes, sep="/")), sep="/")
+    if placement.keys() != shapes.keys():
+        raise ValueError(f"Parameters and shardings differ in: {', '.join(sorted(placement.keys() ^ shapes.keys()))}.")
+    return placement
 
 
 def _draw(path: str, leaf: jax.ShapeDtypeStruct, key: jax.Array) -> jax.Array:
-    """A new parameter of a head or an adapter, as lora.Linear begins: a matrix of variance 1 / fan-in, else zeros."""
+    """A new parameter of a head or an adapter, as lora.Linear initialises it: matrices of variance 1 / fan-in, else zeros."""
     if path.endswith(("kernel", "lora_a")):
         return nn.initializers.normal(leaf.shape[-2] ** -0.5)(key, leaf.shape, leaf.dtype)
     return jnp.zeros(leaf.shape, leaf.dtype)

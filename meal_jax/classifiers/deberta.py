@@ -7,8 +7,8 @@ Disentangled attention (He et al. 2021, arXiv 2006.03654) scores a query at i an
     (q_i · k_j + q_i · K[δ(i − j)] + k_j · Q[δ(i − j)]) / √(3 C),
 
 where K and Q are projections of one table of 2 S relative embeddings and δ puts distances into buckets that grow with the
-logarithm of the distance. Only distances occur, so K and Q are laid out once for each distance, [2 T − 1, D], and a shift
-of rows brings the products to (i, j): no gather, and none to differentiate.
+logarithm of the distance. Only distances matter, so K and Q are laid out once per distance, [2 T − 1, D], and a shift of rows
+moves the products to (i, j). So there is no gather to compute or differentiate.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ class Config(layers.EncoderConfig):
 
     Attributes:
       terms: of the position scores, out of "c2p" (q_i · K) and "p2c" (k_j · Q).
-      buckets: S, or 0 for one row per distance up to `most`.
-      most: the distance that falls into the last bucket.
-      shared: K and Q are projected by the layer's own key and query matrices, else by matrices of their own.
+      buckets: S, or 0 for one row per distance up to `max_distance`.
+      max_distance: the distance that falls into the last bucket.
+      shared: the layer's key and query matrices also project K and Q; else K and Q have their own.
       relative_norm: the table of relative embeddings goes through a layer norm.
       absolute: absolute positions are added to the input.
-      types: token types; 0 where there is no table of them.
+      types: number of token types; 0 for no table of them.
       pooler: activation of the head.
     """
 
     terms: tuple[str, ...] = ("c2p", "p2c")
     buckets: int = 256
-    most: int = 512
+    max_distance: int = 512
     shared: bool = True
     relative_norm: bool = True
     absolute: bool = False
@@ -50,23 +50,22 @@ class Config(layers.EncoderConfig):
     pooler: str = "gelu"
 
 
-def bucket(distance: np.ndarray, buckets: int, most: int) -> np.ndarray:
-    """Bucket of each distance (DeBERTa v2's δ): itself up to buckets / 2, then by its logarithm; `most` − 1 in the last.
+def bucket(distance: np.ndarray, buckets: int, max_distance: int) -> np.ndarray:
+    """Bucket of each distance (DeBERTa v2's δ): itself up to buckets / 2, then by logarithm; `max_distance` − 1 in the last.
 
     Args:
       distance: [...] int.
       buckets: S; 0 for no buckets.
-      most: the scale's end; larger distances run beyond S and are for the caller to clip.
+      max_distance: the scale's end; larger distances get buckets beyond S, which the caller clips.
 
     Returns:
-      [...] int, odd in the distance. In float32 throughout, since a distance at the edge of a bucket is a rounding away
-      from the next.
+      [...] int, odd in the distance. Computed in float32 as in torch: at a bucket's edge, rounding decides.
     """
     if not buckets:
         return distance
     half = buckets // 2
-    size = np.maximum(np.abs(distance), half)  # smaller ones keep their own value
-    scale = np.log(np.float32((most - 1) / half))
+    size = np.maximum(np.abs(distance), half)  # smaller distances keep their value
+    scale = np.log(np.float32((max_distance - 1) / half))
     log = np.log(size.astype(np.float32) / np.float32(half)) / scale * np.float32(half - 1)
     far = np.sign(distance) * (np.ceil(log).astype(np.int64) + half)
     return np.where(np.abs(distance) <= half, distance, far)
@@ -74,8 +73,8 @@ def bucket(distance: np.ndarray, buckets: int, most: int) -> np.ndarray:
 
 def rows_by_distance(config: Config, length: int) -> np.ndarray:
     """Row of the relative table for each distance −(T − 1) … T − 1 of a query from a key: [2 T − 1] int."""
-    span = config.buckets or config.most
-    return np.clip(bucket(np.arange(1 - length, length), config.buckets, config.most) + span, 0, 2 * span - 1)
+    span = config.buckets or config.max_distance
+    return np.clip(bucket(np.arange(1 - length, length), config.buckets, config.max_distance) + span, 0, 2 * span - 1)
 
 
 def shift(x: jax.Array) -> jax.Array:
@@ -97,7 +96,7 @@ class Attention(nn.Module):
         bias = jnp.float32(0)
         if "c2p" in c.terms:
             to_key = project["k"] if c.shared else layers.linear(c, "position_k", c.width)
-            # Along a query's row the key moves on and the distance falls, hence the reversed order.
+            # Along a query's row the key index rises and the distance falls, hence the reversed order.
             keys = layers.split_heads(to_key(relative[::-1]), c.heads)
             bias += shift(jnp.einsum("rthc,jhc->rhtj", q, keys, preferred_element_type=jnp.float32))
         if "p2c" in c.terms:
@@ -132,7 +131,7 @@ class Model(nn.Module):
         if c.types:
             x += layers.table(self, "types", c.types)[jnp.minimum(types, c.types - 1)]
         x = layers.Norm(c.norm_eps, name="embedding_norm")(x)
-        relative = layers.table(self, "relative", 2 * (c.buckets or c.most))
+        relative = layers.table(self, "relative", 2 * (c.buckets or c.max_distance))
         if c.relative_norm:
             relative = layers.Norm(c.norm_eps, name="relative_norm")(relative)
         relative = relative[rows_by_distance(c, length)]  # [2 T − 1, D]
@@ -164,13 +163,13 @@ WEIGHTS = (
 
 
 def _split(value: str | list[str] | None) -> list[str]:
-    """Settings such as pos_att_type are lists, or one text with bars between."""
+    """Settings such as pos_att_type are lists, or one text separated by bars."""
     value = value.lower().split("|") if isinstance(value, str) else value or []
     return [part.strip() for part in value]
 
 
 def fields(c) -> dict:
-    most = c.get("max_relative_positions", -1)
+    max_distance = c.get("max_relative_positions", -1)
     return {
         "vocab_size": c["vocab_size"],
         "width": c["hidden_size"],
@@ -183,7 +182,7 @@ def fields(c) -> dict:
         "norm_eps": c.get("layer_norm_eps", 1e-7),
         "terms": tuple(sorted(_split(c.get("pos_att_type")))),
         "buckets": max(c.get("position_buckets", -1), 0),
-        "most": most if most >= 1 else c["max_position_embeddings"],
+        "max_distance": max_distance if max_distance >= 1 else c["max_position_embeddings"],
         "shared": bool(c.get("share_att_key", False)),
         "relative_norm": "layer_norm" in _split(c.get("norm_rel_ebd", "none")),
         "absolute": bool(c.get("position_biased_input", True)),
@@ -218,7 +217,7 @@ def entries(c: Config) -> dict:
         "relative_attention": True,
         "pos_att_type": list(c.terms),
         "position_buckets": c.buckets or -1,
-        "max_relative_positions": c.most,
+        "max_relative_positions": c.max_distance,
         "share_att_key": c.shared,
         "norm_rel_ebd": "layer_norm" if c.relative_norm else "none",
         "position_biased_input": c.absolute,
@@ -238,5 +237,5 @@ FAMILY = Family(
     fields=fields,
     unimplemented=unimplemented,
     entries=entries,
-    redundant=r"^(deberta\.)?embeddings\.position_embeddings\.",  # v3's files hold it, its input does without
+    redundant=r"^(deberta\.)?embeddings\.position_embeddings\.",  # v3's files hold it, but its input does not use it
 )

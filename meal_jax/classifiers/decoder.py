@@ -21,7 +21,7 @@ from meal_jax.hf.families import Weight
 from meal_jax.models.lora import Lora
 from meal_jax.models.transformer import Transformer, TransformerConfig
 
-STEMS = {"gemma3_text": "Gemma3Text"}  # the others are called as their class of language models
+STEMS = {"gemma3_text": "Gemma3Text"}  # the others have the stem of their language model's class
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Config:
     """A decoder and its head.
 
     Attributes:
-      decoder: its configuration; the output projection that it may have is not used.
+      decoder: its configuration; its output projection, if any, is not used.
       labels, positions, pad: as in EncoderConfig.
     """
 
@@ -90,12 +90,12 @@ def weights(c: Config) -> tuple[Weight, ...]:
     )
 
 
-def family(model_type: str, where: Any = "config.json") -> Family:
+def make_family(model_type: str, where: Any = "config.json") -> Family:
     """The family of classifiers on one of `families.FAMILIES`.
 
     Args:
       model_type: its name.
-      where: the file that messages name.
+      where: the file, for messages.
     """
     base = families.FAMILIES[model_type]
 
@@ -120,6 +120,6 @@ def family(model_type: str, where: Any = "config.json") -> Family:
         model=Model,
         weights=weights,
         fields=fields,
-        unimplemented=lambda c: [],  # `parse` refuses by itself
+        unimplemented=lambda c: [],  # `families.parse` refuses them
         entries=entries,
     )

@@ -1,8 +1,8 @@
-"""What a family of classifiers consists of, and its tensors in and out.
+"""The parts of a family of classifiers, and reading and writing its tensors.
 
-A family's table of names (`Family.weights`, rows as in hf/families.py) serves reading and writing. What files that were
-written over the years do differently is settled here: base models leave out the prefix of their names, BERT's first
-files call a norm's parameters gamma and beta, buffers and the heads of other tasks are stored along.
+A family's table of names (`Family.weights`, rows as in hf/families.py) serves reading and writing. This module also handles
+differences between old and new files: base models leave out the prefix of their names, BERT's first files call a norm's
+parameters gamma and beta, and files may hold buffers and the heads of other tasks.
 
 Letters: L layers.
 """
@@ -22,14 +22,14 @@ import jax
 from meal_jax.hf import pretrained
 from meal_jax.hf.families import Weight
 
-# Tensors that no classifier reads: buffers that follow from the configuration, and the heads of other tasks.
+# Tensors that classifiers do not read: buffers that follow from the configuration, and heads of other tasks.
 REDUNDANT = re.compile(
     r"(\.attn\.(bias|masked_bias)|(^|\.)position_ids|(encoder|decoder)\.version|\.rotary_emb\.inv_freq|final_logits_bias)$"
     r"|^(lm_head|cls|vocab_\w+|qa_outputs|mask_predictions|lm_predictions)\."
 )
 
 
-SETTINGS = ("dtype", "param_dtype", "remat", "lora")  # fields of a configuration that no file decides
+SETTINGS = ("dtype", "param_dtype", "remat", "lora")  # fields of a configuration that do not come from a file
 
 
 class Family(NamedTuple):
@@ -38,15 +38,15 @@ class Family(NamedTuple):
     Attributes:
       name: config.json's model_type.
       stem: its torch classes are `stem` + "ForSequenceClassification", "Model" and so on.
-      prefix: of the names of the base model's tensors; files of a base model alone leave it out.
-      config: makes a configuration of `fields`, family, labels and those of SETTINGS.
+      prefix: of the names of the base model's tensors; files of a base model leave it out.
+      config: makes a configuration of `fields`, family, labels and SETTINGS.
       model: module of a config; (tokens [R, T], mask [R, T], types [R, T]) → logits [R, labels] float32.
-      weights: the table of names for a config; rows whose parameter the config lacks are passed over.
-      fields: config.json's entries to fields of `config`; KeyError where an entry is missing.
-      unimplemented: config.json's entries to what they ask for and the model does not do, in words.
-      entries: a config to config.json's entries, the inverse of `fields`.
-      copies: names of tensors that repeat another, tied one: {copy: original}.
-      redundant: more names that are passed over, a pattern.
+      weights: the table of names for a config; rows whose parameter the config lacks are ignored.
+      fields: config.json's entries → fields of `config`; KeyError if an entry is missing.
+      unimplemented: config.json's entries → the features that they ask for and that are not implemented, in words.
+      entries: config → config.json's entries, the inverse of `fields`.
+      copies: names of tensors that repeat a tied one: {copy: original}.
+      redundant: pattern of further names to ignore.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Family(NamedTuple):
 
 
 def token_id(c: Mapping[str, Any], name: str, default: int) -> int:
-    """A token's id out of config.json, whose entry may be absent, null or a list."""
+    """A token's id from config.json, whose entry may be absent, null or a list."""
     value = c.get(name)
     value = value[0] if isinstance(value, list) and value else value
     return value if isinstance(value, int) else default
@@ -87,7 +87,7 @@ def _layers(weight: Weight, shapes: Mapping[str, Any]) -> int:
 def expected(
     weights: Iterable[Weight], shapes: Mapping[str, jax.ShapeDtypeStruct]
 ) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Name of every tensor of a model to (path of its parameter, its shape in torch's layout)."""
+    """Name of every tensor of a model → (path of its parameter, its shape in torch's layout)."""
     out = {}
     for weight in weights:
         shape = pretrained.torch_shape(weight, shapes[weight.path].shape)
@@ -96,7 +96,7 @@ def expected(
 
 
 def canonical(family: Family, name: str, known: Mapping[str, Any]) -> str:
-    """The name in the family's table of a tensor that a file may call otherwise; unknown names come back as they are."""
+    """The name in the family's table of a tensor that a file may call differently; unknown names are returned unchanged."""
     new = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
     for candidate in (new, family.prefix + new):
         candidate = family.copies.get(candidate, candidate)
@@ -105,27 +105,27 @@ def canonical(family: Family, name: str, known: Mapping[str, Any]) -> str:
     return name
 
 
-def read(
+def read_params(
     directory: Path,
     family: Family,
     config: Any,
     shapes: Mapping[str, jax.ShapeDtypeStruct],
-    places: Mapping[str, jax.sharding.Sharding | None],
+    placement: Mapping[str, jax.sharding.Sharding | None],
     *,
     fresh: bool = False,
 ) -> dict[str, jax.Array]:
-    """Reads a model's parameters from a directory, after every name and shape was checked against the files' headers.
+    """Reads a model's parameters from a directory, after checking every name and shape against the files' headers.
 
     Args:
-      directory: with what `pretrained.load_params` reads.
-      family: whose table to read by.
+      directory: with weights in a format that `pretrained.load_params` reads.
+      family: its table of names is used.
       config: of the family.
-      shapes: path to shape and type of every parameter that the files should hold.
-      places: path to sharding; None is the default device.
-      fresh: the head is drawn anew: "classifier" is not read, and "pooler" need not be there.
+      shapes: path → shape and type of every parameter that the files should hold.
+      placement: path → sharding; None is the default device.
+      fresh: a new head will be drawn: "classifier" is not read, and "pooler" may be missing.
 
     Returns:
-      Path to parameter; under `fresh` without those that are to be drawn.
+      Path → parameter; with `fresh`, without the parameters that are to be drawn.
 
     Raises:
       FileNotFoundError: no weights, or a shard is missing.
@@ -136,7 +136,7 @@ def read(
     names = expected(weights, shapes)
     with contextlib.ExitStack() as stack:
         files = pretrained.open_weights(directory, stack)
-        # Of a tensor and its copies, the one that goes by the table's name wins.
+        # Of a tensor and its copies, the one with the table's name is used.
         tensors = {canonical(family, name, names): files[name] for name in sorted(files, key=lambda n: n in names)}
         if fresh:
             drawn = {name for name in names if names[name][0].startswith("classifier/")}
@@ -144,38 +144,38 @@ def read(
             names = {name: names[name] for name in names.keys() - drawn}
             tensors = {name: tensors[name] for name in tensors.keys() - drawn}
         _check(directory, family, names, tensors, fresh)
-        kept = {path for path, _ in names.values()}
+        paths = {path for path, _ in names.values()}
         return {
             weight.path: pretrained.read_weight(
-                weight, tensors, shapes[weight.path], _layers(weight, shapes), places[weight.path]
+                weight, tensors, shapes[weight.path], _layers(weight, shapes), placement[weight.path]
             )
             for weight in weights
-            if weight.path in kept
+            if weight.path in paths
         }
 
 
 def _check(directory: Path, family: Family, names, tensors: Mapping[str, Any], fresh: bool) -> None:
     """Raises ValueError naming every tensor that is missing, misshapen, of a wrong type or left over."""
-    found = {name: tuple(tensor.get_shape()) for name, tensor in tensors.items()}
-    both = sorted(names.keys() & found.keys())
-    passed = rf"{REDUNDANT.pattern}|{family.redundant}" + (
+    stored = {name: tuple(tensor.get_shape()) for name, tensor in tensors.items()}
+    common = sorted(names.keys() & stored.keys())
+    ignored = rf"{REDUNDANT.pattern}|{family.redundant}" + (
         r"|^(score|classifier|classification_head)\." if fresh else ""
     )
     problems = {
-        "missing": sorted(names.keys() - found.keys()),
+        "missing": sorted(names.keys() - stored.keys()),
         "misshapen": [
-            f"{name} {list(found[name])} instead of {list(names[name][1])}"
-            for name in both
-            if found[name] != names[name][1]
+            f"{name} {list(stored[name])} instead of {list(names[name][1])}"
+            for name in common
+            if stored[name] != names[name][1]
         ],
         "not floating point": [
             f"{name} ({tensors[name].get_dtype()})"
-            for name in both
+            for name in common
             if tensors[name].get_dtype() not in pretrained.FLOATS
         ],
-        "left over": sorted(name for name in found.keys() - names.keys() if not re.search(passed, name)),
+        "left over": sorted(name for name in stored.keys() - names.keys() if not re.search(ignored, name)),
     }
-    lines = [f"  {what}: {pretrained.few(which)}" for what, which in problems.items() if which]
+    lines = [f"  {what}: {pretrained.few(tensor_names)}" for what, tensor_names in problems.items() if tensor_names]
     if lines:
         raise ValueError(
             f"The tensors in {directory} are not those of a {family.stem}ForSequenceClassification of its config.json:\n"
@@ -186,7 +186,7 @@ def _check(directory: Path, family: Family, names, tensors: Mapping[str, Any], f
 def tensors_of(
     weights: Iterable[Weight], flat: Mapping[str, jax.Array]
 ) -> tuple[dict[str, pretrained.Tensor], dict[str, Any]]:
-    """Parameters by path to tensors by name, in torch's layout, and the type of each: the inverse of `read`."""
+    """Parameters by path → tensors by name, in torch's layout, and the type of each: the inverse of `read_params`."""
     tensors, dtypes = {}, {}
     for weight in weights:
         if weight.path in flat:

@@ -2,9 +2,9 @@
 
 Letters as in layers.py.
 
-The last token is the last one that the mask keeps. torch takes the last one whose id is not `pad_token_id` instead, and
-refuses batches if there is none. Where pad is also the end token (GPT-2 has no other) that rule passes over end tokens
-that belong to the text; ours reads the text it is given.
+The last token is the last one that the mask keeps. torch takes the last one whose id is not `pad_token_id`, and refuses
+batches if there is none. If pad is also the end token (GPT-2 has no other), torch ignores end tokens that belong to the text;
+here they count.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Model(nn.Module):
 
 
 def _conv1d(path: str, name: str) -> tuple[Weight, ...]:
-    """A layer that torch calls Conv1D: its matrix is [in, out], as ours is."""
+    """A layer that torch calls Conv1D: its matrix is [in, out], like the parameter."""
     return Weight(f"{path}/kernel", f"{name}.weight"), Weight(f"{path}/bias", f"{name}.bias")
 
 

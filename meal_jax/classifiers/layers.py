@@ -1,4 +1,4 @@
-"""What the encoders share: the sizes of every configuration, layer norm, attention, the scan over layers, the head.
+"""Shared parts of the encoders: the sizes of every configuration, layer norm, attention, the scan over layers, the head.
 
 Letters: R rows (texts), T tokens, S keys, V vocabulary, D width, H heads, C head width, F hidden width of the MLP, L layers.
 
@@ -20,7 +20,7 @@ from meal_jax.models.transformer import REMAT
 
 ACTIVATIONS = {
     "gelu": functools.partial(nn.gelu, approximate=False),
-    "gelu_new": nn.gelu,  # the tanh approximation, by three of its names
+    "gelu_new": nn.gelu,  # the tanh approximation, under three names
     "gelu_fast": nn.gelu,
     "gelu_pytorch_tanh": nn.gelu,
     "relu": nn.relu,
@@ -32,22 +32,22 @@ ACTIVATIONS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """Sizes and switches that every family has; hashable, so that it may be a static argument.
+    """Sizes and switches of every family; hashable, so that it can be a static argument.
 
     Attributes:
-      family: config.json's model_type; it decides nothing in the model.
+      family: config.json's model_type; the model does not depend on it.
       vocab_size: V.
       width: D.
       layers: L.
       heads: H, a divisor of D.
       hidden: F.
-      positions: the most tokens that a text may have.
-      labels: logits of a text.
-      pad: id that fills up short rows; any would do, since they are masked.
+      positions: max number of tokens of a text.
+      labels: logits per text.
+      pad: id that fills short rows; any id works, since padding is masked.
       activation: of the MLP, a key of ACTIVATIONS.
       norm_eps: added to the variance in layer norm.
       dtype: compute type, "float32" or "bfloat16".
-      param_dtype: storage type of the weights; those of norms and of the head are stored in float32.
+      param_dtype: storage type of the weights; norms and the head are stored in float32.
       remat: what the backward pass keeps, as in TransformerConfig.
       lora: adapters, without dropout, or None.
     """
@@ -118,8 +118,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, bias: jax.
     Args:
       q: [R, T, H, C], already scaled.
       k, v: [R, S, H, C].
-      mask: bool, broadcastable to [R, 1, T, S]; True where the query may look. A query that may look nowhere (in a row
-        that is all padding) gets finite numbers.
+      mask: bool, broadcastable to [R, 1, T, S]; True where the query attends. A query without any key (in a row of padding
+        only) gets finite numbers.
       bias: [R, H, T, S] float32, added to the scores, or None.
 
     Returns:

@@ -383,7 +383,9 @@ def _run(config: ml_collections.ConfigDict, layout: Callable[..., formats.Encode
     print(f"{len(fitted)} pairs to fit, {len(held)} held out; left out: {left_out or 'none'}.", flush=True)
 
     adapters = model.config.lora
-    plain = classifier.of(without_adapters(model.config), None)  # figures are those of the model as it is written
+    plain = classifier.make_classifier(
+        without_adapters(model.config), None
+    )  # figures are those of the model as it is written
     reward = text.ModelReward(
         encode,
         lambda params, *rows: plain.apply(params, *rows)[:, config.label],

@@ -147,7 +147,7 @@ def test_torch_reads_what_is_saved(saved, stem):
         inputs["token_type_ids"] = torch.tensor(TYPES)
     with torch.no_grad():
         expected = model(**inputs).logits.numpy()
-    got = jax.jit(classifier.of(config, params).apply)(params, *INPUTS)
+    got = jax.jit(classifier.make_classifier(config, params).apply)(params, *INPUTS)
     assert np.abs(expected[0] - expected[1]).max() > 0.05
     np.testing.assert_allclose(got, expected, atol=1e-4, rtol=0)
 
@@ -312,7 +312,7 @@ def test_adapters_begin_as_nothing_and_fold_away(saved, tmp_path):
     assert not np.array_equal(flat["layers/attention/q/lora_a"], flat["layers/attention/v/lora_a"])
     assert flat["layers/attention/q/lora_a"].any() and not flat["layers/attention/q/lora_b"].any()
     apply = jax.jit(ours.apply)
-    plain = jax.jit(classifier.of(config, params).apply)
+    plain = jax.jit(classifier.make_classifier(config, params).apply)
     np.testing.assert_allclose(apply(ours.params, *INPUTS), plain(params, *INPUTS), atol=1e-6)
     flat = {path: leaf + 0.3 if path in adapters else leaf for path, leaf in flat.items()}
     trained = traverse_util.unflatten_dict(flat, sep="/")
@@ -331,7 +331,7 @@ def test_gradients_are_the_same_under_remat_and_finite_at_all_padding(saved):
     _, config, params = saved("DebertaV2", 1)
     mask = np.array([MASK[0], [False] * 5])
     full = dataclasses.replace(config, remat="full")
-    loss = lambda c: lambda params: classifier.of(c, params).apply(params, TOKENS, mask, TYPES)[0].sum()  # noqa: E731
+    loss = lambda c: lambda params: classifier.make_classifier(c, params).apply(params, TOKENS, mask, TYPES)[0].sum()  # noqa: E731
     a, b = (jax.jit(jax.grad(loss(c)))(params) for c in (config, full))
     assert all(np.isfinite(leaf).all() and leaf.any() for leaf in jax.tree.leaves(a) if leaf.ndim > 2)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)
@@ -373,7 +373,7 @@ def test_reward_models_have_rules(tmp_path, stem):
 
 def test_logits_are_the_same_on_a_mesh(saved):
     directory, config, params = saved("DebertaV2", 1)
-    want = jax.jit(classifier.of(config, params).apply)(params, *INPUTS)
+    want = jax.jit(classifier.make_classifier(config, params).apply)(params, *INPUTS)
     mesh = sharding.make_mesh(2, 4, 1)
     with jax.set_mesh(mesh):
         rules = lambda tree: sharding.shardings({"reward_models": tree}, mesh)["reward_models"]  # noqa: E731
@@ -389,7 +389,7 @@ def test_logits_are_the_same_on_a_mesh(saved):
 
 def test_long_rows_are_refused(saved):
     _, config, params = saved("GPT2")
-    apply = jax.jit(classifier.of(config, params).apply)
+    apply = jax.jit(classifier.make_classifier(config, params).apply)
     long = jnp.zeros((1, 13), jnp.int32)
     with pytest.raises(ValueError, match="Rows of 13 tokens are longer than the 12 positions of this gpt2 model"):
         apply(params, long, long == 0, long)

@@ -185,7 +185,7 @@ def test_folded_adapters_give_the_adapters_logits_and_a_length_is_compiled_once(
     assert changed == ours and len(losses) == 2
     assert set(pairs.lengths_of(fitted, 48)) == {32} and steps[0]._cache_size() == 1
     tokens, mask, types = (a[:, 0] for a in pairs.collate(held[:8], 32, model.pad))
-    plain = classifier.of(training.without_adapters(model.config), None)
+    plain = classifier.make_classifier(training.without_adapters(model.config), None)
     apply = jax.jit(plain.apply)
     with_adapters = jax.jit(model.apply)(params, tokens, mask, types)
     folded, untrained = (
