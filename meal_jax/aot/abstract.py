@@ -57,8 +57,8 @@ def make_task(config) -> Task:
     if not config.policy.source:
         return build.build_task(config)
     objectives, model = tuple(config.objectives), transformer(config)
-    mine = tuple(objectives[k] for k in sources.own(config))
-    heads = linear_heads.load(config.reward.heads).pick(mine) if mine else None
+    mine = tuple(objectives[k] for k in sources.own_objectives(config))
+    heads = linear_heads.load(config.reward.heads).select(mine) if mine else None
     rows = max(config.batch_size, 2)
     blank = np.zeros((rows, config.data.prompt_length), np.int32)
     prompts = Prompts(blank, blank == 0, np.arange(rows, dtype=np.int32), ("",) * rows)
@@ -141,7 +141,7 @@ def plan(config, devices) -> Plan:
     for name, source in zip(config.objectives, task.text_rewards, strict=False):
         if source is not None and source.kind == "model":
             model = _classifier(source, config)
-            # Copied to every device, as `rewards.text.of_classifier` does.
+            # Copied to every device, as `rewards.text.classifier_reward` does.
             classifiers[name] = model._replace(params=sharding.abstract(model.params, sharding.replicated(mesh)))
     return Plan(
         setup, mesh, task, state, frozen, sharding.abstract(batch, rows), classifiers,

@@ -110,7 +110,7 @@ def reward_call(plan: Plan, config, name: str, count: int):
 
 def reward_tokens(plan: Plan) -> int:
     """Tokens of a reward model's longest row: a prompt and a response, up to the bucket's length."""
-    return text.bucket(plan.batch.tokens.shape[1] + plan.setup.max_new, formats.MOST)
+    return text.bucket(plan.batch.tokens.shape[1] + plan.setup.max_new, formats.MAX_TOKENS)
 
 
 def compile_program(program: Program, plan: Plan) -> Compiled:

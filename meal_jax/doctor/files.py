@@ -48,7 +48,7 @@ def weights(config: Any) -> Iterator[Finding]:
             yield reach(f"reward {objective}", str(config.reward.judge), _decoder)
         else:
             yield ok(f"reward {objective}", source.kind if source.kind == "heads" else f"{source.kind}:{source.value}")
-    if config.policy.source and sources.own(config):
+    if config.policy.source and sources.own_objectives(config):
         try:
             linear_heads.load(config.reward.heads)
         except (FileNotFoundError, ValueError) as error:

@@ -1,10 +1,10 @@
-"""What a reward model reads: the published models by objective, and the layouts of prompt and response they were trained on.
+"""Inputs of reward models: the published models by objective, and the layouts of prompt and response they were trained on.
 
 A layout is a function (tokenizer, prompt, response, limit) → `Encoded`. Parts are joined as token ids or by the tokenizer's
-own pairing, never by cutting or stripping text, and no end token is appended: the published code scores without one.
+own pairing, without cutting or stripping text. No end token is appended, since the published code scores without one.
 
-Truncation is the one of the published code, `truncation=True, max_length=limit` of transformers: a single sequence loses
-its end; of a pair, the longer part loses its end until both fit. `limit` gives the length.
+Truncation is as in the published code, `truncation=True, max_length=limit` of transformers. A single sequence loses its end;
+in a pair, the longer part loses its end until both fit. `limit` gives the length.
 
 Source of layouts and labels: RiC (arXiv 2402.10207), `ric/multi_reward_models.py`.
 """
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from meal_jax.hf.storage import read_json
 
-MOST = 1024  # tokens that a reward model is ever given
+MAX_TOKENS = 1024  # of any reward model's row
 
 
 class Encoded(NamedTuple):
@@ -28,32 +28,35 @@ class Encoded(NamedTuple):
 
 
 def plain(tokenizer, prompt: str, response: str, limit: int) -> Encoded:
-    """The prompt's ids and then the response's, nothing between or around them (GPT-2)."""
+    """The prompt's ids and then the response's, without any special token (GPT-2)."""
     return _zeros(_encode(tokenizer, prompt, response, limit, add_special_tokens=False).ids)
 
 
 def response_only(tokenizer, prompt: str, response: str, limit: int) -> Encoded:
-    """The response alone, in the tokenizer's special tokens: [CLS] response [SEP]."""
+    """Only the response, with the tokenizer's special tokens: [CLS] response [SEP]."""
     return _encode(tokenizer, response, None, limit)
 
 
 def response_bos_post(tokenizer, prompt: str, response: str, limit: int) -> Encoded:
     """The ids of response + " " + begin + " " + post; the prompt is the post."""
-    ids = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+
+    def ids(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
     return _zeros([*ids(f"{response} "), tokenizer.bos_token_id, *ids(f" {prompt}")][:limit])
 
 
 def response_pair(tokenizer, prompt: str, response: str, limit: int) -> Encoded:
-    """(response, post) as the tokenizer pairs texts; the prompt is the post."""
+    """(response, post), paired by the tokenizer; the prompt is the post."""
     return _encode(tokenizer, response, prompt, limit)
 
 
 def prompt_pair(tokenizer, prompt: str, response: str, limit: int) -> Encoded:
-    """(prompt, response) as the tokenizer pairs texts: [CLS] prompt [SEP] response [SEP]."""
+    """(prompt, response), paired by the tokenizer: [CLS] prompt [SEP] response [SEP]."""
     return _encode(tokenizer, prompt, response, limit)
 
 
-# By the name that configurations and a trained model's config.json call them.
+# By their names in configurations and in a trained model's config.json.
 LAYOUTS = {layout.__name__: layout for layout in (plain, response_only, response_bos_post, response_pair, prompt_pair)}
 ENTRY = "meal_jax"  # of a trained model's config.json: {"layout": name, "label": number}
 
@@ -66,7 +69,7 @@ class Preset(NamedTuple):
     label: int = 0
 
 
-# By the name of the objective they stand for in config.reward.sources. All point upwards: more is better.
+# By their names in config.reward.sources. In all of them more is better.
 PRESETS = {
     "harmless": Preset("Ray2333/gpt2-large-harmless-reward_model", plain),
     "helpful": Preset("Ray2333/gpt2-large-helpful-reward_model", plain),
@@ -81,7 +84,7 @@ def layout_of(name: str, where: str) -> Callable[..., Encoded]:
     """The layout of that name.
 
     Raises:
-      ValueError: there is none; begins with `where`.
+      ValueError: there is no such layout; the message begins with `where`.
     """
     if name not in LAYOUTS:
         raise ValueError(f"{where}: there is no layout {name!r}, only {', '.join(LAYOUTS)}.")
@@ -89,33 +92,33 @@ def layout_of(name: str, where: str) -> Callable[..., Encoded]:
 
 
 def need_begin(tokenizer, layout: Callable[..., Encoded], where: str) -> None:
-    """Raises ValueError, beginning with `where`, if the layout puts a begin token and the tokenizer has none."""
+    """Raises ValueError, beginning with `where`, if the layout needs a begin token and the tokenizer has none."""
     if layout is response_bos_post and tokenizer.bos_token_id is None:
         raise ValueError(f"{where}: the tokenizer lacks the begin token that stands before a post.")
 
 
 def trained(directory: str | Path) -> Preset:
-    """How a model that `reward_training.model` wrote is read, by its config.json.
+    """The Preset of a model that `reward_training.model` wrote, from its config.json.
 
     Raises:
       FileNotFoundError: no config.json.
-      ValueError: it does not say, or names a layout that is none.
+      ValueError: the entry is missing, or names an unknown layout.
     """
     path = Path(directory).expanduser() / "config.json"
     entry = read_json(path).get(ENTRY)
     label = entry.get("label") if isinstance(entry, dict) else None
     if not isinstance(label, int) or not isinstance(entry.get("layout"), str):
         raise ValueError(
-            f"{path} has no entry {ENTRY!r} with a layout and a label, so it is not of meal_jax.reward_training.model. Name a "
-            f"published kind ({', '.join(PRESETS)}) in place of `model`, or add to config.json how prompt and response "
+            f"{path} has no entry {ENTRY!r} with a layout and a label, so meal_jax.reward_training.model did not write it. "
+            f"Name a published kind ({', '.join(PRESETS)}) in place of `model`, or add to config.json how prompt and response "
             f'are laid out and which logit is the reward: "{ENTRY}": {{"layout": "plain", "label": 0}}.'
         )
     return Preset(str(directory), layout_of(entry["layout"], str(path)), label)
 
 
-def limit(tokenizer, positions: int = MOST) -> int:
-    """Most tokens of a row: the least of the tokenizer's own limit, the model's positions and 1024."""
-    return min(tokenizer.model_max_length, positions, MOST)
+def limit(tokenizer, positions: int = MAX_TOKENS) -> int:
+    """Max tokens of a row: the minimum of the tokenizer's limit, the model's positions and MAX_TOKENS."""
+    return min(tokenizer.model_max_length, positions, MAX_TOKENS)
 
 
 def _encode(tokenizer, first: str, second: str | None, limit: int, **options) -> Encoded:

@@ -1,20 +1,21 @@
 """Objectives in words: a decoder is asked whether a response satisfies a sentence, and its log-odds are the reward.
 
-The question is put as one user turn of the judge's chat template. With "yes" and "no" the sets of tokens that spell the two
-words (capitals, a space before), the reward is
+The question is one user turn in the judge's chat template. "yes" and "no" are the sets of single tokens that spell the two
+words (with capitals, with a space before). The reward is
 
     logsumexp(logits[yes]) − logsumexp(logits[no])
 
-at the first position of the answer: the log-odds of yes over no given that it is one of them. Nothing is sampled.
+at the first position of the answer: the log-odds of yes over no, given that the answer is one of them. Nothing is sampled.
 
-Prompt and response are put into the template as token ids, with special tokens spelled out as text: what they say cannot
-end the turn. A pair that is too long loses the beginning of its prompt first, then the end of its response.
+Prompt and response enter the template as token ids, with special tokens spelled out as text, so they cannot end the turn.
+A pair that is too long first loses the beginning of its prompt, then the end of its response.
 
 Letters: R rows, S tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -44,7 +45,7 @@ class Question(NamedTuple):
       tokenizer: the judge's.
       parts: ids before the prompt, between prompt and response, and after the response.
       yes, no: ids that spell the two answers.
-      limit: most tokens of the whole.
+      limit: max tokens of the whole row.
     """
 
     tokenizer: object
@@ -54,13 +55,13 @@ class Question(NamedTuple):
     limit: int
 
 
-def ask(tokenizer, question: str, most: int | None = None) -> Question:
-    """Puts a question into the tokenizer's chat template.
+def make_question(tokenizer, question: str, max_tokens: int | None = None) -> Question:
+    """Encodes a question in the tokenizer's chat template.
 
     Args:
       tokenizer: of the judge.
       question: a sentence that yes or no answers.
-      most: tokens of a row; None for `formats.limit`.
+      max_tokens: of a row; None for `formats.limit`.
 
     Raises:
       ValueError: no chat template, one that loses the text, or no single token for yes or for no; or no room left.
@@ -78,32 +79,32 @@ def ask(tokenizer, question: str, most: int | None = None) -> Question:
     yes, no = (_spellings(tokenizer, word) for word in SPELLINGS)
     if not yes or not no or set(yes) & set(no):
         raise ValueError(f"judge:{question} cannot be asked: the tokenizer has no single tokens for yes and for no.")
-    most = limit(tokenizer) if most is None else most
-    if sum(map(len, parts)) + 2 > most:
+    max_tokens = limit(tokenizer) if max_tokens is None else max_tokens
+    if sum(map(len, parts)) + 2 > max_tokens:
         raise ValueError(
-            f"judge:{question} is too long: it takes {sum(map(len, parts))} tokens, there is room for {most}."
+            f"judge:{question} is too long: it takes {sum(map(len, parts))} tokens, there is room for {max_tokens}."
         )
-    return Question(tokenizer, parts, yes, no, most)
+    return Question(tokenizer, parts, yes, no, max_tokens)
 
 
-def encode(asked: Question, prompt: str, response: str) -> Encoded:
-    """The ids of a question about a pair."""
-    before, between, after = asked.parts
-    room = asked.limit - sum(map(len, asked.parts))
-    answer = _ids(asked.tokenizer, response, split_special_tokens=True)[:room]
-    context = _ids(asked.tokenizer, prompt, split_special_tokens=True)
+def encode_pair(question: Question, prompt: str, response: str) -> Encoded:
+    """The ids of a question about a prompt and a response."""
+    before, between, after = question.parts
+    room = question.limit - sum(map(len, question.parts))
+    answer = _ids(question.tokenizer, response, split_special_tokens=True)[:room]
+    context = _ids(question.tokenizer, prompt, split_special_tokens=True)
     context = context[max(len(context) - (room - len(answer)), 0) :]
     ids = [*before, *context, *between, *answer, *after]
     return Encoded(ids, [0] * len(ids))
 
 
-def reward(
-    asked: Question, transformer: TransformerConfig, params: PyTree, mesh: jax.sharding.Mesh, **options
+def make_reward(
+    question: Question, transformer: TransformerConfig, params: PyTree, mesh: jax.sharding.Mesh, **options
 ) -> ModelReward:
-    """The text reward of a question.
+    """The text reward that a question defines.
 
     Args:
-      asked: from `ask`.
+      question: from `make_question`.
       transformer: the judge's architecture, without adapters.
       params: {"transformer": …}, on the mesh.
       mesh: rows are split over its data axes.
@@ -113,16 +114,24 @@ def reward(
       ModelReward.
     """
     policy = Policy(transformer, Conditioning("none"))
-    yes, no = jnp.asarray(asked.yes), jnp.asarray(asked.no)
+    yes, no = jnp.asarray(question.yes), jnp.asarray(question.no)
 
     def score(params, tokens, mask, types):
         prefilled = policy.apply({"params": params}, tokens, mask, method="prefill")
         logits = policy.apply({"params": params}, prefilled.last, method="unembed")  # [R, V]
         return jax.nn.logsumexp(logits[:, yes], axis=-1) - jax.nn.logsumexp(logits[:, no], axis=-1)
 
-    pad = asked.tokenizer.pad_token_id
-    encoder = lambda prompt, response: encode(asked, prompt, response)  # noqa: E731
-    return ModelReward(encoder, score, params, mesh, limit=asked.limit, pad=pad, left=True, **options)
+    pad = question.tokenizer.pad_token_id
+    return ModelReward(
+        functools.partial(encode_pair, question),
+        score,
+        params,
+        mesh,
+        limit=question.limit,
+        pad=pad,
+        left=True,
+        **options,
+    )
 
 
 def _ids(tokenizer, text: str, **options) -> list[int]:

@@ -1,10 +1,10 @@
-"""Reward heads: one linear read-out per objective of a frozen decoder's last hidden states.
+"""Reward heads: per objective one linear read-out of a frozen decoder's last hidden states.
 
 Letters: B prompts, N candidates, K objectives, T response tokens, D width, F features of a response.
 
-A head says how much people prefer a response on its objective (Bradley–Terry: the log-odds of one response over
-another is the difference of their raw scores). Scores are shifted and scaled so that each head has mean 0 and standard
-deviation 1 over the held-out responses it was tested on; `temperature` turns differences back into log-odds.
+A head scores how much people prefer a response on its objective (Bradley–Terry: the difference of two raw scores is the
+log-odds of one response over the other). Scores are shifted and scaled to mean 0 and standard deviation 1 over the held-out
+responses; `temperature` converts differences back to log-odds.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from meal_jax.rollout.decode import Responses
 PyTree = Any
 FEATURES = ("last", "mean", "last+mean")
 SHIPPED = Path(__file__).with_name("heads") / "assistant_small.safetensors"
-SAMPLE = 512  # entries of each parameter kept to recognise the base by
+SAMPLE = 512  # entries per parameter that are kept to recognise the base
 BASE = "base/"  # prefix of those tensors in the file
 
 
@@ -42,11 +42,11 @@ class Heads(NamedTuple):
       temperature: [K] float32, log-odds per unit of normalised score.
       objectives: K names.
       features: what a head reads: "last" (the state after the last token), "mean" (the mean of the states after each
-        response token), or "last+mean" (one after the other).
-      base: sampled parameters of the decoder the heads read, see `fingerprint`.
-      base_name: what the decoder is called, for messages.
+        response token), or "last+mean" (both, concatenated).
+      base: sampled parameters of the decoder that the heads read, see `fingerprint`.
+      base_name: the decoder's name, for messages.
       format: of prompts and responses, see `meal_jax.data.chat.describe`.
-      facts: how the heads were made: JSON-able.
+      facts: how the heads were made, as JSON values.
     """
 
     w: np.ndarray
@@ -61,7 +61,7 @@ class Heads(NamedTuple):
 
     @property
     def params(self) -> dict[str, jax.Array]:
-        """What `reward` takes."""
+        """The parameters of `reward`."""
         return {"w": jnp.asarray(self.w), "b": jnp.asarray(self.b)}
 
     @property
@@ -69,8 +69,8 @@ class Heads(NamedTuple):
         """`meal.step.Setup.reward` for `params`."""
         return functools.partial(reward, kind=self.features)
 
-    def pick(self, objectives: tuple[str, ...]) -> Heads:
-        """The heads of these objectives, in this order.
+    def select(self, objectives: tuple[str, ...]) -> Heads:
+        """The heads of the given objectives, in the given order.
 
         Raises:
           ValueError: one has no head.
@@ -81,12 +81,14 @@ class Heads(NamedTuple):
                 f"There is no reward head for {', '.join(unknown)}; the file has {', '.join(self.objectives)}. Set "
                 "config.objectives to some of these, or config.reward.heads to another file."
             )
-        at = [self.objectives.index(name) for name in objectives]
-        return self._replace(w=self.w[at], b=self.b[at], temperature=self.temperature[at], objectives=tuple(objectives))
+        index = [self.objectives.index(name) for name in objectives]
+        return self._replace(
+            w=self.w[index], b=self.b[index], temperature=self.temperature[index], objectives=tuple(objectives)
+        )
 
 
 def features_of(hidden: jax.Array, mask: jax.Array, kind: str) -> jax.Array:
-    """What heads read of responses.
+    """The features of responses that heads read.
 
     Args:
       hidden: [B, N, T + 1, D]; hidden[..., t, :] is the state after t response tokens.
@@ -101,7 +103,7 @@ def features_of(hidden: jax.Array, mask: jax.Array, kind: str) -> jax.Array:
     last = jnp.take_along_axis(hidden, count[..., None, None], axis=2)[:, :, 0]
     if kind == "last":
         return last
-    # Selected and not multiplied: states after the end are of padding, and may be anything.
+    # Selected, not multiplied: states after the end belong to padding and may be any number.
     mean = jnp.sum(jnp.where(mask[..., None], hidden[:, :, 1:], 0.0), axis=2) / jnp.maximum(count, 1)[..., None]
     if kind == "mean":
         return mean
@@ -116,21 +118,22 @@ def reward(
 
 
 def fingerprint(params: PyTree) -> dict[str, np.ndarray]:
-    """At most SAMPLE entries of each parameter of a decoder (as from `hf.load_params`), evenly spread, in float32."""
+    """Up to SAMPLE evenly spread entries of each parameter of a decoder (from `pretrained.load_params`), in float32."""
     out = {}
     for path, leaf in traverse_util.flatten_dict(params, sep="/").items():
-        at = np.linspace(0, leaf.size - 1, min(SAMPLE, leaf.size)).astype(np.int64)
-        index = np.unravel_index(at, leaf.shape)
+        position = np.linspace(0, leaf.size - 1, min(SAMPLE, leaf.size)).astype(np.int64)
+        index = np.unravel_index(position, leaf.shape)
         out[path] = np.asarray(leaf[index]).astype(np.float32)
     return out
 
 
 def check_base(heads: Heads, params: PyTree, where: str, *, tuned: bool = False) -> None:
-    """Refuses a decoder that the heads do not read.
+    """Refuses a decoder that the heads were not trained on.
 
-    Norms must agree to a bfloat16's digits, matrices in correlation: so the model passes in any storage type and after
-    4-bit quantization (which spares norms), and a fine-tune of all its weights, another size or another model does not.
-    A light fine-tune correlates as well as a quantized model, so where one is known, matrices must agree like norms.
+    Norms must agree to a bfloat16's digits, matrices in correlation. So the model passes in any storage type and after
+    4-bit quantization (which leaves norms as they are). A fine-tune of all weights, another size or another model does not.
+    A light fine-tune correlates as well as a quantized model; if the decoder is known to be one, matrices must agree like
+    norms.
 
     Args:
       heads: as loaded.
@@ -141,16 +144,16 @@ def check_base(heads: Heads, params: PyTree, where: str, *, tuned: bool = False)
     Raises:
       ValueError: another decoder.
     """
-    ours, stored = fingerprint(params), heads.base
+    sampled, stored = fingerprint(params), heads.base
     advice = (
         f"The reward heads read the hidden states of {heads.base_name} and mean nothing on another model. Train heads "
         "for yours (python -m meal_jax.reward_training.heads --config=configs/reward_small.py --config.source=…), or set "
         "config.policy.source to that model."
     )
-    for path in sorted(ours.keys() | stored.keys()):
-        if path not in ours or path not in stored or ours[path].shape != stored[path].shape:
+    for path in sorted(sampled.keys() | stored.keys()):
+        if path not in sampled or path not in stored or sampled[path].shape != stored[path].shape:
             raise ValueError(f"{where} is another model than the reward heads' ({path} differs in size). {advice}")
-        a, b = ours[path], stored[path]
+        a, b = sampled[path], stored[path]
         if tuned or path.endswith("norm"):
             same = np.allclose(a, b, rtol=1 / 128, atol=1e-6)
         else:
@@ -160,7 +163,7 @@ def check_base(heads: Heads, params: PyTree, where: str, *, tuned: bool = False)
 
 
 def check_format(heads: Heads, format: str) -> None:
-    """Raises ValueError where conversations are written otherwise than in the heads' training."""
+    """Raises ValueError if the format of conversations differs from that of the heads' training."""
     if heads.format != format:
         raise ValueError(
             f"The reward heads were trained on conversations in the format [{heads.format}], here it is [{format}]. "
@@ -170,7 +173,7 @@ def check_format(heads: Heads, format: str) -> None:
 
 
 def save(heads: Heads, path: str | os.PathLike) -> None:
-    """Writes a .safetensors file; the old one is replaced whole or not at all."""
+    """Writes a .safetensors file; an old one is replaced atomically."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: np.asarray(getattr(heads, name), np.float32) for name in ("w", "b", "temperature")}
@@ -182,11 +185,11 @@ def save(heads: Heads, path: str | os.PathLike) -> None:
 
 
 def load(path: str | os.PathLike | None = None) -> Heads:
-    """Reads a heads file; the shipped one without a path.
+    """Reads a heads file, by default the shipped one.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: not a heads file, or a damaged one.
+      ValueError: not a heads file, or damaged.
     """
     path = Path(path or SHIPPED).expanduser()
     if not path.is_file():
@@ -210,6 +213,6 @@ def load(path: str | os.PathLike | None = None) -> Heads:
         ) from error
     if heads.features not in FEATURES or heads.w.ndim != 2 or len(heads.w) != len(heads.objectives):
         raise ValueError(
-            f"{path} does not fit together: heads {heads.w.shape} for {heads.objectives}. Train them anew."
+            f"{path} does not fit together: heads {heads.w.shape} for {heads.objectives}. Train them again."
         )
     return heads

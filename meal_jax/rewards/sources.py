@@ -1,14 +1,14 @@
-"""Where each objective's reward comes from: `config.reward.sources`, one string an objective.
+"""Where each objective's reward comes from: `config.reward.sources`, one string per objective.
 
     heads                        the benchmark's own reward of that objective, computed on the device
     harmless                     a published reward model, see `rewards.formats.PRESETS`, from the hub
     harmless@DIRECTORY           a model of that kind in a Hugging Face directory
-    model@DIRECTORY              a model that `reward_training.model` trained; its config.json says how it is read
+    model@DIRECTORY              a model that `reward_training.model` trained; its config.json has layout and label
     python:FILE.py:FUNCTION      a user's function of texts (or python:package.module:function)
     jax:FILE.py:FUNCTION         a user's function of tokens, run inside the jitted step
     judge:QUESTION               log-odds that a language model answers the question about a response with yes
 
-No strings at all is `heads` for every objective. Kinds may be mixed.
+If empty, every objective has `heads`. Kinds can be mixed.
 
 Letters: B prompts, N candidates, K objectives, S prompt tokens, T response tokens.
 """
@@ -30,8 +30,8 @@ class Call(NamedTuple):
     """A kind of reward that is written NAME:VALUE.
 
     Attributes:
-      value: what VALUE is: "function" (it is loaded to check it) or another noun for messages.
-      form: how VALUE is written.
+      value: what VALUE is: "function" (loaded to check it) or another noun for messages.
+      form: the form of VALUE.
       reads_text: the host computes the reward from texts; False: the device computes it inside the jitted step.
     """
 
@@ -49,7 +49,7 @@ CALLS: dict[str, Call] = {
 
 
 class Source(NamedTuple):
-    """A string of `config.reward.sources`, taken apart: kind ("heads", "model" or a key of CALLS) and the rest.
+    """A parsed string of `config.reward.sources`: kind ("heads", "model" or a key of CALLS) and the rest.
 
     Attributes:
       kind: as above.
@@ -66,7 +66,7 @@ def parse(source: str) -> Source:
     """Takes one string apart.
 
     Raises:
-      ValueError: it has none of the forms.
+      ValueError: it has none of the forms above.
     """
     kind, colon, value = source.partition(":")
     if colon and kind in CALLS:
@@ -75,10 +75,10 @@ def parse(source: str) -> Source:
         return Source(kind, value.strip())
     if source == "heads":
         return Source("heads")
-    name, at, directory = source.partition("@")
-    if (name not in formats.PRESETS and not (name == TRAINED and at)) or (at and not directory):
-        near = difflib.get_close_matches(name, [*formats.PRESETS, "heads", *CALLS], n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+    name, separator, directory = source.partition("@")
+    if (name not in formats.PRESETS and not (name == TRAINED and separator)) or (separator and not directory):
+        similar = difflib.get_close_matches(name, [*formats.PRESETS, "heads", *CALLS], n=1)
+        hint = f" Did you mean {similar[0]!r}?" if similar else ""
         calls = "; ".join(f"{name}:{call.form}" for name, call in CALLS.items())
         raise ValueError(
             f"{FIELD}: {source!r} is none of: heads; {', '.join(formats.PRESETS)}, each alone or with "
@@ -88,7 +88,7 @@ def parse(source: str) -> Source:
 
 
 def check(sources: Sequence[str], objectives: Sequence[str]) -> None:
-    """What can be said of sources without a model: their number, their form, that directories and functions are there.
+    """Checks sources without loading models: number, form, and whether directories and functions exist.
 
     A user's file is executed for that.
 
@@ -118,24 +118,24 @@ def reads_text(source: Source) -> bool:
     return source.kind == "model" or (source.kind in CALLS and CALLS[source.kind].reads_text)
 
 
-def own(config) -> tuple[int, ...]:
-    """Numbers of the objectives whose rewards are the benchmark's own: those that `tasks.*.build` must provide."""
+def own_objectives(config) -> tuple[int, ...]:
+    """Indices of the objectives whose rewards are the benchmark's own: `tasks.*.build` must provide these."""
     sources = config.reward.sources or ("heads",) * len(config.objectives)
     return tuple(k for k, source in enumerate(sources) if parse(source).kind == "heads")
 
 
 def describe(config) -> tuple[str, ...]:
-    """What a figure's axes say of each objective: its name, and the model, function or question that its rewards are of."""
+    """Axis labels of the objectives: the name, and the model, function or question that computes the reward."""
     sources = map(parse, config.reward.sources or ("heads",) * len(config.objectives))
     out = []
     for objective, source in zip(config.objectives, sources, strict=True):
         if source.kind == "model":
-            of = Path(source.directory).name or formats.PRESETS[source.value].source
+            origin = Path(source.directory).name or formats.PRESETS[source.value].source
         elif source.kind == "heads":
-            of = ""
+            origin = ""
         elif CALLS[source.kind].value == "function":
-            of = source.value.rpartition(":")[2]
+            origin = source.value.rpartition(":")[2]
         else:
-            of = f"{source.kind}: {source.value}"
-        out.append(f"{objective} reward" + (f" ({of})" if of else ""))
+            origin = f"{source.kind}: {source.value}"
+        out.append(f"{objective} reward" + (f" ({origin})" if origin else ""))
     return tuple(out)

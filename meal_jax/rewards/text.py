@@ -1,12 +1,12 @@
-"""Rewards that read text: computed on the host's side of a step, between the rollout and the update.
+"""Rewards that read text: computed on the host, between the rollout and the update of a step.
 
-A text reward is a callable (prompts, responses) → float32 [R], two lists of R strings in; what it returns is the raw
-score, never rounded. It may be a model with a tokenizer of its own (`ModelReward`), a judge (`rewards/judge.py`) or a
-user's function (`rewards/python.py`). Its scores then go the way of every reward: the running mean and variance in
-`State.rewards`, which is checkpointed, put the objectives on one scale before preferences weigh them.
+A text reward is a callable (prompts, responses) → float32 [R] on two lists of R strings; it returns the raw score, never
+rounded. It may be a model with its own tokenizer (`ModelReward`), a judge (`rewards/judge.py`) or a user's function
+(`rewards/python.py`). Its scores are then treated like every reward: the running mean and variance in `State.rewards`, which
+are checkpointed, put the objectives on one scale before preferences weight them.
 
-`TextScorer` adds the columns of the text rewards to those that the device computed. With several processes all hold all
-texts: a model is run by them together, as it lies on their mesh, and a user's function by each on its share of the rows.
+`TextScorer` adds the columns of the text rewards to those that the device computed. With several processes, each holds all
+texts. They run a model together, on their common mesh; each runs a user's function on its share of the rows.
 
 Letters: B prompts, N candidates, K objectives, T response tokens, R rows, S tokens of a row.
 """
@@ -30,18 +30,18 @@ from meal_jax.runtime import distributed, sharding
 PyTree = Any
 TextReward = Callable[[list[str], list[str]], np.ndarray]
 SHORTEST = 32  # tokens of the shortest bucket
-KEPT = 65_536  # scores that a model's cache holds
+CACHE_SIZE = 65_536  # scores in a model's cache
 
 
 class ModelReward:
-    """A text reward computed by a model: tokenises, sorts rows into buckets by length, and remembers scores.
+    """A text reward computed by a model: it tokenises, sorts rows into buckets by length, and caches scores.
 
-    Every batch has one number of rows, and a length out of `buckets`, so that at most that many programs are compiled.
-    A pair of prompt and response is scored once; the newest `kept` scores are remembered.
+    All batches have the same number of rows, and a length from `bucket`, so few programs are compiled. A pair of prompt and
+    response is scored once while its score is in the cache, which holds the `kept` newest ones.
 
     Attributes:
-      params: the model's parameters, as they lie on the mesh.
-      scored: rows that the model was run on so far.
+      params: the model's parameters on the mesh.
+      scored: number of rows that the model was run on so far.
       compiled: the jitted score; `compiled._cache_size()` is the number of programs.
     """
 
@@ -56,38 +56,38 @@ class ModelReward:
         pad: int,
         left: bool = False,
         batch_size: int = 32,
-        kept: int = KEPT,
+        kept: int = CACHE_SIZE,
     ):
-        """Takes the parts.
+        """Sets up the reward.
 
         Args:
           encode: (prompt, response) → Encoded of 1 to `limit` tokens.
           score: (params, tokens [R, S] int32, mask [R, S] bool, types [R, S] int32) → [R] float32, pure.
           params: on the mesh.
           mesh: rows are split over its data axes.
-          limit: most tokens of a row.
+          limit: max tokens of a row.
           pad: token id that fills rows.
-          left: rows are padded on the left, as decoders that answer want it, not on the right.
-          batch_size: rows at a time; rounded up to what the mesh divides.
-          kept: most scores remembered.
+          left: pad rows on the left, as decoders that answer need it, not on the right.
+          batch_size: rows per call; rounded up to a multiple that the mesh divides.
+          kept: max number of cached scores; 0 for no cache.
         """
         self.params, self.scored = params, 0
         self.compiled = jax.jit(score, out_shardings=sharding.replicated(mesh))
         self._encode, self._limit, self._pad, self._left = encode, limit, pad, left
         self._placed = sharding.batch_sharding(mesh)
         pieces = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
-        self._rows, self._kept, self._most = -(-batch_size // pieces) * pieces, {}, kept
+        self._rows, self._cache, self._cache_size = -(-batch_size // pieces) * pieces, {}, kept
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         """Scores [R] float32."""
         pairs = list(zip(prompts, responses, strict=True))
-        new = [pair for pair in dict.fromkeys(pairs) if pair not in self._kept]
+        new = [pair for pair in dict.fromkeys(pairs) if pair not in self._cache]
         fresh = dict(zip(new, self._score(new), strict=True))
-        known = {pair: self._kept.pop(pair) for pair in dict.fromkeys(pairs) if pair not in fresh}
-        scores = known | fresh
-        self._kept |= scores  # what was asked for last stands last, and goes last
-        for oldest in list(self._kept)[: max(len(self._kept) - self._most, 0)]:
-            del self._kept[oldest]
+        cached = {pair: self._cache.pop(pair) for pair in dict.fromkeys(pairs) if pair not in fresh}
+        scores = cached | fresh
+        self._cache |= scores  # the last requested scores come last, and are dropped last
+        for oldest in list(self._cache)[: max(len(self._cache) - self._cache_size, 0)]:
+            del self._cache[oldest]
         self.scored += len(new)
         return np.array([scores[pair] for pair in pairs], np.float32)
 
@@ -96,59 +96,59 @@ class ModelReward:
         groups = defaultdict(list)
         for i, row in enumerate(rows):
             groups[bucket(len(row.ids), self._limit)].append(i)
-        running = []  # all is dispatched before any of it is waited for
+        running = []  # all batches are dispatched before the first result is awaited
         for length, group in sorted(groups.items()):
-            for at in range(0, len(group), self._rows):
-                index = group[at : at + self._rows]
+            for start in range(0, len(group), self._rows):
+                index = group[start : start + self._rows]
                 batch = pad([rows[i] for i in index], self._rows, length, self._pad, self._left)
                 running.append((index, self.compiled(self.params, *sharding.put(batch, self._placed))))
         scores = np.empty(len(rows), np.float32)
-        for index, found in running:
-            scores[index] = np.asarray(found)[: len(index)]
+        for index, values in running:
+            scores[index] = np.asarray(values)[: len(index)]
         return scores
 
 
-def of_classifier(
+def classifier_reward(
     classifier: Classifier, tokenizer, layout: Callable[..., Encoded], label: int, mesh: jax.sharding.Mesh, **options
 ) -> ModelReward:
-    """The reward that is a classifier's raw logit.
+    """The reward by a classifier's raw logit.
 
     Args:
-      classifier: of `models.classifier`; its parameters are copied to every device: split over fsdp, what
-        is moved between devices takes many times longer than the model itself.
+      classifier: of `classifiers.classifier`; its parameters are copied to every device, since moving parameters that are
+        split over fsdp takes many times longer than the model itself.
       tokenizer: the model's.
       layout: of `rewards.formats`.
-      label: which logit.
+      label: index of the logit.
       mesh: rows are split over its data axes.
       **options: batch_size and kept of `ModelReward`.
 
     Returns:
       ModelReward.
     """
-    most = limit(tokenizer, classifier.max_length)
+    max_tokens = limit(tokenizer, classifier.max_length)
     return ModelReward(
-        lambda prompt, response: layout(tokenizer, prompt, response, most),
+        lambda prompt, response: layout(tokenizer, prompt, response, max_tokens),
         lambda params, *rows: classifier.apply(params, *rows)[:, label],
         sharding.put(classifier.params, sharding.replicated(mesh)),
         mesh,
-        limit=most,
+        limit=max_tokens,
         pad=classifier.pad,
         **options,
     )
 
 
 def bucket(length: int, limit: int) -> int:
-    """The padded length of a row of `length` tokens: the next power of two from SHORTEST on, but at most `limit`."""
+    """The padded length of a row of `length` tokens: the next power of two, at least SHORTEST and at most `limit`."""
     return min(max(SHORTEST, 1 << (length - 1).bit_length()), limit)
 
 
 def pad(
     rows: Sequence[Encoded], count: int, length: int, pad: int, left: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows to tokens, mask and types [count, length]; the rows that are missing repeat the first one.
+    """Rows as tokens, mask and types [count, length]; missing rows repeat the first one.
 
     Raises:
-      ValueError: a row without tokens: no model can read it.
+      ValueError: a row without tokens, which no model can read.
     """
     tokens, types = np.full((count, length), pad, np.int32), np.zeros((count, length), np.int32)
     mask = np.zeros((count, length), bool)
@@ -156,8 +156,8 @@ def pad(
         row = rows[i if i < len(rows) else 0]
         if not row.ids:
             raise ValueError("An empty prompt with an empty response has no tokens, so no reward model can score it.")
-        at = slice(length - len(row.ids), length) if left else slice(0, len(row.ids))
-        tokens[i, at], types[i, at], mask[i, at] = row.ids, row.types, True
+        place = slice(length - len(row.ids), length) if left else slice(0, len(row.ids))
+        tokens[i, place], types[i, place], mask[i, place] = row.ids, row.types, True
     return tokens, mask, types
 
 
@@ -241,7 +241,7 @@ def _is_sized(value: Any) -> bool:
 
 
 def _column(name: str, reward: TextReward, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-    """A text reward's scores [R], found and checked alike on every process."""
+    """A text reward's scores [R], the same and checked on every process."""
     source = getattr(reward, "source", "")
     if isinstance(reward, ModelReward):
         scores = reward(prompts, responses)
@@ -251,11 +251,11 @@ def _column(name: str, reward: TextReward, prompts: Sequence[str], responses: Se
 
 
 class TextScorer(NamedTuple):
-    """The host's part of scoring.
+    """The part of scoring on the host.
 
     Attributes:
       objectives: K names.
-      rewards: K text rewards, None where the device computes the objective.
+      rewards: K text rewards, None if the device computes the objective.
       texts: the prompt's text by its id, for training batches.
       show: token ids of a response to its text.
     """
@@ -276,8 +276,7 @@ class TextScorer(NamedTuple):
           device: rewards [B, N, number of None in `rewards`] that the device computed, in the objectives' order.
 
         Returns:
-          Raw rewards [B, N, K] float32; and metrics: seconds it took, and the share of rows that no model was run on
-          because they were known (0 without models).
+          Raw rewards [B, N, K] float32; and metrics: seconds, and the share of rows with a cached score (0 without models).
 
         Raises:
           ValueError, FloatingPointError: what a reward returned is of a wrong shape or not finite; names the objective.
@@ -294,8 +293,8 @@ class TextScorer(NamedTuple):
             else:
                 columns.append(_column(name, reward, repeated, responses).reshape(lead))
         models = sum(isinstance(reward, ModelReward) for reward in self.rewards)
-        asked = models * len(responses)
-        known = 1 - (_scored(self.rewards) - before) / asked if asked else 0.0
+        requested = models * len(responses)
+        known = 1 - (_scored(self.rewards) - before) / requested if requested else 0.0
         cost = {"time/text_rewards": time.perf_counter() - began, "score/known": known}
         return np.stack(columns, axis=-1).astype(np.float32), cost
 

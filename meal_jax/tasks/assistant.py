@@ -81,7 +81,8 @@ def _published_rows(path: Path) -> tuple[list[templates.Row], list[templates.Row
         raise FileNotFoundError(f"{path} has none of the directories {', '.join(hh_rlhf.SUBSETS)}. {hh_rlhf.HINT}")
     try:
         train, test = (
-            [turns for subset in subsets for turns in hh_rlhf.read_pairs(subset, part).prompts] for part in ("train", "test")
+            [turns for subset in subsets for turns in hh_rlhf.read_pairs(subset, part).prompts]
+            for part in ("train", "test")
         )
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error} Or set config.data.split=hash, which divides the rows at hand.") from None

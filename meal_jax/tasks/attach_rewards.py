@@ -162,16 +162,18 @@ def _model(source: Source, config, task: Task, objective: str) -> Callable:
         raise ValueError(f"{FIELD}: {at} has {model.labels} labels, and {source.value!r} reads label {preset.label}.")
     formats.need_begin(tokenizer, preset.layout, f"{FIELD} {source.value}@{at}")
     rows = config.reward.batch_size
-    return lambda mesh, frozen: text.of_classifier(model, tokenizer, preset.layout, preset.label, mesh, batch_size=rows)
+    return lambda mesh, frozen: text.classifier_reward(
+        model, tokenizer, preset.layout, preset.label, mesh, batch_size=rows
+    )
 
 
 def _judge(source: Source, config, task: Task, objective: str) -> Callable:
     rows, at = config.reward.batch_size, config.reward.judge
     if at:
-        asked = judge.ask(pretrained.load_tokenizer(at), source.value)
+        asked = judge.make_question(pretrained.load_tokenizer(at), source.value)
         transformer = pretrained.load_config(at, dtype=config.reward.dtype, param_dtype=config.reward.dtype)
         weights = {"transformer": pretrained.load_params(at, transformer)}
-        return lambda mesh, frozen: judge.reward(
+        return lambda mesh, frozen: judge.make_reward(
             asked,
             transformer,
             jax.tree.map(sharding.put, weights, sharding.shardings(weights, mesh)),
@@ -183,9 +185,9 @@ def _judge(source: Source, config, task: Task, objective: str) -> Callable:
             f"{FIELD} judge:{source.value} needs a language model, and this policy starts from random weights: name a "
             "Hugging Face directory or a hub id in config.reward.judge."
         )
-    asked = judge.ask(pretrained.load_tokenizer(config.policy.source), source.value)
+    asked = judge.make_question(pretrained.load_tokenizer(config.policy.source), source.value)
     transformer = dataclasses.replace(task.transformer, lora=None)
-    return lambda mesh, frozen: judge.reward(asked, transformer, frozen.reference, mesh, batch_size=rows)
+    return lambda mesh, frozen: judge.make_reward(asked, transformer, frozen.reference, mesh, batch_size=rows)
 
 
 # What makes a reward of texts of each kind: (Source, config, Task, objective) → (mesh, Frozen) → a reward, see `rewards.text`.

@@ -53,8 +53,8 @@ def build(config, name: str, load: Load, reference: float, counted: Callable[...
     objectives, p = tuple(config.objectives), config.policy
     need_weights(p.source)
     # The heads' objectives are those that no other reward replaces; fine-tuning needs none.
-    mine = () if config.stage == "sft" else tuple(objectives[k] for k in sources.own(config))
-    heads = linear_heads.load(config.reward.heads).pick(mine) if mine and not counted else None
+    mine = () if config.stage == "sft" else tuple(objectives[k] for k in sources.own_objectives(config))
+    heads = linear_heads.load(config.reward.heads).select(mine) if mine and not counted else None
     chat = templates.make_chat(pretrained.load_tokenizer(p.source), config.data.template, name)
     if heads:
         linear_heads.check_format(heads, chats.describe(chat))
@@ -126,7 +126,7 @@ def training_splits(config) -> tuple[str, ...]:
 
     The share of the reward heads is theirs alone where heads give a reward; else nothing was fitted on it.
     """
-    return ("policy",) if sources.own(config) else ("policy", "reward")
+    return ("policy",) if sources.own_objectives(config) else ("policy", "reward")
 
 
 def encode_splits(

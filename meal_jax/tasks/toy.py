@@ -167,7 +167,7 @@ def build(config) -> Task:
         )
         return base if placed is None else jax.device_put(jax.device_get(base), placed)
 
-    mine = list(sources.own(config))  # objectives that no other reward replaces
+    mine = list(sources.own_objectives(config))  # objectives that no other reward replaces
     return Task(
         objectives=tuple(config.objectives),
         transformer=transformer,

@@ -100,12 +100,12 @@ def test_a_file_gives_back_what_was_saved(tmp_path, heads):
 
 
 def test_picking_follows_the_order_asked_for(heads):
-    picked = heads.pick(("helpful", "harmless"))
+    picked = heads.select(("helpful", "harmless"))
     np.testing.assert_array_equal(picked.w, heads.w[::-1])
     np.testing.assert_array_equal(picked.b, heads.b[::-1])
-    assert picked.objectives == ("helpful", "harmless") and len(heads.pick(("helpful",)).w) == 1
+    assert picked.objectives == ("helpful", "harmless") and len(heads.select(("helpful",)).w) == 1
     with pytest.raises(ValueError, match=r"no reward head for funny; the file has harmless, helpful"):
-        heads.pick(("helpful", "funny"))
+        heads.select(("helpful", "funny"))
 
 
 def test_files_that_are_no_heads_are_refused(tmp_path, heads, chat_model):

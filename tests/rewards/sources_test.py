@@ -89,7 +89,7 @@ def test_what_is_wrong_is_said_by_the_configs_own_check(of, error, message):
 def test_no_sources_are_the_benchmarks_own():
     config = configured()
     task = build.build_task(config)
-    assert sources.own(config) == (0, 1) and task.text_rewards == () and task.truth is not None
+    assert sources.own_objectives(config) == (0, 1) and task.text_rewards == () and task.truth is not None
     assert attach_rewards.scorer(task, None, None) is None and task.reward is toy.reward
 
 

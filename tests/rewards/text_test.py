@@ -37,7 +37,7 @@ def make(mesh=None, label=1, **options):
     from meal_jax.rewards.formats import prompt_pair
 
     model = Classifier(apply, jnp.asarray(TABLE), 2, 90, 3, "fake", None)
-    return text.of_classifier(model, Characters(), prompt_pair, label, mesh or one_device(), **options)
+    return text.classifier_reward(model, Characters(), prompt_pair, label, mesh or one_device(), **options)
 
 
 def by_hand(prompt, response, label=1):
