@@ -1,4 +1,4 @@
-"""Accelerators as their vendors describe them: the ceilings that a step is held against."""
+"""Accelerators as their vendors describe them: the limits that a step is compared with."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ class Chip(NamedTuple):
 
     Attributes:
       name: as in a topology's name.
-      flops: peak operations a second in bfloat16, dense, float32 sums.
+      flops: peak operations per second in bfloat16, dense, with float32 sums.
       memory: bytes of HBM.
-      bandwidth: bytes a second of HBM.
-      link: bytes a second of one link to other chips, one way.
-      links: number of them.
+      bandwidth: bytes per second of HBM.
+      link: bytes per second of one link to other chips, one way.
+      links: number of links.
       grid: dimensions of a slice's grid of chips, 0 for chips behind a switch.
     """
 
@@ -28,12 +28,12 @@ class Chip(NamedTuple):
 
     @property
     def interconnect(self) -> float:
-        """Bytes a second that a chip can send (and at once receive) over all its links."""
+        """Bytes per second that a chip can send, and receive at the same time, over all its links."""
         return self.link * self.links
 
 
-# TPUs: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, key specifications. Interconnect is given there for a chip, both ways
-# (v5e 400, v6e 800 GB/s) or in Gbit/s one way (v4 2400, v5p 4800); a link is that by the number of ports.
+# TPUs: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, key specifications. They give a chip's interconnect both ways
+# (v5e 400, v6e 800 GB/s) or in Gbit/s one way (v4 2400, v5p 4800); a link is that divided by the number of ports.
 # GPUs: NVIDIA's data sheets of A100 80GB SXM, H100 SXM, H200 SXM and DGX B200 (an eighth of it), NVLink halved to one way.
 CHIPS = {
     chip.name: chip

@@ -1,8 +1,8 @@
 """Figures of fronts and of curves, with Matplotlib's own Figure objects: no pyplot, no global state, no display.
 
-Colours are Okabe and Ito's, told apart by colour-blind readers; markers differ as well, so a grey print works too.
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; markers differ too, for print in grey.
 
-Letters: M points (one for each preference), K objectives.
+Letters: M points (one per preference), K objectives.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from matplotlib.transforms import Bbox
 from meal_jax.pareto.front import non_dominated
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")  # two more than colours, so that pairs repeat late
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")  # two more than colours, so that pairs of both repeat late
 GREY, INK = "#8C8C8C", "#333333"
 DPI = 200
-MAIN_WEIGHTS = (0.0, 0.5, 1.0)  # the first to get a label
+MAIN_WEIGHTS = (0.0, 0.5, 1.0)  # labelled first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Front:
 
     Attributes:
       label: for the legend.
-      preferences: [M, K] that were asked for.
-      points: [M, K] mean rewards that were obtained.
+      preferences: [M, K] of the points.
+      points: [M, K] mean rewards.
       low, high: [M, K] 95 % interval of each point, or None.
-      style: "" or "before": the model before training, drawn hollow, dotted and grey, and its points unlabelled.
+      style: "" or "before": the model before training, drawn hollow, dotted and grey, without labels.
     """
 
     label: str
@@ -58,17 +58,17 @@ def draw_fronts(
 ) -> None:
     """Writes a figure of Pareto fronts; the suffix of `path` gives the format.
 
-    Two objectives: one panel, each front's points joined in the order of their preferences, with the weight of the
-    first objective beside some of them. Three: a panel for each pair of objectives, where a line joins the points that
-    no other dominates in that pair.
+    Two objectives: one panel. A line joins each front's points in the order of their preferences; labels at some points give
+    the weight of the first objective. Three: one panel per pair of objectives, where a line joins the points that no other
+    point dominates in that pair.
 
     Args:
       path: .png, .pdf or .svg.
       fronts: in the order of the legend.
       objectives: K names; 2 or 3.
-      truth: [M, K] points of the true front, if it is known.
+      truth: [M, K] points of the true front, if known.
       title: of the figure.
-      reference: [K], the hypervolume's reference point; drawn as a cross where it is near the points.
+      reference: [K], the hypervolume's reference point; drawn as a cross if it is near the points.
     """
     count = len(objectives)
     if count not in (2, 3):
@@ -118,24 +118,26 @@ def draw_sweep(
     panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, float]]]],
     xlabel: str,
 ) -> None:
-    """Writes a figure of measures against a field's values, evenly spaced in their order, whatever they are.
+    """Writes a figure of measures against a field's values, which are evenly spaced in their order.
 
     Args:
       path: its suffix gives the format.
       values: of the field.
-      panels: measure → label of a line → (measure, low, high) at each value; the interval becomes an error bar.
+      panels: measure → label of a line → (estimate, low, high) at each value; the interval becomes an error bar.
       xlabel: the field.
     """
     figure = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained")
-    at = np.arange(len(values))
+    position = np.arange(len(values))
     for axes, (measure, lines) in zip(np.ravel(figure.subplots(1, len(panels))), panels.items(), strict=True):
-        for n, (label, found) in enumerate(lines.items()):
-            y, low, high = np.array(found, float).T
-            shifted = at + 0.06 * (n - (len(lines) - 1) / 2)  # error bars of several methods lie beside each other
+        for n, (label, estimates) in enumerate(lines.items()):
+            y, low, high = np.array(estimates, float).T
+            shifted = position + 0.06 * (
+                n - (len(lines) - 1) / 2
+            )  # so that error bars of several methods do not overlap
             spread = np.maximum([y - low, high - y], 0)
             axes.errorbar(shifted, y, yerr=spread, label=label, linewidth=1.5, elinewidth=1, capsize=2, **_look(n))
         _frame(axes, xlabel, measure)
-        axes.set_xticks(at, values)
+        axes.set_xticks(position, values)
     _finish(figure, None, "bars: 95 % intervals")
     figure.savefig(path, dpi=DPI)
 
@@ -181,9 +183,9 @@ def _draw_panel(axes: Axes, fronts: Sequence[Front], i: int, j: int, truth, refe
 
 
 def _label_points(axes: Axes, fronts: Sequence[Front], i: int, j: int) -> None:
-    """Writes preferences beside points, wherever that covers nothing; the layout must be final.
+    """Writes preferences next to points if the text covers nothing; the layout must be final.
 
-    Two objectives: the weight of the first, at MAIN_WEIGHTS before others. Three: the corners of the simplex.
+    Two objectives: the weight of the first, MAIN_WEIGHTS before others. Three: only the corners of the simplex.
     """
     labelled = [front for front in fronts if front.style != "before"]
     jobs = []
@@ -200,7 +202,7 @@ def _label_points(axes: Axes, fronts: Sequence[Front], i: int, j: int) -> None:
             label, point, xytext=(0, 0), textcoords="offset points", ha="center", va="center", fontsize=7.5,
             color=_darker(_look(n)["color"]), zorder=4, path_effects=[withStroke(linewidth=2, foreground="white")],
         )  # fmt: skip
-        # An important label may cross an error bar if it must.
+        # If nothing else is free, an important label may cross an error bar.
         tries = [(taken, bars)] if minor else [(taken, bars), (taken,)]
         offset = next(filter(None, (_free_offset(text, obstacles, frame, minor) for obstacles in tries)), None)
         if offset is None:
@@ -211,8 +213,8 @@ def _label_points(axes: Axes, fronts: Sequence[Front], i: int, j: int) -> None:
 
 
 def _free_offset(text, obstacles: Sequence[np.ndarray], frame: Bbox, minor: bool) -> tuple[float, float] | None:
-    """Where, in points from its anchor, a centred text covers no obstacle and stays in the frame; None if nowhere."""
-    pixels = text.axes.figure.dpi / 72  # in a point
+    """An offset in points at which a centred text covers no obstacle and stays in the frame; None if there is none."""
+    pixels = text.axes.figure.dpi / 72  # per point
     box = text.get_window_extent()
     for distance, angle in itertools.product((1, 1.3, 1.6), (45, 225, 90, 0, 270, 180, 135, 315)):
         x = distance * np.cos(np.radians(angle)) * (box.width / pixels / 2 + 5)
@@ -225,15 +227,15 @@ def _free_offset(text, obstacles: Sequence[np.ndarray], frame: Bbox, minor: bool
 
 
 def _ink(axes: Axes) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels [n, 2] within markers and along lines, and along error bars, dense enough to test labels against."""
+    """Pixels [n, 2] within markers and along lines, and those along error bars, dense enough to test labels against."""
     pixels, bars = [np.zeros((0, 2))], [np.zeros((0, 2))]
     for line in axes.lines:
-        at = axes.transData.transform(np.column_stack(line.get_data()).astype(float).reshape(-1, 2))
+        points = axes.transData.transform(np.column_stack(line.get_data()).astype(float).reshape(-1, 2))
         if line.get_marker() not in ("None", None):
             size = line.get_markersize() * axes.figure.dpi / 72
-            pixels += [_fill(Bbox.from_bounds(x - size / 2, y - size / 2, size, size)) for x, y in at]
+            pixels += [_fill(Bbox.from_bounds(x - size / 2, y - size / 2, size, size)) for x, y in points]
         if line.get_linestyle() != "None":
-            pixels += [_between(a, b) for a, b in itertools.pairwise(at)]
+            pixels += [_between(a, b) for a, b in itertools.pairwise(points)]
     for collection in axes.collections:
         bars += [_between(*axes.transData.transform(segment)) for segment in collection.get_segments()]
     return np.concatenate(pixels), np.concatenate(bars)
@@ -261,7 +263,7 @@ def _look(n: int) -> dict:
 
 
 def _darker(colour: str) -> tuple[float, ...]:
-    """The colour at 70 %, for text: the palette's light ones are hard to read on white."""
+    """The colour at 70 %, for text: light colours of the palette are hard to read on white."""
     return tuple(0.7 * int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5))
 
 
@@ -281,7 +283,7 @@ def _frame(axes: Axes, xlabel: str, ylabel: str) -> None:
 
 
 def _finish(figure: Figure, title: str | None, note: str | None) -> None:
-    """Title above, one legend for all panels below, where it covers no data; then fixes the layout."""
+    """Adds a title above and one legend for all panels below, outside the data; then fixes the layout."""
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
     if title:

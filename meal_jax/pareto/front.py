@@ -1,6 +1,6 @@
 """Measures of a front, and grids of preferences. Every objective is maximised. NumPy, on the host.
 
-Letters: M points (one for each preference), K objectives, E evaluation prompts.
+Letters: M points (one per preference), K objectives, E evaluation prompts.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import numpy as np
 
 
 def hypervolume(points: np.ndarray, reference: np.ndarray) -> float:
-    """Volume of what the points dominate above the reference point.
+    """Volume that the points dominate above the reference point.
 
     Args:
       points: [M, K]; M = 0 has volume 0. A point that does not exceed the reference in every objective adds nothing.
-      reference: [K]. A hypervolume means something only beside others with the same reference.
+      reference: [K]. Hypervolumes can be compared only if they have the same reference.
 
     Returns:
       The volume, in the product of the objectives' units.
@@ -31,12 +31,12 @@ def hypervolume(points: np.ndarray, reference: np.ndarray) -> float:
 
 
 def non_dominated(points: np.ndarray) -> np.ndarray:
-    """Mask [M] of the points [M, K] that no other point matches in all objectives and beats in one; twins both stay."""
+    """Mask [M] of the points [M, K] that no other point matches in all objectives and beats in one; equal points both stay."""
     return moocore.is_nondominated(_matrix(points, "points"), maximise=True, keep_weakly=True)
 
 
 def mean_inner_product(points: np.ndarray, preferences: np.ndarray) -> float:
-    """Mean over points [M, K] of preference · point: the utility that the users who asked for [M, K] receive."""
+    """Mean over points [M, K] of preference · point: the mean utility of users with the preferences [M, K]."""
     points, preferences = _matrix(points, "points"), _matrix(preferences, "preferences")
     if points.shape != preferences.shape:
         raise ValueError(f"points {points.shape} and preferences {preferences.shape} must pair up one to one.")
@@ -48,7 +48,7 @@ def sparsity(points: np.ndarray) -> float:
 
     Σ_k Σ_i (s_k(i) − s_k(i + 1))² / (M' − 1) over the M' non-dominated points, sorted for each objective (Xu et al. 2020,
     PGMORL, section 3.1); 0 for fewer than two. In squared units of the rewards; smaller is denser, which a front collapsed
-    to a point is too, so read it beside the hypervolume.
+    to a point is too, so read it together with the hypervolume.
     """
     front = np.sort(_matrix(points, "points")[non_dominated(points)], axis=0)
     return float(np.sum(np.diff(front, axis=0) ** 2) / (len(front) - 1)) if len(front) > 1 else 0.0
@@ -66,8 +66,10 @@ def spacing(points: np.ndarray) -> float:
 
 
 def monotonicity(points: np.ndarray, preferences: np.ndarray) -> np.ndarray:
-    """How surely more weight on an objective gives more of it: the share of pairs of preferences that differ in w_k in
-    which the larger weight has the larger mean reward r_k (ties count half). 1 is always, 0.5 is chance.
+    """Whether more weight on an objective gives more of it.
+
+    Among pairs of preferences that differ in w_k, the share in which the larger weight has the larger mean reward r_k (ties
+    count half). 1 means always, 0.5 is chance.
 
     Args:
       points: [M, K].
@@ -83,7 +85,7 @@ def monotonicity(points: np.ndarray, preferences: np.ndarray) -> np.ndarray:
 
 
 def measures(points: np.ndarray, preferences: np.ndarray, reference: np.ndarray) -> dict[str, float | np.ndarray]:
-    """Every measure of a front of points [M, K] that were obtained for preferences [M, K], by its name."""
+    """Every measure, by name, of a front of points [M, K] for preferences [M, K]."""
     return {
         "hypervolume": hypervolume(points, reference),
         "mean_inner_product": mean_inner_product(points, preferences),
@@ -99,17 +101,17 @@ def bootstrap(
 ) -> tuple[Any, Any, Any]:
     """95 % percentile interval, over the draw of prompts, of a function of the mean points.
 
-    A prompt is drawn with all its M answers, so what the answers of one prompt have in common stays paired.
+    A prompt is drawn with all its M answers, so the answers of one prompt stay paired.
 
     Args:
       scores: [E, M, K], reward of each prompt under each preference.
-      fn: from the mean points [M, K] to a number, an array, or a dict of these, whose replicates are then of the same prompts;
-        the identity gives each point its interval.
-      samples: bootstrap replicates.
-      seed: of the replicates.
+      fn: from the mean points [M, K] to a number, an array, or a dict of these, which then share the drawn prompts; the
+        identity gives an interval per point.
+      samples: number of bootstrap replicates.
+      seed: of the draw.
 
     Returns:
-      (estimate, low, high), each like what fn returns: from all prompts, and the 2.5 % and 97.5 % quantiles.
+      (estimate, low, high), each in the form of fn's result: from all prompts, and the 2.5 % and 97.5 % quantiles.
     """
     scores = np.asarray(scores, np.float64)
     if scores.ndim != 3 or not scores.size or not np.all(np.isfinite(scores)):
@@ -117,7 +119,10 @@ def bootstrap(
     prompts = len(scores)
     draws = np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), size=samples) / prompts
     replicates = [fn(np.tensordot(weights, scores, axes=1)) for weights in draws]
-    quantile = lambda q: jax.tree.map(lambda *found: np.quantile(found, q, axis=0), *replicates)  # noqa: E731
+
+    def quantile(q: float) -> Any:
+        return jax.tree.map(lambda *values: np.quantile(values, q, axis=0), *replicates)
+
     return fn(scores.mean(axis=0)), quantile(0.025), quantile(0.975)
 
 
@@ -137,9 +142,9 @@ def grid(objectives: int, divisions: int = 10) -> np.ndarray:
 def paper_grid_3() -> np.ndarray:
     """The 13 preferences [13, 3] over three objectives of the published comparisons (RiC's, arXiv 2402.10207).
 
-    They lack some of their own permutations, so an average over them favours some objectives; `grid(3, d)` does not.
+    Some of their permutations are missing, so an average over them favours some objectives; `grid(3, d)` does not.
     """
-    third = 1 / 3  # published as .33, which does not sum to one
+    third = 1 / 3  # published as .33; three of these do not sum to one
     return np.array(
         [
             (0.0, 0.0, 1.0),

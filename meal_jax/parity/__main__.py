@@ -1,4 +1,4 @@
-"""The command `python -m meal_jax.parity`: a checkpoint here against the same checkpoint in torch; see `comparison`."""
+"""The command `python -m meal_jax.parity`: compares a checkpoint here with the same checkpoint in torch; see `comparison`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from meal_jax import command
 
 PROMPTS = ("The capital of France is", "Once upon a time", "def add(a, b):", "1 + 1 =", "Dear Sir or Madam,")
-TOLERANCE = 1e-3  # of a logit; float32 sums in another order differ by some 1e-4 in models of a billion parameters
+TOLERANCE = (
+    1e-3  # of a logit; the order of float32 sums changes logits of models with a billion parameters by about 1e-4
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,9 +1,9 @@
-"""A checkpoint here against the same checkpoint in torch: largest difference of logits, and greedy continuations.
+"""Compares a checkpoint here with the same checkpoint in torch: largest difference of logits, and greedy continuations.
 
     python -m meal_jax.parity --model=DIR [--prompts "What is rain?" "List three birds."] [--tokens=32]
 
-Both compute in float32. Needs torch, which this package does not install by itself: pip install torch. It asks of every
-model that transformers' class and ours read from the same directory or hub id; a GGUF file is converted first
+Both compute in float32. It needs torch, which this package does not install: pip install torch. It works for every model that
+transformers and this package read from the same directory or hub id; convert a GGUF file first
 (python -m meal_jax.hf.convert_gguf).
 """
 
@@ -25,12 +25,12 @@ from meal_jax.rollout.sampling import Sampling
 
 
 class Comparison(NamedTuple):
-    """What came of a comparison.
+    """The result of a comparison.
 
     Attributes:
       difference: largest absolute difference of a logit, over all prompts and all positions of torch's continuations.
       scale: largest absolute logit of torch.
-      expected, got: for each prompt the ids of torch's greedy continuation, and of ours.
+      expected, got: per prompt the ids of the greedy continuation, by torch and by this package.
     """
 
     difference: float
@@ -40,7 +40,7 @@ class Comparison(NamedTuple):
 
 
 def compare(source: str, rows: Sequence[Sequence[int]], tokens: int) -> Comparison:
-    """Runs both models in turn, so that one is in memory at a time.
+    """Runs the models one after the other, so that only one is in memory.
 
     Args:
       source: directory or hub id.
@@ -52,14 +52,14 @@ def compare(source: str, rows: Sequence[Sequence[int]], tokens: int) -> Comparis
       FileNotFoundError, ValueError: as `pretrained.load_config` and `pretrained.load_params`.
     """
     _import_torch()
-    config = pretrained.load_config(source)  # what we do not read is named before torch begins
+    config = pretrained.load_config(source)  # raises for unsupported models before torch starts
     expected, logits = _torch(source, rows, tokens)
     params = {"transformer": pretrained.load_params(source, config)}
     length = max(map(len, rows))
     ids = np.array([[0] * (length - len(row)) + list(row) for row in rows], np.int32)
     mask = np.array([[False] * (length - len(row)) + [True] * len(row) for row in rows])
-    ours, got = _ours(config, tokens, params, ids, mask, np.array(expected, np.int32))
-    difference = float(np.abs(np.asarray(ours) - logits).max())
+    logits_here, got = _logits_and_greedy(config, tokens, params, ids, mask, np.array(expected, np.int32))
+    difference = float(np.abs(np.asarray(logits_here) - logits).max())
     return Comparison(difference, float(np.abs(logits).max()), expected, np.asarray(got).tolist())
 
 
@@ -74,7 +74,7 @@ def _import_torch():
 
 
 def _torch(source: str, rows, tokens: int) -> tuple[list[list[int]], np.ndarray]:
-    """Greedy continuations, and the logits [B, T, V] that chose them; each prompt alone, without padding."""
+    """Greedy continuations and their logits [B, T, V] by torch; each prompt alone, without padding."""
     torch = _import_torch()
     from transformers import AutoModelForCausalLM
 
@@ -95,10 +95,13 @@ def _torch(source: str, rows, tokens: int) -> tuple[list[list[int]], np.ndarray]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _ours(config: TransformerConfig, tokens: int, params, ids, mask, expected):
-    """Logits [B, T, V] of left-padded prompts and torch's continuations, and our own greedy ones [B, T]."""
+def _logits_and_greedy(config: TransformerConfig, tokens: int, params, ids, mask, expected):
+    """Logits [B, T, V] of left-padded prompts and torch's continuations, and the greedy continuations [B, T] here."""
     policy = Policy(config, Conditioning(kind="none"))
-    apply = lambda *args, method: policy.apply({"params": params}, *args, method=method)  # noqa: E731
+
+    def apply(*args, method):
+        return policy.apply({"params": params}, *args, method=method)
+
     prompt = apply(ids, mask, method="prefill")
     w = jnp.zeros((ids.shape[0], 1, 2))
     logits = apply(apply(prompt, w, expected[:, None], method="respond"), method="unembed")[:, 0]
@@ -109,7 +112,7 @@ def _ours(config: TransformerConfig, tokens: int, params, ids, mask, expected):
 
 
 def report(source: str, prompts: Sequence[str], tokens: int, tolerance: float) -> None:
-    """Prints what `compare` finds for texts.
+    """Prints the result of `compare` for texts.
 
     Raises:
       ModuleNotFoundError, FileNotFoundError, ValueError: as `compare`; a prompt without tokens; or the models differ.
@@ -124,8 +127,8 @@ def report(source: str, prompts: Sequence[str], tokens: int, tolerance: float) -
     for text, agrees, a, b in zip(prompts, same, result.expected, result.got, strict=True):
         print(f"{'same' if agrees else 'DIFFERENT'}  {text!r}: {tokenizer.decode(a)!r}")
         if not agrees:
-            at = next(i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y)
-            print(f"    from token {at} on, here: {tokenizer.decode(b[at:])!r}")
+            position = next(i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y)
+            print(f"    from token {position} on, here: {tokenizer.decode(b[position:])!r}")
     print(f"largest difference of a logit: {result.difference:.2e} (logits reach {result.scale:.1f})")
     print(f"greedy continuations that agree: {sum(same)} of {len(same)}, {tokens} tokens each")
     if result.difference > tolerance or not all(same):
