@@ -1,12 +1,12 @@
-"""What a step of Meal costs, by arithmetic: operations and memory traffic. (roofline.py: the least time on a chip.)
+"""The cost model of a step of Meal: operations and memory traffic. (roofline.py: lower bounds of the time on a chip.)
 
 Nothing is compiled or run. Conventions:
-- A product of [m, k] and [k, n] is 2·m·n·k operations. Only matrix products count; they are all but about 1 % of a step.
+- A product of [m, k] and [k, n] is 2·m·n·k operations. Only matrix products count; the rest is about 1 % of a step.
 - Attention is counted as `models.attention.attend` computes it: every query with every key, masked or not (no causal half).
 - The teacher-forced passes read all T positions of a response, whatever its length, and the rollout is counted for the
   longest response, T tokens: a batch that ends early costs less.
-- Traffic is each product's operands read and its result written once. What is elementwise is taken to be fused into
-  the products beside it, so bytes are a lower bound. Weights count in their storage type, activations in the compute type,
+- Traffic is each product's operands read and its result written once. Elementwise operations are assumed to be fused into
+  neighbouring products, so bytes are a lower bound. Weights count in their storage type, activations in the compute type,
   scores and logits in float32.
 - The weight-net, the conditioning, the optimizers and reward models are left out (for the last see `encoder`).
 
@@ -30,13 +30,13 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of some part of a step, over all chips together.
+    """The cost of a part of a step, summed over all chips.
 
     Attributes:
       flops: operations of matrix products.
-      weights: bytes of weights read (and of their gradients written). A mesh that splits the batch moves them on every chip.
+      weights: bytes of weights read (and of their gradients written); every chip of a mesh that splits the batch moves them.
       activations: bytes of everything else that the products read and write.
-      repeated: the part of `flops` that a backward pass does again instead of keeping it; MFU leaves it out.
+      repeated: the part of `flops` that a backward pass recomputes; MFU leaves it out.
     """
 
     flops: float = 0.0
@@ -54,21 +54,21 @@ class Cost:
 
     @property
     def bytes(self) -> float:
-        """Traffic on one chip that does it all."""
+        """Traffic on a single chip."""
         return self.weights + self.activations
 
     def in_parts(self, parts: int) -> Cost:
-        """The same work done a part at a time: weights are read for each."""
+        """The same work in several parts, each of which reads the weights."""
         return dataclasses.replace(self, weights=parts * self.weights)
 
     def again(self) -> Cost:
-        """The same, done a second time because it was not kept."""
+        """The same cost as recomputation."""
         return dataclasses.replace(self, repeated=self.flops)
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What decides a step's cost.
+    """The sizes and settings that decide a step's cost.
 
     Attributes:
       model: the policy's decoder, with its adapters, types and remat.
@@ -78,15 +78,15 @@ class Run:
       tail: P of the base.
       prompt_per_candidate: each candidate's prompt is read at its own preference (`conditioning.prompt`).
       objectives: K.
-      reads_base: score makes a pass of the base.
+      reads_base: scoring runs a pass of the base.
       kl: the base loss has a divergence from the base.
       net: the weight-net is trained; False is a plain step (static targets).
       hypergradient: exact, first_order or none.
       reuse_virtual: the virtual update is the first update.
       passes: how often a pool serves.
-      chunk: response positions projected at a time, 0 for all.
+      chunk: response positions per projection to logits, 0 for all.
       rollout_weights: how the rollout holds the weights and attends, see `rollout.weights`.
-      parts: of a rollout, of scoring and of each pass of an update, one after another; each part reads the weights anew.
+      parts: numbers of parts of a rollout, of scoring and of each pass of an update; each part reads the weights.
     """
 
     model: TransformerConfig
@@ -140,13 +140,13 @@ def prompt_copies(run: Run) -> int:
 
 
 def step_parts(micro, prompts: int) -> tuple[int, int, int]:
-    """`Run.parts` of B prompts: micro has the prompts at a time of rollout, score and update (half of B is one's pass)."""
+    """`Run.parts` of B prompts; `micro` gives the prompts per chunk, and an update pass covers half of the batch."""
     return parts_of(prompts, micro.rollout), parts_of(prompts, micro.score), parts_of(prompts // 2, micro.gradient)
 
 
-def parts_of(prompts: int, at_a_time: int) -> int:
-    """Into how many parts prompts are taken, 0 at a time being all."""
-    return prompts // at_a_time if 0 < at_a_time < prompts else 1
+def parts_of(prompts: int, chunk: int) -> int:
+    """Number of parts of `chunk` prompts each; a chunk of 0 is all prompts."""
+    return prompts // chunk if 0 < chunk < prompts else 1
 
 
 # ------------------------------------------------------------------------------------------------- parameters
@@ -167,14 +167,14 @@ def linears(c: TransformerConfig) -> dict[str, tuple[int, int]]:
 
 
 def adapted(c: TransformerConfig) -> dict[str, tuple[int, int]]:
-    """Those of `linears` that carry an adapter."""
+    """The maps of `linears` with an adapter."""
     if c.lora is None:
         return {}
     return {path: shape for path, shape in linears(c).items() if re.search(c.lora.targets, path)}
 
 
 def base_parameters(c: TransformerConfig) -> int:
-    """Number of the decoder's parameters, adapters left out."""
+    """Number of the decoder's parameters without adapters."""
     biases = (c.heads + 2 * c.kv_heads) * c.head_dim if c.qkv_bias else 0
     norms = (4 if c.post_norms else 2) * c.width + (2 * c.head_dim if c.qk_norm else 0)
     layer = sum(math.prod(shape) for shape in linears(c).values()) + biases + norms
@@ -191,7 +191,7 @@ def adapter_parameters(c: TransformerConfig) -> int:
 
 
 class Parts(NamedTuple):
-    """A decoder's products by how they are differentiated: frozen maps, trained maps, attention to own keys, to a prompt's."""
+    """A decoder's products by their differentiation: frozen maps, trained maps, attention to own keys, to a prompt's keys."""
 
     frozen: Cost
     trained: Cost
@@ -199,12 +199,12 @@ class Parts(NamedTuple):
     prompt: Cost
 
     def times(self, frozen: float, trained: float, own: float, prompt: float) -> Cost:
-        """The sum with a factor each."""
+        """The sum with one factor per part."""
         return frozen * self.frozen + trained * self.trained + own * self.own + prompt * self.prompt
 
 
-# How often each of Parts is done. y = x W forward is one product; backward, x's gradient is one and W's another. A tangent
-# takes one product where one factor varies with θ and two where both do; so does the tangent of each product of a backward
+# Number of products per entry of Parts. y = x W is one product forward; backward, the gradients of x and W are one each. A
+# tangent takes one product if one factor varies with θ and two if both do; so does the tangent of each product of a backward
 # pass to the preferences. A prompt's keys vary with θ, not with the preferences.
 FORWARD = (1, 1, 1, 1)
 BACKWARD = (1, 2, 2, 2)
@@ -214,13 +214,13 @@ TANGENT_OF_BACKWARD = (1, 2, 4, 2)
 
 
 def matmul(rows: float, inner: int, columns: int, weight: int, activation: int, out: int | None = None) -> Cost:
-    """[rows, inner] by a weight [inner, columns]; the rest are bytes of an element of each, `out` as `activation`."""
+    """[rows, inner] times a weight [inner, columns]; the others are bytes per element, `out` is `activation` by default."""
     moved = rows * (inner * activation + columns * (activation if out is None else out))
     return Cost(2.0 * rows * inner * columns, inner * columns * weight, moved)
 
 
 def maps(c: TransformerConfig, tokens: float, dtype: str = "") -> tuple[Cost, Cost]:
-    """All layers' linear maps of so many tokens: (base, adapters). `dtype` is the storage type, "" for the model's."""
+    """All layers' linear maps of `tokens` tokens: (base, adapters). `dtype` is the storage type, "" for the model's."""
     act, weight = BYTES[c.dtype], BYTES[dtype or c.param_dtype]
     base = sum((matmul(tokens, a, b, weight, act) for a, b in linears(c).values()), Cost())
     extra = Cost()
@@ -230,7 +230,7 @@ def maps(c: TransformerConfig, tokens: float, dtype: str = "") -> tuple[Cost, Co
 
 
 def attention(c: TransformerConfig, sets: float, queries: float, keys: float, fused: bool = False) -> Cost:
-    """All layers' scores and sums: `sets` sets of keys, each read by `queries` queries. Fused, no score goes to memory."""
+    """All layers' scores and sums: `sets` sets of keys, each read by `queries` queries. If fused, scores stay on the chip."""
     act = BYTES[c.dtype]
     scores = sets * queries * keys * c.heads
     ends = 2 * sets * (queries * c.heads + keys * c.kv_heads) * c.head_dim * act  # q, k; v, output
@@ -238,20 +238,20 @@ def attention(c: TransformerConfig, sets: float, queries: float, keys: float, fu
 
 
 def parts(c: TransformerConfig, tokens: float, own: Cost, prompt: Cost, dtype: str = "") -> Parts:
-    """Of a pass over so many tokens with these attentions."""
+    """The Parts of a pass over `tokens` tokens with the given attention costs."""
     base, extra = maps(c, tokens, dtype)
     return Parts(base, extra, own, prompt) if c.lora else Parts(Cost(), base, own, prompt)
 
 
 def prompt_parts(run: Run, prompts: float, dtype: str = "") -> Parts:
-    """The pass over so many prompts."""
+    """The pass over `prompts` prompts."""
     s, prompts = run.prompt_length, prompts * prompt_copies(run)
     own = attention(run.model, prompts, s, s, run.model.attention == "cudnn")
     return parts(run.model, prompts * s, own, Cost(), dtype)
 
 
 def response_parts(run: Run, prompts: float, length: int) -> Parts:
-    """The teacher-forced pass over so many prompts' candidates, `length` positions each."""
+    """The teacher-forced pass over the candidates of `prompts` prompts, `length` positions each."""
     c, n, copies = run.model, run.candidates, prompt_copies(run)
     fused = c.attention == "cudnn"
     own = attention(c, prompts * n, length, length, fused)
@@ -262,32 +262,32 @@ def response_parts(run: Run, prompts: float, length: int) -> Parts:
 
 
 def unembed(c: TransformerConfig, positions: float) -> Cost:
-    """Logits of so many positions."""
+    """Logits of `positions` positions."""
     return matmul(positions, c.width, c.vocab_size, BYTES[c.param_dtype], BYTES[c.dtype], 4)
 
 
 def recompute(c: TransformerConfig, p: Parts, tokens: float) -> Cost:
-    """What a backward pass computes again under `c.remat`.
+    """The products that a backward pass recomputes under `c.remat`.
 
-    Of a whole layer all but its last product, whose result no gradient needs; of "dots" the attention's scores, since
+    "full" recomputes a layer except its last product, whose result no gradient needs. "dots" recomputes attention, since
     products with a weight are kept.
     """
     if c.remat == "none":
         return Cost()
     if c.remat == "dots":
-        sums = "attention/o" in adapted(c) or c.lora is None  # the weighted sums, where the map behind them is trained
+        sums = "attention/o" in adapted(c) or c.lora is None  # the weighted sums too, if the map after them is trained
         return (p.times(0, 0, 1, 1) * (1.0 if sums else 0.5)).again()
     return (p.times(*FORWARD) + products(c, tokens, "down$") * (0 if c.post_norms else -1)).again()
 
 
 def products(c: TransformerConfig, tokens: float, pattern: str) -> Cost:
-    """All layers' maps whose path matches."""
-    found = [
+    """All layers' maps whose path matches the pattern."""
+    matching = [
         matmul(tokens, *shape, BYTES[c.param_dtype], BYTES[c.dtype])
         for path, shape in linears(c).items()
         if re.search(pattern, path)
     ]
-    return c.layers * sum(found, Cost())
+    return c.layers * sum(matching, Cost())
 
 
 # ------------------------------------------------------------------------------------------------- phases
@@ -295,12 +295,12 @@ def products(c: TransformerConfig, tokens: float, pattern: str) -> Cost:
 
 def rollout(run: Run) -> dict[str, Cost]:
     """Prefill and decode: T tokens of every candidate."""
-    how = run.rollout_weights
-    if how.weights == "merged":
+    choices = run.rollout_weights
+    if choices.weights == "merged":
         run = dataclasses.replace(run, model=dataclasses.replace(run.model, lora=None))
-    c, rows, dtype = run.model, run.prompts * run.candidates, "int8" if how.weights == "int8" else ""
+    c, rows, dtype = run.model, run.prompts * run.candidates, "int8" if choices.weights == "int8" else ""
     cache = max(run.slots + run.max_new - 1, 1)
-    fused = how.attention == "triton"
+    fused = choices.attention == "triton"
 
     def extend(length: int, keys: float, fused: bool) -> Cost:
         own = attention(c, rows, length, keys, fused)
@@ -309,7 +309,7 @@ def rollout(run: Run) -> dict[str, Cost]:
         return parts(c, rows * length, own, prompt, dtype).times(*FORWARD) + unembed(c, rows)
 
     steps, keys = run.max_new - 1, float(cache)
-    if fused and steps:  # on average: it reads blocks of keys up to the last that is written
+    if fused and steps:  # averaged over steps: it reads whole blocks of keys up to the last written one
         keys = sum(min(-(-(run.slots + t) // BLOCK) * BLOCK, cache) for t in range(1, run.max_new)) / steps
     first = extend(run.slots, cache, False) if run.slots else unembed(c, rows)
     prefill = prompt_parts(run, run.prompts, dtype).times(*FORWARD)
@@ -324,7 +324,7 @@ def rollout(run: Run) -> dict[str, Cost]:
 
 
 def score(run: Run) -> Cost:
-    """The pass of the base that heads and the divergence read; without either, nothing (text rewards: `encoder`)."""
+    """The pass of the base for heads and the divergence; nothing without these (text rewards: `encoder`)."""
     if not run.reads_base:
         return Cost()
     plain = dataclasses.replace(run, model=dataclasses.replace(run.model, lora=None), prompt_per_candidate=False)
@@ -337,7 +337,7 @@ def update(run: Run) -> dict[str, Cost]:
     """Each pass of `meal.step.update`, over a half of the prompts: virtual, meta, mixed, descend (one or two updates)."""
     out = {}
     if run.net:
-        # A loss that is not reported needs no logits but the gradient's, and those that a mixed derivative starts from.
+        # A loss that is not reported needs only the logits of its gradient and of the start of a mixed derivative.
         unread = 0 if run.reuse_virtual else run.kl + (run.hypergradient == "none")
         out["virtual"] = gradient(run, kl=run.kl, unread=unread)
         out["meta"] = gradient(run, kl=False, theta=run.hypergradient != "none")
@@ -359,7 +359,7 @@ def forward(run: Run) -> Cost:
 
 
 def gradient(run: Run, kl: bool, theta: bool = True, unread: int = 0) -> Cost:
-    """The gradient of a loss of log-probabilities on half a batch, in θ or in the preferences alone; and the loss's value."""
+    """A loss of log-probabilities on half a batch and its gradient, in θ or only in the preferences."""
     c, prompts = run.model, run.prompts / 2
     length = run.slots + run.max_new - 1
     tokens = prompts * run.candidates * length
@@ -376,20 +376,20 @@ def gradient(run: Run, kl: bool, theta: bool = True, unread: int = 0) -> Cost:
 def mixed(run: Run, through_network: bool) -> Cost:
     """The mixed derivative of the base loss on half a batch: what `bilevel.value_and_mixed` adds to the first gradient.
 
-    It is the tangent, in θ's direction, of the gradient in the preferences. In one piece the passes that it is the tangent of
-    are the virtual update's; in pieces, and under remat, they are made again.
+    It is the tangent, in θ's direction, of the gradient in the preferences. With one part it reuses the passes of the virtual
+    update; with several parts, and under remat, these passes are recomputed.
     """
     c, prompts = run.model, run.prompts / 2
     length = run.slots + run.max_new - 1
     tokens = prompts * run.candidates * length
     prompt, response = prompt_parts(run, prompts), response_parts(run, prompts, length)
-    one = unembed(c, prompts * run.candidates * run.max_new)
+    logits = unembed(c, prompts * run.candidates * run.max_new)
     read = prompts * prompt_copies(run) * run.prompt_length
     table = 1 if c.lora else 2
-    out = prompt.times(*TANGENT) + response.times(*TANGENT) + table * one
+    out = prompt.times(*TANGENT) + response.times(*TANGENT) + table * logits
     if not through_network:
         return out
-    out += response.times(*TANGENT_OF_BACKWARD) + table * one
+    out += response.times(*TANGENT_OF_BACKWARD) + table * logits
     out += 2 * recompute(c, response, tokens)
     out += (1 + run.prompt_per_candidate) * recompute(c, prompt, read)
     if run.prompt_per_candidate:  # its keys vary with the preferences, as a response's do
@@ -400,26 +400,26 @@ def mixed(run: Run, through_network: bool) -> Cost:
         elif c.remat == "full":  # but for a layer's last gradient, of q's, k's and v's input
             out += (part.times(*BACKWARD_INPUTS) + products(c, rows, "(q|k|v)$") * -1).again()
     if 0 < run.chunk < run.max_new:
-        out += ((2 + run.kl) * one).again()
+        out += ((2 + run.kl) * logits).again()
     if run.parts[2] > 1:
         out += gradient(run, run.kl, theta=False, unread=1 + run.kl).again()
     return out
 
 
 def _logits(run: Run, forward: int, backward: int, kl: bool, unread: int = 0) -> Cost:
-    """Of half a batch's responses: so many products forward and backward, and the base's where there is a divergence.
+    """Logits of half a batch's responses: `forward` and `backward` products, and the base's if there is a divergence.
 
-    Chunks of logits are not kept, but computed again for the gradient; `unread` of the first ones are then for nothing.
+    Chunks of logits are not kept but recomputed for the gradient; then `unread` of the forward products are not needed.
     """
-    one = unembed(run.model, run.prompts / 2 * run.candidates * run.max_new)
-    first = (forward + kl) * one
+    logits = unembed(run.model, run.prompts / 2 * run.candidates * run.max_new)
+    first = (forward + kl) * logits
     if not (backward and 0 < run.chunk < run.max_new):
-        return first + backward * one
-    return first + backward * one + (first.again() if not unread else first + unread * one * -1)
+        return first + backward * logits
+    return first + backward * logits + (first.again() if not unread else first + unread * logits * -1)
 
 
 def step(run: Run) -> dict[str, Cost]:
-    """Every part of a step, "phase/part", phases being rollout, score and update."""
+    """Every part of a step, by "phase/part"; phases are rollout, score and update."""
     return (
         {f"rollout/{name}": cost for name, cost in rollout(run).items()}
         | {"score/base": score(run)}
@@ -437,5 +437,5 @@ def phases(run: Run) -> dict[str, Cost]:
 
 
 def encoder(parameters: float, rows: float, tokens: float, dtype: str = "bfloat16") -> Cost:
-    """A reward model's pass over rows of so many tokens, from its number of parameters: 2 operations each and token."""
+    """A reward model's pass over rows of `tokens` tokens: 2 operations per parameter and token."""
     return Cost(2.0 * parameters * rows * tokens, parameters * BYTES[dtype], 0.0)

@@ -1,1 +1,1 @@
-"""Ahead of time: what a run will take on accelerators that are not here. `python -m meal_jax.aot --help`."""
+"""Compiles a run ahead of time for other accelerators: memory, time and collectives. `python -m meal_jax.aot --help`."""

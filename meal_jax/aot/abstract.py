@@ -1,7 +1,7 @@
 """A run without weights, data or devices: shapes, types and shardings of everything its programs take.
 
-It is built by the functions that build a run: only the parts of a `Task` that would be read from files or the hub are
-made up here, with the sizes of `models.known`.
+The same functions build it that build a real run. Only the parts of a `Task` that come from files or the hub are made up
+here, with the sizes of `hf.known`.
 
 Letters: B prompts, N candidates, K objectives, S prompt tokens, T response tokens.
 """
@@ -30,7 +30,7 @@ from meal_jax.tasks import attach_rewards
 from meal_jax.tasks.task import Task
 
 PyTree = Any
-# Tokens of the plain templates' generation prompts under Llama 2's tokenizer; a chat template's are taken to be as many.
+# Tokens of the plain templates' generation prompts under Llama 2's tokenizer; the same number is assumed for chat templates.
 TAIL = 6
 NUMERAL = 10  # tokens that spell an objective's weight, conditioning "text"
 
@@ -53,12 +53,12 @@ def transformer(config) -> TransformerConfig:
 
 
 def make_task(config) -> Task:
-    """The benchmark `config.task` with made-up prompts; one that needs no files is built as it is."""
+    """The benchmark `config.task` with made-up prompts; a benchmark that needs no files is built as usual."""
     if not config.policy.source:
         return build.build_task(config)
     objectives, model = tuple(config.objectives), transformer(config)
-    mine = tuple(objectives[k] for k in sources.own_objectives(config))
-    heads = linear_heads.load(config.reward.heads).select(mine) if mine else None
+    own = tuple(objectives[k] for k in sources.own_objectives(config))
+    heads = linear_heads.load(config.reward.heads).select(own) if own else None
     rows = max(config.batch_size, 2)
     blank = np.zeros((rows, config.data.prompt_length), np.int32)
     prompts = Prompts(blank, blank == 0, np.arange(rows, dtype=np.int32), ("",) * rows)
@@ -97,14 +97,14 @@ def _unloaded(source: sources.Source, config, task: Task) -> sources.Source | No
 
 
 class Plan(NamedTuple):
-    """What a run compiles and holds.
+    """Everything that a run compiles and holds, as shapes with shardings.
 
     Attributes:
       setup: of the run.
       mesh: of its devices.
-      task: its benchmark, abstract.
+      task: its benchmark, with made-up prompts.
       state, frozen, batch: shapes with shardings.
-      classifiers: each reward model by objective, its parameters as shapes with shardings.
+      classifiers: objective → reward model, its parameters as shapes with shardings.
     """
 
     setup: Setup
@@ -125,7 +125,7 @@ def plan(config, devices) -> Plan:
     """Builds a run on devices that need not exist.
 
     Raises:
-      ValueError: as a run's own checks do, before anything is compiled.
+      ValueError: as a run's own checks, before anything is compiled.
     """
     method = methods.get(config.method)
     mesh = build.mesh_of(config, devices, evaluates=False)
@@ -133,9 +133,9 @@ def plan(config, devices) -> Plan:
     setup = build.build_setup(config, task)
     with jax.set_mesh(mesh):
         state, frozen = build.abstract_state(setup, task, method.init, mesh)
-    of = jax.ShapeDtypeStruct
+    struct = jax.ShapeDtypeStruct
     shape = (config.batch_size, task.train.tokens.shape[1])
-    batch = Batch(of(shape, jnp.int32), of(shape, jnp.bool_), of(shape[:1], jnp.int32))
+    batch = Batch(struct(shape, jnp.int32), struct(shape, jnp.bool_), struct(shape[:1], jnp.int32))
     rows = jax.tree.map(lambda _: sharding.batch_sharding(mesh), batch)
     classifiers = {}
     for name, source in zip(config.objectives, task.text_rewards, strict=False):
@@ -150,10 +150,10 @@ def plan(config, devices) -> Plan:
 
 def _classifier(source: sources.Source, config) -> classifier.Classifier:
     """A reward model whose parameters are shapes."""
-    at = source.directory or formats.PRESETS[source.value].source
+    path = source.directory or formats.PRESETS[source.value].source
     types = {"dtype": config.reward.dtype, "param_dtype": config.reward.dtype}
-    if at in known.CLASSIFIERS:
-        found = classifier.parse(known.CLASSIFIERS[at], Path(at), **types)
+    if path in known.CLASSIFIERS:
+        parsed = classifier.parse(known.CLASSIFIERS[path], Path(path), **types)
     else:
-        found = classifier.load_config(at, **types)
-    return classifier.make_classifier(found, traverse_util.unflatten_dict(classifier.param_shapes(found), sep="/"))
+        parsed = classifier.load_config(path, **types)
+    return classifier.make_classifier(parsed, traverse_util.unflatten_dict(classifier.param_shapes(parsed), sep="/"))

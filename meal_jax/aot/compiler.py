@@ -1,4 +1,4 @@
-"""Compiles the programs of a plan, and reads off what each takes on a chip."""
+"""Compiles the programs of a plan, and reads the memory and collectives of each."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ PyTree = Any
 
 
 class Program(NamedTuple):
-    """A jitted function of a run, and how it is called.
+    """A jitted function of a run, and its arguments.
 
     Attributes:
       name: of the phase, or "reward/" and the objective.
       function: jitted.
       args: shapes with shardings.
-      resident: what else lies on the chips while it runs, shapes with shardings.
-      calls: how often a step calls it, at most.
+      resident: other arrays on the chips while it runs, shapes with shardings.
+      calls: max number of calls per step.
     """
 
     name: str
@@ -38,17 +38,17 @@ class Program(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """What a program takes on each chip, in bytes.
+    """The memory of a program on each chip, in bytes.
 
     Attributes:
       name, calls: as in Program.
       arguments: of the program.
-      output: beside the arguments that it overwrites.
+      output: results that do not overwrite arguments.
       temporary: workspace.
       code: the program itself.
-      resident: what else lies there.
+      resident: other arrays.
       collectives: of one call.
-      seconds: that compiling took.
+      seconds: compile time.
       problem: why it did not compile, or "".
     """
 
@@ -65,23 +65,23 @@ class Compiled(NamedTuple):
 
     @property
     def total(self) -> float:
-        """Bytes on a chip while it runs."""
+        """Bytes on a chip while the program runs."""
         return self.arguments + self.output + self.temporary + self.code + self.resident
 
 
 def programs(plan: Plan, config) -> Iterator[Program]:
     """The programs of a step, in the order they run: those that `train.compile_step` jits, and the reward models'.
 
-    The arrays between two programs are taken to lie with their rows split over the mesh, as the batch.
+    The arrays between two programs are assumed to be sharded like the batch, with rows split over the mesh.
     """
     method = methods.get(config.method)
-    host = any(plan.task.text_rewards)
-    where = (jax.tree.map(lambda leaf: leaf.sharding, plan.state), sharding.replicated(plan.mesh))
-    # The scorer is not called while compiling; that there is one parts the step in three.
-    _, jitted = train.compile_step(plan.setup, method, object() if host else None, None, where)
+    on_host = any(plan.task.text_rewards)
+    places = (jax.tree.map(lambda leaf: leaf.sharding, plan.state), sharding.replicated(plan.mesh))
+    # The scorer is not called while compiling; its presence splits the step into three programs.
+    _, jitted = train.compile_step(plan.setup, method, object() if on_host else None, None, places)
     rewards, frozen, batch = plan.rewards, plan.frozen, plan.batch
     begins = (plan.state.replace(key=None), plan.state.key)
-    if not host:
+    if not on_host:
         yield Program("step", jitted[0], (*begins, frozen, batch), rewards)
         return
     rows = sharding.batch_sharding(plan.mesh)
@@ -99,13 +99,15 @@ def programs(plan: Plan, config) -> Iterator[Program]:
 
 
 def reward_call(plan: Plan, config, name: str, count: int):
-    """A reward model's program on its longest rows: jitted, shapes of a batch of rows, and calls for `count` rows."""
+    """A reward model's program on its longest rows: jitted function, shapes of one batch, and calls for `count` rows."""
     model, rows = plan.classifiers[name], sharding.batch_sharding(plan.mesh)
     pieces = math.prod(plan.mesh.shape[axis] for axis in sharding.BATCH_AXES)
     size = -(-config.reward.batch_size // pieces) * pieces
     length = min(reward_tokens(plan), model.max_length)
-    of = lambda dtype: jax.ShapeDtypeStruct((size, length), dtype, sharding=rows)  # noqa: E731
-    return jax.jit(model.apply), (of(jnp.int32), of(jnp.bool_), of(jnp.int32)), -(-count // size)
+    args = tuple(
+        jax.ShapeDtypeStruct((size, length), dtype, sharding=rows) for dtype in (jnp.int32, jnp.bool_, jnp.int32)
+    )
+    return jax.jit(model.apply), args, -(-count // size)
 
 
 def reward_tokens(plan: Plan) -> int:
@@ -114,17 +116,17 @@ def reward_tokens(plan: Plan) -> int:
 
 
 def compile_program(program: Program, plan: Plan) -> Compiled:
-    """Compiles one program. One that does not fit the chip at all comes back with the compiler's words as `problem`."""
+    """Compiles one program. If it does not fit the chip, `problem` is the compiler's message."""
     began = time.perf_counter()
-    found = Compiled(program.name, program.calls, resident=bytes_on_chip(program.resident))
+    result = Compiled(program.name, program.calls, resident=bytes_on_chip(program.resident))
     try:
         with jax.set_mesh(plan.mesh):
             compiled = program.function.lower(*program.args).compile()
     except jax.errors.JaxRuntimeError as error:
-        arguments, said = bytes_on_chip(program.args), " ".join(str(error).split())
-        return found._replace(arguments=arguments, seconds=time.perf_counter() - began, problem=said[:400])
+        arguments, message = bytes_on_chip(program.args), " ".join(str(error).split())
+        return result._replace(arguments=arguments, seconds=time.perf_counter() - began, problem=message[:400])
     memory = compiled.memory_analysis()
-    return found._replace(
+    return result._replace(
         arguments=float(memory.argument_size_in_bytes),
         output=float(max(memory.output_size_in_bytes - memory.alias_size_in_bytes, 0)),
         temporary=float(memory.temp_size_in_bytes),
@@ -135,11 +137,11 @@ def compile_program(program: Program, plan: Plan) -> Compiled:
 
 
 def bytes_on_chip(tree: PyTree) -> float:
-    """Bytes that a chip holds of shapes with shardings."""
+    """Bytes per chip of shapes with shardings."""
 
-    def one(leaf) -> float:
+    def leaf_bytes(leaf) -> float:
         shape = leaf.sharding.shard_shape(leaf.shape) if leaf.shape else ()
         width = 8 if jnp.issubdtype(leaf.dtype, jax.dtypes.extended) else leaf.dtype.itemsize
         return math.prod(shape) * width
 
-    return float(sum(map(one, jax.tree.leaves(tree))))
+    return float(sum(map(leaf_bytes, jax.tree.leaves(tree))))

@@ -1,4 +1,4 @@
-"""How a step's cost grows, from the cost model alone: the tables and pictures of docs/scaling.md.
+"""How a step's cost grows, by the cost model alone: the tables and figures of docs/scaling.md.
 
 python -m meal_jax.aot.figures --out=docs
 """
@@ -26,7 +26,7 @@ MODELS = {
 
 
 def model(name: str):
-    """A policy as configs/reddit.py and configs/assistant.py have it."""
+    """A policy as in configs/reddit.py and configs/assistant.py."""
     adapters = Lora(64, 128.0, 0.05, r"attention/(q|v)$")
     parsed = families.parse(known.DECODERS[MODELS[name]], name)
     return dataclasses.replace(parsed, dtype="bfloat16", param_dtype="bfloat16", remat="full", lora=adapters)
@@ -39,12 +39,12 @@ CHIP = CHIPS["v5e"]
 
 
 def seconds(run: cost.Run, mesh=None, chip: Chip = CHIP) -> dict[str, roofline.Bound]:
-    """Least seconds of each part of a step. Weights are gathered for every pass but decoding, where they stay."""
+    """Lower bound of the seconds of each part of a step. All passes but decoding gather the weights."""
     mesh = MESH if mesh is None else mesh
     out = {}
-    for name, one in cost.step(run).items():
-        sent = 0.0 if name == "rollout/decode" else roofline.gathered(one, mesh)
-        out[name] = roofline.bound(one, chip, mesh, sent)
+    for name, part in cost.step(run).items():
+        received = 0.0 if name == "rollout/decode" else roofline.gathered(part, mesh)
+        out[name] = roofline.bound(part, chip, mesh, received)
     return out
 
 
@@ -54,40 +54,43 @@ def by_phase(bounds: dict[str, roofline.Bound]) -> dict[str, float]:
 
 
 def sweeps() -> Iterator[tuple[str, dict[str, tuple[cost.Run, dict[str, int]]]]]:
-    """What is varied, and by label the run and its mesh."""
-    change = lambda **fields: dataclasses.replace(BASE, **fields)  # noqa: E731
+    """The name of the varied size, and label → (run, mesh)."""
+
+    def change(**fields) -> cost.Run:
+        return dataclasses.replace(BASE, **fields)
+
     yield "model", {name: (change(model=model(name)), MESH) for name in MODELS}
     yield "candidates N", {str(n): (change(candidates=n), MESH) for n in (2, 4, 8, 16, 32)}
     yield "response tokens T", {str(t): (change(max_new=t), MESH) for t in (48, 128, 256, 512)}
     yield (
-        "chips, a prompt each",
+        "chips, one prompt each",
         {str(8 * d): (change(prompts=8 * d), {"data": 1, "fsdp": 4 * d, "tensor": 2}) for d in (1, 2, 4, 8)},
     )
 
 
 def growth(path: Path) -> None:
-    """Stacked bars of least seconds by phase, a panel for each thing that grows."""
+    """Draws stacked bars of the lower bound of seconds by phase, one panel per size that grows."""
     from matplotlib import pyplot as plt
 
-    found = list(sweeps())
-    figure, axes = plt.subplots(1, len(found), figsize=(13, 3.4), layout="constrained")
-    for axis, (what, runs) in zip(axes, found, strict=True):
+    panels = list(sweeps())
+    figure, axes = plt.subplots(1, len(panels), figsize=(13, 3.4), layout="constrained")
+    for axis, (size, runs) in zip(axes, panels, strict=True):
         bottom = [0.0] * len(runs)
         bars = [by_phase(seconds(run, mesh)) for run, mesh in runs.values()]
         for phase in PHASES:
             heights = [bar[phase] for bar in bars]
             axis.bar(range(len(runs)), heights, bottom=bottom, label=phase, color=COLOURS[phase])
             bottom = [a + b for a, b in zip(bottom, heights, strict=True)]
-        axis.set(xlabel=what, ylim=(0, None), xticks=range(len(runs)), xticklabels=list(runs))
+        axis.set(xlabel=size, ylim=(0, None), xticks=range(len(runs)), xticklabels=list(runs))
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel(f"least seconds a step, {CHIP.name}")
+    axes[0].set_ylabel(f"seconds per step (lower bound), {CHIP.name}")
     axes[0].legend(frameon=False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
 def roofline(path: Path) -> None:
-    """Each part of a step by operations a byte of HBM traffic, under the chip's ceilings; decoding by the rows it has."""
+    """Draws each part of a step by operations per byte of HBM traffic, under the chip's ceilings; decoding per row count."""
     from matplotlib import pyplot as plt
 
     figure, axis = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
@@ -101,12 +104,14 @@ def roofline(path: Path) -> None:
     for rows in (2, 16, 128):
         points[f"decode, {rows * 8} rows"] = cost.rollout(dataclasses.replace(BASE, prompts=rows))["decode"]
     below = {"prefill": -14, "score": -26}
-    for name, one in points.items():
-        flops, moved = roofline.on_chip(one, alone)
-        at = min(CHIP.flops, flops / moved * CHIP.bandwidth) / 1e12
-        axis.plot(flops / moved, at, "o", color=COLOURS.get(name, COLOURS["rollout"]))
-        axis.annotate(name, (flops / moved, at), (6, below.get(name, -14)), textcoords="offset points", size=9)
-    axis.set(xscale="log", yscale="log", xlabel="operations a byte of HBM traffic", ylabel="TFLOP/s a chip, at most")
+    for name, part in points.items():
+        flops, moved = roofline.on_chip(part, alone)
+        rate = min(CHIP.flops, flops / moved * CHIP.bandwidth) / 1e12
+        axis.plot(flops / moved, rate, "o", color=COLOURS.get(name, COLOURS["rollout"]))
+        axis.annotate(name, (flops / moved, rate), (6, below.get(name, -14)), textcoords="offset points", size=9)
+    axis.set(
+        xscale="log", yscale="log", xlabel="operations per byte of HBM traffic", ylabel="TFLOP/s per chip, upper bound"
+    )
     axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
@@ -114,31 +119,36 @@ def roofline(path: Path) -> None:
 
 
 def tables() -> str:
-    """Markdown: the parts of the base step, and how each sweep grows."""
-    rows = ["| part | TFLOP | HBM GB a chip | compute s | HBM s | network s | bound |", "|---|---|---|---|---|---|---|"]
+    """Markdown: the parts of the base step, and the growth with each size."""
+    rows = [
+        "| part | TFLOP | HBM GB per chip | compute s | HBM s | network s | bound |",
+        "|---|---|---|---|---|---|---|",
+    ]
     costs = cost.step(BASE)
     for name, b in seconds(BASE).items():
         moved = roofline.on_chip(costs[name], MESH)[1] / 1e9
         times = " | ".join(f"{value:.3f}" for value in b)
         rows.append(f"| {name} | {costs[name].flops / 1e12:.1f} | {moved:.1f} | {times} | {b.by} |")
     rows += ["", "| what grows | value | rollout s | score s | update s | step s |", "|---|---|---|---|---|---|"]
-    for what, runs in sweeps():
+    for size, runs in sweeps():
         for label, (run, mesh) in runs.items():
             p = by_phase(seconds(run, mesh))
-            rows.append(f"| {what} | {label} | {' | '.join(f'{p[n]:.2f}' for n in PHASES)} | {sum(p.values()):.2f} |")
+            rows.append(f"| {size} | {label} | {' | '.join(f'{p[n]:.2f}' for n in PHASES)} | {sum(p.values()):.2f} |")
     return "\n".join(rows)
 
 
 def bilevel_ratios() -> str:
     """Markdown: operations of an update, and of a step, over those of a plain step with the same rollouts."""
     plain = cost.phases(dataclasses.replace(BASE, net=False))
-    whole = sum(one.flops for one in plain.values())
+    plain_step = sum(part.flops for part in plain.values())
     rows = ["| hypergradient | reuse_virtual | update | step |", "|---|---|---|---|"]
     for kind in ("exact", "first_order", "none"):
         for reuse in (True, False):
-            found = cost.phases(dataclasses.replace(BASE, hypergradient=kind, reuse_virtual=reuse))
-            update = found["update"].flops / plain["update"].flops
-            rows.append(f"| {kind} | {reuse} | {update:.2f} | {sum(one.flops for one in found.values()) / whole:.2f} |")
+            phases = cost.phases(dataclasses.replace(BASE, hypergradient=kind, reuse_virtual=reuse))
+            update = phases["update"].flops / plain["update"].flops
+            rows.append(
+                f"| {kind} | {reuse} | {update:.2f} | {sum(part.flops for part in phases.values()) / plain_step:.2f} |"
+            )
     return "\n".join(rows)
 
 

@@ -1,10 +1,10 @@
-"""Collectives of a compiled program, read off its text: how many, of what kind, how many bytes, loops multiplied out.
+"""Collectives of a compiled program, read from its text: number, kind and bytes, multiplied by the lengths of loops.
 
-Bytes are those that a chip receives (and sends) under ring algorithms over a group of g: of an all-gather's or an all-to-all's
-result (g - 1) / g, of a reduce-scatter's operand the same, of an all-reduce twice that, of a permutation all.
+Bytes are those that a chip receives (and sends) under ring algorithms over a group of g: (g - 1) / g of the result of an
+all-gather or all-to-all, the same share of a reduce-scatter's operand, twice that for an all-reduce, all for a permutation.
 
-A loop's length is XLA's own known_trip_count, else the constant that its counter is compared with. A loop that may also end
-for another reason, as decoding does when all have ended, counts in full: then the sums are upper bounds.
+A loop's length is XLA's known_trip_count, else the constant that its counter is compared with. A loop that may end early, as
+decoding does when all responses have ended, counts in full; the sums are then upper bounds.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Instruction(NamedTuple):
 
 
 class Sum(NamedTuple):
-    """Collectives of one kind in a run of a program: how many, bytes of their results or operands, bytes over the network."""
+    """Collectives of one kind per run of a program: number, bytes of results or operands, bytes over the network."""
 
     count: float
     payload: float
@@ -43,63 +43,67 @@ class Sum(NamedTuple):
 
 
 class Collectives(NamedTuple):
-    """All of a program: a Sum by kind, and whether a loop that may end early makes it an upper bound."""
+    """All collectives of a program: kind → Sum, and whether loops that may end early make it an upper bound."""
 
     kinds: dict[str, Sum]
     at_most: bool
 
     @property
     def network(self) -> float:
-        """Bytes a chip receives."""
-        return sum(one.network for one in self.kinds.values())
+        """Bytes that a chip receives."""
+        return sum(total.network for total in self.kinds.values())
 
     @property
     def count(self) -> float:
-        """How many."""
-        return sum(one.count for one in self.kinds.values())
+        """Number of collectives."""
+        return sum(total.count for total in self.kinds.values())
 
 
 def collectives(text: str, devices: int) -> Collectives:
-    """Sums the collectives of a compiled program's text, `compiled.as_text()`, on so many devices.
+    """Sums the collectives of a compiled program's text, `compiled.as_text()`, on `devices` devices.
 
     Raises:
-      ValueError: a loop whose length cannot be read.
+      ValueError: the length of a loop cannot be read.
     """
     computations, entry = parse(text)
-    found: list[tuple[float, str, float, float]] = []
+    items: list[tuple[float, str, float, float]] = []
     in_pieces: dict[tuple[str, ...], tuple[float, str, float, float]] = {}
     early_loops: list[str] = []
 
     def walk(name: str, times: float, fused: bool = False):
-        for one in computations[name]:
-            if (kind := _kind(one)) is not None:
-                item = (times, *_cost(one, kind, name, devices))
+        for instruction in computations[name]:
+            if (kind := _kind(instruction)) is not None:
+                item = (times, *_cost(instruction, kind, name, devices))
                 if fused:
-                    # A TPU's compiler cuts a collective in pieces, each fused with computation beside it, in loops or out of
-                    # them; every piece repeats the whole instruction. It runs as often as the piece that runs least.
-                    whole = (kind, *re.findall(r"(channel_id=\d+|op_name=\"[^\"]*\")", one.rest), *_arrays(one.shape))
+                    # The TPU compiler splits a collective into pieces, each fused with other computation, in loops or not.
+                    # Every piece repeats the whole instruction, which runs as often as the piece with the fewest runs.
+                    whole = (
+                        kind,
+                        *re.findall(r"(channel_id=\d+|op_name=\"[^\"]*\")", instruction.rest),
+                        *_arrays(instruction.shape),
+                    )
                     in_pieces[whole] = min(in_pieces.get(whole, item), item)
                 else:
-                    found.append(item)
-            elif one.operation == "while" and _has_collectives(computations, one):
-                length, early = trips(one, computations)
-                early_loops.extend([one.name] if early else [])
-                for called in _called(one):
+                    items.append(item)
+            elif instruction.operation == "while" and _has_collectives(computations, instruction):
+                length, early = trips(instruction, computations)
+                early_loops.extend([instruction.name] if early else [])
+                for called in _called(instruction):
                     walk(called, times * length)
-            elif one.operation != "while":
-                for called in _called(one):
-                    walk(called, times, fused or one.operation == "fusion")
+            elif instruction.operation != "while":
+                for called in _called(instruction):
+                    walk(called, times, fused or instruction.operation == "fusion")
 
     walk(entry, 1.0)
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
-    for times, kind, payload, network in [*found, *in_pieces.values()]:
+    for times, kind, payload, network in [*items, *in_pieces.values()]:
         for i, value in enumerate((1, payload, network)):
             sums[kind][i] += times * value
     return Collectives({kind: Sum(*values) for kind, values in sorted(sums.items())}, bool(early_loops))
 
 
 def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
-    """Instructions by computation, and the name of the program's entry."""
+    """Computation → instructions, and the name of the program's entry computation."""
     computations: dict[str, list[Instruction]] = {}
     entry, current = "", None
     for line in text.splitlines():
@@ -107,15 +111,15 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
         if head:
             current = computations.setdefault(head[2], [])
             entry = head[2] if head[1] else entry
-        elif current is not None and (found := INSTRUCTION.match(line)):
-            shape, _, after = _split_shape(found[2])
+        elif current is not None and (match := INSTRUCTION.match(line)):
+            shape, _, after = _split_shape(match[2])
             operation, _, rest = after.partition("(")
-            current.append(Instruction(found[1], shape, operation.strip(), rest))
+            current.append(Instruction(match[1], shape, operation.strip(), rest))
     return computations, entry
 
 
 def size(shape: str) -> float:
-    """Bytes of a shape's arrays, those of a tuple together."""
+    """Total bytes of a shape's arrays."""
     return sum(
         BITS.get(kind, 0) / 8 * math.prod(map(int, dims.split(",") if dims else ()))
         for kind, dims in ARRAY.findall(shape)
@@ -123,55 +127,62 @@ def size(shape: str) -> float:
 
 
 def trips(loop: Instruction, computations: Mapping[str, list[Instruction]]) -> tuple[float, bool]:
-    """How often a loop runs, and whether it may end before that.
+    """The number of a loop's iterations, and whether it may end earlier.
 
-    Without XLA's own word it is the constant in the loop's condition, by the step of its counter. The counter is taken to
-    start at 0: one that starts later runs less often.
+    Without known_trip_count it is the constant in the loop's condition divided by the counter's step. The counter is assumed
+    to start at 0; if it starts later, the loop is shorter.
     """
-    known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
-    if known:
-        return float(known[1]), False
+    trip_count = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
+    if trip_count:
+        return float(trip_count[1]), False
     condition, body = (re.findall(rf"{part}=%?([\w.\-]+)", loop.rest)[0] for part in ("condition", "body"))
-    lines = list(computations[condition])
-    for one in computations[condition]:
-        for called in _called(one):
-            lines += computations[called]
-    found = [value for one in lines if (value := _constant(one)) is not None]
-    if not found:
-        raise ValueError(f"The length of loop {loop.name} cannot be read off the program.")
-    early = any(one.operation in ("and", "reduce") for one in lines)
-    return float(-(-max(found) // _stride(computations[condition], computations[body]))), early
+    instructions = list(computations[condition])
+    for instruction in computations[condition]:
+        for called in _called(instruction):
+            instructions += computations[called]
+    constants = [value for instruction in instructions if (value := _constant(instruction)) is not None]
+    if not constants:
+        raise ValueError(f"The length of loop {loop.name} cannot be read from the program.")
+    early = any(instruction.operation in ("and", "reduce") for instruction in instructions)
+    return float(-(-max(constants) // _stride(computations[condition], computations[body]))), early
 
 
 def _stride(condition: list[Instruction], body: list[Instruction]) -> int:
-    """What a loop adds to its counter each time, as far as it can be seen: XLA unrolls loops of its own by 2."""
-    inside, before = {one.name: one for one in body}, {one.name: one for one in condition}
-    for one in condition:
-        if one.operation != "compare" or "direction=LT" not in one.rest:
+    """The step of a loop's counter, 1 if unknown; XLA unrolls some loops by 2."""
+    body_by_name, condition_by_name = (
+        {instruction.name: instruction for instruction in body},
+        {instruction.name: instruction for instruction in condition},
+    )
+    for instruction in condition:
+        if instruction.operation != "compare" or "direction=LT" not in instruction.rest:
             continue
-        for name in _operands(one):
-            place = re.search(r"index=(\d+)", before[name].rest) if name in before else None
-            if place and before[name].operation == "get-tuple-element":
-                added = inside.get(_operands(body[-1])[int(place[1])])
-                steps = [_constant(inside[name]) for name in _operands(added) if name in inside] if added else []
+        for name in _operands(instruction):
+            index = re.search(r"index=(\d+)", condition_by_name[name].rest) if name in condition_by_name else None
+            if index and condition_by_name[name].operation == "get-tuple-element":
+                added = body_by_name.get(_operands(body[-1])[int(index[1])])
+                steps = (
+                    [_constant(body_by_name[name]) for name in _operands(added) if name in body_by_name]
+                    if added
+                    else []
+                )
                 return next((step for step in steps if step), 1) if added and added.operation == "add" else 1
     return 1
 
 
-def _constant(one: Instruction) -> int | None:
-    """The value of a whole number, None for all else."""
-    number = re.match(r"(\d+)\)", one.rest)
-    return int(number[1]) if one.operation == "constant" and number else None
+def _constant(instruction: Instruction) -> int | None:
+    """The value of an integer constant, None for other instructions."""
+    number = re.match(r"(\d+)\)", instruction.rest)
+    return int(number[1]) if instruction.operation == "constant" and number else None
 
 
-def _operands(one: Instruction) -> list[str]:
+def _operands(instruction: Instruction) -> list[str]:
     """Names of an instruction's operands."""
-    return re.findall(r"%([\w.\-]+)", one.rest.split("), ")[0])
+    return re.findall(r"%([\w.\-]+)", instruction.rest.split("), ")[0])
 
 
-def _kind(one: Instruction) -> str | None:
-    """What kind of collective an instruction is or starts, None if it is none."""
-    kind = one.operation.removesuffix("-start")
+def _kind(instruction: Instruction) -> str | None:
+    """The kind of collective that an instruction is or starts, else None."""
+    kind = instruction.operation.removesuffix("-start")
     return kind if kind in KINDS else None
 
 
@@ -180,17 +191,17 @@ def _arrays(shape: str) -> list[str]:
     return [f"{kind}[{dims}]" for kind, dims in ARRAY.findall(shape)]
 
 
-def _has_collectives(computations: Mapping[str, list[Instruction]], one: Instruction) -> bool:
+def _has_collectives(computations: Mapping[str, list[Instruction]], instruction: Instruction) -> bool:
     """Whether anything that an instruction calls has a collective."""
     return any(
         _kind(inner) is not None or _has_collectives(computations, inner)
-        for called in _called(one)
+        for called in _called(instruction)
         for inner in computations[called]
     )
 
 
 def group_size(rest: str, devices: int) -> int:
-    """How many devices take part in one collective."""
+    """Number of devices in one collective."""
     if explicit := re.search(r"replica_groups=\{\{([\d,]*)\}", rest):
         return len(explicit[1].split(","))
     if tiled := re.search(r"replica_groups=\[([\d,]+)\]<=", rest):
@@ -202,29 +213,29 @@ def group_size(rest: str, devices: int) -> int:
     return devices
 
 
-def _cost(one: Instruction, kind: str, inside: str, devices: int) -> tuple[str, float, float]:
+def _cost(instruction: Instruction, kind: str, inside: str, devices: int) -> tuple[str, float, float]:
     """Kind, payload and bytes over the network of one collective."""
-    payload = size(_result(one))
+    payload = size(_result(instruction))
     if kind == "collective-permute":
         return kind, payload, payload
-    g = group_size(one.rest, devices)
+    g = group_size(instruction.rest, devices)
     if kind == "reduce-scatter":
         return kind, payload * g, payload * (g - 1)
-    if kind == "all-reduce" and "all-reduce-scatter" in inside:  # how a TPU's compiler writes a reduce-scatter
+    if kind == "all-reduce" and "all-reduce-scatter" in inside:  # the TPU compiler's form of a reduce-scatter
         return "reduce-scatter", payload, payload * (g - 1) / g
     return kind, payload, payload * (g - 1) / g * (2 if kind == "all-reduce" else 1)
 
 
-def _result(one: Instruction) -> str:
-    """The shape of what a collective gives; that of an asynchronous one's start also holds its operands."""
-    if not one.operation.endswith("-start") or one.operation == "all-reduce-start":
-        return one.shape
-    elements = list(_elements(one.shape))
-    return elements[1] if len(elements) > 1 else one.shape
+def _result(instruction: Instruction) -> str:
+    """The shape of a collective's result, without the operands that the start of an asynchronous one also lists."""
+    if not instruction.operation.endswith("-start") or instruction.operation == "all-reduce-start":
+        return instruction.shape
+    elements = list(_elements(instruction.shape))
+    return elements[1] if len(elements) > 1 else instruction.shape
 
 
-def _called(one: Instruction) -> Iterator[str]:
-    if one.operation in (
+def _called(instruction: Instruction) -> Iterator[str]:
+    if instruction.operation in (
         "all-reduce",
         "reduce",
         "reduce-scatter",
@@ -234,14 +245,14 @@ def _called(one: Instruction) -> Iterator[str]:
         "reduce-window",
         "select-and-scatter",
     ):
-        return  # what combines two numbers
-    yield from CALLED.findall(one.rest)
-    for branches in BRANCHES.findall(one.rest):
+        return  # these call functions that combine two numbers
+    yield from CALLED.findall(instruction.rest)
+    for branches in BRANCHES.findall(instruction.rest):
         yield from re.findall(r"[\w.\-]+", branches)
 
 
 def _split_shape(text: str) -> tuple[str, str, str]:
-    """A line after its "=": shape, " ", the rest. A tuple's shape has spaces, so parentheses are counted."""
+    """Splits a line after its "=" into shape, " " and rest. A tuple's shape has spaces, so parentheses are counted."""
     if not text.startswith("("):
         return text.partition(" ")
     depth = 0

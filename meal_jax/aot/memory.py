@@ -1,4 +1,4 @@
-"""What a chip holds, by arithmetic: for chips that nothing here can compile for.
+"""A chip's memory by arithmetic, for chips without a compiler here.
 
 Letters: B prompts, N candidates, S prompt tokens, P conditioning slots, T response tokens, L layers.
 """
@@ -16,14 +16,14 @@ def held(run: cost.Run, mesh: Mapping[str, int] | None = None, base_copies: int 
     Args:
       run: the step.
       mesh: axis → size.
-      base_copies: how often the base weights are held.
+      base_copies: number of copies of the base weights.
 
     Returns:
       weights: the decoder's. trained: adapters (or all weights) in float32 with their gradient, the virtual policy and
       the direction of the hypergradient. optimizer: two moments, and those of the virtual update. cache: keys and values of
-      the rollout. rollout weights: its own copy of the weights, where it gathers, merges, shortens or unstacks them.
-      activations: what the gradient of a part keeps under `model.remat`, and one layer's own. logits: of one chunk. What the
-      rollout holds and what the update does are not held together; see `peak`.
+      the rollout. rollout weights: its own copy of the weights, if it gathers, merges, quantizes or unstacks them.
+      activations: what the gradient of a part keeps under `model.remat`, and one layer's own. logits: of one chunk. Memory of
+      the rollout and of the update is not held at the same time; see `peak`.
     """
     mesh = mesh or {}
     c, (batch, tensor) = run.model, roofline.pieces(mesh)
@@ -61,6 +61,6 @@ def held(run: cost.Run, mesh: Mapping[str, int] | None = None, base_copies: int 
 
 
 def peak(parts: Mapping[str, float]) -> float:
-    """The most of `held` that is held at one time."""
+    """The peak of the memory of `held`."""
     rollout, backward = parts["cache"] + parts["rollout weights"], parts["activations"] + parts["logits"]
     return parts["weights"] + parts["trained"] + parts["optimizer"] + max(rollout, backward)

@@ -1,7 +1,7 @@
-"""From compiled programs and the cost model to what a person wants to know: does it fit, how long is a step, what binds.
+"""The report from compiled programs and the cost model: does a run fit, how long is a step, and what limits it.
 
-Times are bounds: a program takes at least as long as its slowest resource, matrix units, HBM or the network, with the other
-two hidden behind it. Real steps take longer. The network is taken to use all of a chip's links at once, without latency.
+Times are lower bounds: a program takes at least as long as its slowest resource (matrix units, HBM or network), with the other
+two hidden behind it. Real steps take longer. The network is assumed to use all links of a chip at once, without latency.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Row(NamedTuple):
     """One program of a step on a topology.
 
     Attributes:
-      program: what the compiler said.
-      cost: by the model, over all chips, of all its calls in a step.
-      bound: least seconds by resource, of the same.
+      program: the compiler's figures.
+      cost: by the cost model, over all chips and all calls of a step.
+      bound: lower bound of the seconds by resource, for the same.
     """
 
     program: Compiled
@@ -41,11 +41,11 @@ class Report(NamedTuple):
     """A step on a topology.
 
     Attributes:
-      topology, mesh: where; axis → size.
+      topology, mesh: the devices; axis → size.
       rows: programs.
-      analytic: bytes on a chip by the cost model, by kind.
-      compiled: for the chip itself; False for fake devices, whose memory is not reported.
-      quick: the compiler was told not to try hard.
+      analytic: kind → bytes per chip by the cost model.
+      compiled: whether it was compiled for the chip itself; memory of fake devices is not reported.
+      quick: whether the compiler ran with less effort.
     """
 
     topology: Topology
@@ -62,54 +62,54 @@ class Report(NamedTuple):
 
     @property
     def peak(self) -> float:
-        """The most bytes that a chip holds: the compiler's word, or where it was not asked the arithmetic's."""
+        """Peak bytes per chip: by the compiler, or for fake devices by the cost model."""
         return max(row.program.total for row in self.rows) if self.compiled else memory.peak(self.analytic)
 
     @property
     def fits(self) -> bool:
-        """All compiled, into the chip's memory."""
+        """Whether all programs compile and fit the chip's memory."""
         return not self.problems and self.peak <= self.topology.chip.memory
 
     @property
     def seconds(self) -> float:
-        """The least time of a step."""
+        """Lower bound of the time of a step."""
         return sum(row.bound.seconds for row in self.rows)
 
     @property
     def mfu(self) -> float:
-        """The most that the matrix units can be used: operations, those done twice counted once, of all there could be."""
+        """Upper bound of the model FLOPs utilisation: operations without recomputation, over those possible in `seconds`."""
         useful = sum(row.cost.flops - row.cost.repeated for row in self.rows)
         return useful / (self.topology.chips * self.topology.chip.flops * self.seconds)
 
     @property
     def efficiency(self) -> tuple[float, float]:
-        """A chip's pace here over its pace alone on its share of the batch, (network behind nothing, behind all else)."""
+        """Speed per chip over that of a single chip with its share of the batch: (network exposed, network hidden)."""
         alone = sum(max(row.bound.compute, row.bound.memory) for row in self.rows)
         return alone / (alone + sum(row.bound.network for row in self.rows)), alone / self.seconds
 
 
-def make(
-    plan: Plan, config, topology: Topology, compiled: Sequence[Compiled], ours: bool, quick: bool = False
+def make_report(
+    plan: Plan, config, topology: Topology, compiled: Sequence[Compiled], for_chip: bool, quick: bool = False
 ) -> Report:
-    """Puts the parts together. `ours`: compiled for the topology's own chips; `quick`: see Report."""
+    """The Report of compiled programs. `for_chip`: compiled for the topology's own chips; `quick`: see Report."""
     run = cost.of_setup(plan.setup, config.batch_size, plan.batch.tokens.shape[1])
     mesh = dict(plan.mesh.shape)
-    rows = tuple(_row(one, plan, run, mesh, topology.chip) for one in compiled)
+    rows = tuple(_row(program, plan, run, mesh, topology.chip) for program in compiled)
     analytic = memory.held(run, mesh)
     sizes = compiler.bytes_on_chip(plan.rewards)
-    return Report(topology, mesh, rows, analytic | ({"reward models": sizes} if sizes else {}), ours, quick)
+    return Report(topology, mesh, rows, analytic | ({"reward models": sizes} if sizes else {}), for_chip, quick)
 
 
-def _row(one: Compiled, plan: Plan, run: cost.Run, mesh: Mapping[str, int], chip: Chip) -> Row:
-    phases, (phase, _, name) = cost.phases(run), one.name.partition("/")
+def _row(program: Compiled, plan: Plan, run: cost.Run, mesh: Mapping[str, int], chip: Chip) -> Row:
+    phases, (phase, _, name) = cost.phases(run), program.name.partition("/")
     if phase == "reward":
         parameters = sum(leaf.size for leaf in jax.tree.leaves(plan.rewards[name]))
         length = min(compiler.reward_tokens(plan), plan.classifiers[name].max_length)
-        found = cost.encoder(parameters, run.prompts * run.candidates, length)
-        found = dataclasses.replace(found, weights=found.weights * one.calls)
+        part = cost.encoder(parameters, run.prompts * run.candidates, length)
+        part = dataclasses.replace(part, weights=part.weights * program.calls)
     else:
-        found = sum(phases.values(), cost.Cost()) if phase == "step" else phases[phase]
-    return Row(one, found, roofline.bound(found, chip, mesh, one.calls * one.collectives.network))
+        part = sum(phases.values(), cost.Cost()) if phase == "step" else phases[phase]
+    return Row(program, part, roofline.bound(part, chip, mesh, program.calls * program.collectives.network))
 
 
 def show(report: Report, console: Console | None = None) -> None:
@@ -122,15 +122,15 @@ def show(report: Report, console: Console | None = None) -> None:
     for problem in report.problems:
         console.print(f"did not compile: {problem}", markup=False)
     low, high = report.efficiency
-    source = "by the compiler" if report.compiled else "by arithmetic"
+    source = "by the compiler" if report.compiled else "by the cost model"
     console.print(
-        f"memory   {report.peak / 1e9:.2f} GB a chip of {chip.memory / 1e9:.0f} ({source}): "
+        f"memory   {report.peak / 1e9:.2f} GB per chip of {chip.memory / 1e9:.0f} ({source}): "
         f"{'[green]fits' if report.fits else '[red]does not fit'}[/]"
     )
     if report.quick and report.compiled and not report.fits:
-        console.print("Without --quick it may: compiled as training compiles it, a step can hold a fifth less.")
+        console.print("It may fit without --quick: compiled as for training, a step can need a fifth less memory.")
     console.print(f"step     at least {report.seconds:.2f} s; MFU at most {report.mfu:.0%}")
-    console.print(f"scaling  {low:.0%} (network behind nothing) to {high:.0%} (behind all else) of a chip's pace alone")
+    console.print(f"scaling  {low:.0%} (network exposed) to {high:.0%} (network hidden) of a single chip's speed")
     if any(row.program.collectives.at_most for row in report.rows):
         console.print("Loops that may end early are counted in full: collectives of decoding are upper bounds.")
 
@@ -144,12 +144,12 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
 def _memory_table(report: Report) -> Table:
     if not report.compiled:
-        table = _table("Memory of a chip by arithmetic, GB", ["kind", "GB"])
+        table = _table("Memory per chip by the cost model, GB", ["kind", "GB"])
         for kind, value in report.analytic.items():
             table.add_row(kind, f"{value / 1e9:.2f}")
         return table
     columns = ["program", "arguments", "output", "temporary", "code", "other arrays", "total"]
-    table = _table("Memory of a chip by the compiler, GB", columns)
+    table = _table("Memory per chip by the compiler, GB", columns)
     for row in report.rows:
         p = row.program
         values = (p.arguments, p.output, p.temporary, p.code, p.resident, p.total)
@@ -158,8 +158,8 @@ def _memory_table(report: Report) -> Table:
 
 
 def _time_table(report: Report) -> Table:
-    columns = ["program", "calls", "TFLOP", "compute s", "HBM s", "network s", "bound", "compiled in s"]
-    table = _table("Least time", columns)
+    columns = ["program", "calls", "TFLOP", "compute s", "HBM s", "network s", "bound", "compile s"]
+    table = _table("Lower bound of the time", columns)
     for row in report.rows:
         b = row.bound
         seconds = (f"{value:.3f}" for value in b)
@@ -175,11 +175,11 @@ def _time_table(report: Report) -> Table:
 
 
 def _collectives_table(report: Report) -> Table:
-    table = _table("Collectives of a step", ["program", "kind", "count", "payload GB", "received by a chip GB"])
+    table = _table("Collectives of a step", ["program", "kind", "count", "payload GB", "received per chip GB"])
     for row in report.rows:
         bound = "≤ " if row.program.collectives.at_most else ""
-        for kind, one in row.program.collectives.kinds.items():
-            count, payload, network = (row.program.calls * value for value in one)
+        for kind, total in row.program.collectives.kinds.items():
+            count, payload, network = (row.program.calls * value for value in total)
             table.add_row(
                 row.program.name, kind, f"{bound}{count:,.0f}", f"{payload / 1e9:.3f}", f"{network / 1e9:.3f}"
             )
@@ -187,7 +187,7 @@ def _collectives_table(report: Report) -> Table:
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """Everything, for files."""
+    """All figures as JSON values."""
     low, high = report.efficiency
     return {
         "topology": report.topology.name,
@@ -207,7 +207,7 @@ def as_json(report: Report) -> dict[str, Any]:
             {
                 **{name: value for name, value in row.program._asdict().items() if name != "collectives"},
                 "total": row.program.total,
-                "collectives": {kind: one._asdict() for kind, one in row.program.collectives.kinds.items()},
+                "collectives": {kind: total._asdict() for kind, total in row.program.collectives.kinds.items()},
                 "collectives_at_most": row.program.collectives.at_most,
                 "flops": row.cost.flops,
                 "flops_repeated": row.cost.repeated,

@@ -1,6 +1,6 @@
-"""Devices that are not here: TPU slices by name, from the compiler's own package, and GPUs by arithmetic.
+"""Devices to compile for: TPU slices by name, from the compiler's own package, and GPUs by the cost model.
 
-A topology is written v5e:4x8, the grid of chips, or v5e-32, their number; GPUs h100:8.
+A topology is written v5e:4x8 (the grid of chips) or v5e-32 (their number); GPUs h100:8.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from meal_jax.chips import CHIPS, Chip
 FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 CUBE = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8"}
 SLICES = {"v4": CUBE, "v5e": FLAT, "v5p": CUBE, "v6e": FLAT}
-TENSORCORES = {"v4": 2, "v5p": 2}  # which number their slices in the cloud's names: v5p-16 there has 8 chips
+TENSORCORES = {"v4": 2, "v5p": 2}  # per chip; the cloud's names count these: v5p-16 there has 8 chips
 
 
 class Topology(NamedTuple):
@@ -24,7 +24,7 @@ class Topology(NamedTuple):
 
     Attributes:
       name: as `v5e:4x8` or `h100:8`.
-      chip: what it is made of.
+      chip: the kind of chip.
       grid: chips along each dimension.
     """
 
@@ -34,12 +34,12 @@ class Topology(NamedTuple):
 
     @property
     def chips(self) -> int:
-        """Their number."""
+        """Number of chips."""
         return math.prod(self.grid)
 
     @property
     def tpu(self) -> bool:
-        """It can be compiled for: libtpu has its compiler."""
+        """Whether it is a TPU, for which libtpu has the compiler."""
         return self.chip.grid > 0
 
 
@@ -47,10 +47,10 @@ def parse(text: str) -> Topology:
     """A topology from its name.
 
     Raises:
-      ValueError: there is none of that name; lists those there are.
+      ValueError: there is no such topology; lists the known ones.
     """
-    found = re.fullmatch(r"(\w+)(?::|-)(\d+(?:x\d+)*)", text.strip().lower())
-    kind, size = found.groups() if found else (text, "")
+    match = re.fullmatch(r"(\w+)(?::|-)(\d+(?:x\d+)*)", text.strip().lower())
+    kind, size = match.groups() if match else (text, "")
     if kind not in CHIPS or not size:
         raise ValueError(f"--topology={text!r} is not one of:\n{known()}")
     chip = CHIPS[kind]
@@ -70,20 +70,22 @@ def parse(text: str) -> Topology:
 
 
 def known() -> str:
-    """The topologies by kind, a line each."""
+    """The known topologies, one line per kind."""
     lines = [f"  {kind}: {', '.join(f'{kind}:{size}' for size in slices.values())}" for kind, slices in SLICES.items()]
     gpus = [kind for kind, chip in CHIPS.items() if not chip.grid]
-    return "\n".join([*lines, f"  GPUs, on fake devices and by arithmetic: {', '.join(f'{kind}:8' for kind in gpus)}"])
+    return "\n".join(
+        [*lines, f"  GPUs, on fake devices and by the cost model: {', '.join(f'{kind}:8' for kind in gpus)}"]
+    )
 
 
 def devices(topology: Topology, fake: bool = False) -> list[Any]:
-    """One device a chip: a TPU slice's as its compiler sees it; for GPUs, and where `fake`, the CPU's fake ones.
+    """One device per chip: those of a TPU slice from its compiler; fake CPU devices for GPUs, and if `fake`.
 
     Raises:
       ModuleNotFoundError: no libtpu.
-      ValueError: libtpu knows no such slice, or has another number of devices; or there are too few fake devices.
+      ValueError: libtpu does not know the slice or gives another number of devices; or there are too few fake devices.
     """
-    import jax  # only here: what this module says of names needs no jax
+    import jax  # imported here: names need no jax
 
     if fake or not topology.tpu:
         if jax.device_count() < topology.chips:
@@ -93,7 +95,7 @@ def devices(topology: Topology, fake: bool = False) -> list[Any]:
             )
         return jax.devices()[: topology.chips]
     try:
-        import libtpu  # noqa: F401  (jax finds it by itself; here only to say what is missing)
+        import libtpu  # noqa: F401  (jax finds it itself; imported to name what is missing)
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
             f"Compiling for {topology.name} needs the TPU compiler: pip install libtpu (Linux; it needs no TPU)."
@@ -102,27 +104,27 @@ def devices(topology: Topology, fake: bool = False) -> list[Any]:
 
     quiet()
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name).devices
+        described = topologies.get_topology_desc(platform="tpu", topology_name=topology.name).devices
     except Exception as error:  # the plugin raises its own runtime errors
         raise ValueError(
             f"libtpu does not know the topology {topology.name} ({' '.join(str(error).split())[:300]}). Known are:\n{known()}"
         ) from error
-    if len(found) != topology.chips:
-        found = _one_a_chip(found)
-    if len(found) != topology.chips:
-        raise ValueError(f"libtpu gives {topology.name} {len(found)} devices instead of {topology.chips}.")
-    return list(found)
+    if len(described) != topology.chips:
+        described = _one_per_chip(described)
+    if len(described) != topology.chips:
+        raise ValueError(f"libtpu gives {topology.name} {len(described)} devices instead of {topology.chips}.")
+    return list(described)
 
 
-def _one_a_chip(found: list[Any]) -> list[Any]:
-    return [device for device in found if getattr(device, "core_on_chip", 0) == 0]
+def _one_per_chip(described: list[Any]) -> list[Any]:
+    return [device for device in described if getattr(device, "core_on_chip", 0) == 0]
 
 
 def quiet() -> None:
-    """Tells libtpu that it is not on a TPU machine, which it would else look for and complain of."""
+    """Tells libtpu that this is not a TPU machine, else it looks for one and complains."""
     for name, value in {
         "TPU_SKIP_MDS_QUERY": "1",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # its lock guards a chip, and none is used
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # its lock guards a chip, and no chip is used
         "TPU_ACCELERATOR_TYPE": "",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_WORKER_ID": "0",

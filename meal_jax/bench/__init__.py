@@ -1,1 +1,1 @@
-"""Step throughput, measured: `python -m meal_jax.bench`; how to read it is in docs/performance.md."""
+"""Step throughput, measured: `python -m meal_jax.bench`; docs/performance.md says how to read it."""

@@ -1,4 +1,4 @@
-"""The other side of the comparison: benchmarks/peer_hf.py in a process of its own, and the proof that it does the same work.
+"""The other side of the comparison: benchmarks/peer_hf.py in its own process, and the check that it does the same work.
 
 Letters: B prompts, N candidates, S prompt tokens, T response tokens, L layers.
 """
@@ -31,15 +31,15 @@ from meal_jax.rollout.decode import Responses
 
 PEER = Path(__file__).resolve().parents[2] / "benchmarks" / "peer_hf.py"
 NEEDED = ("torch", "transformers", "peft")
-COPIED = 4e9  # bytes of random weights that are handed over in a file; of larger models each side draws its own
+MAX_COPIED = 4e9  # bytes of random weights that are passed in a file; for larger models each side draws its own
 LOSS, NORM = {"float32": 1e-4, "bfloat16": 5e-2}, {"float32": 1e-3, "bfloat16": 1e-1}  # largest relative difference
 
 
 def need_peer(config) -> None:
-    """Refuses what the peer cannot be compared with, before anything is loaded.
+    """Refuses configurations that the peer cannot run, before anything is loaded.
 
     Raises:
-      ValueError: says what is missing or does not fit.
+      ValueError: names what is missing or does not fit.
     """
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
@@ -66,30 +66,30 @@ class Peer:
         """Sends a request and waits for the answer.
 
         Raises:
-          RuntimeError: the peer failed; its own words.
+          RuntimeError: the peer failed; holds its message.
         """
         return _ask(self._process, do, **fields)
 
 
 def _ask(process: subprocess.Popen, do: str, **fields: Any) -> dict[str, Any]:
-    with contextlib.suppress(BrokenPipeError):  # a peer that died says so in the empty answer below
+    with contextlib.suppress(BrokenPipeError):  # a dead peer gives the empty answer below
         process.stdin.write(json.dumps({"do": do} | fields) + "\n")
         process.stdin.flush()
     line = process.stdout.readline()
     answer = json.loads(line) if line else {"error": f"it ended with exit status {process.wait()}"}
     if "error" in answer:
-        raise RuntimeError(f"The peer ({PEER.name}) failed: {answer['error']}. What it printed stands above.")
+        raise RuntimeError(f"The peer ({PEER.name}) failed: {answer['error']}. See its output above.")
     return answer
 
 
 @contextlib.contextmanager
 def start(opened: Opened, side: Side, folder: Path, *, merged: bool = False) -> Iterator[Peer]:
-    """Runs the peer on the work of a side: same weights, prompts, lengths, candidates, adapters' sizes, types and threads.
+    """Runs the peer on the work of a side: same weights, prompts, lengths, candidates, adapter sizes, types and threads.
 
     Args:
       opened: the run.
-      side: of a method that learns as Meal does.
-      folder: for the files that hand weights and inputs over.
+      side: of a method with Meal's update.
+      folder: for the files that pass weights and inputs.
       merged: the peer folds its adapters into the weights for the rollout.
     """
     config, model = side.config, side.setup.policy.config
@@ -100,7 +100,7 @@ def start(opened: Opened, side: Side, folder: Path, *, merged: bool = False) -> 
     if not source or source.startswith(shapes.RANDOM):
         described = families.entries(model) | {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
         source = ""
-        if cost.base_parameters(model) * cost.BYTES[model.param_dtype] <= COPIED:
+        if cost.base_parameters(model) * cost.BYTES[model.param_dtype] <= MAX_COPIED:
             source = str(folder / "weights")
             pretrained.save(source, model, side.frozen.policy["transformer"])
     job = {
@@ -129,16 +129,16 @@ def start(opened: Opened, side: Side, folder: Path, *, merged: bool = False) -> 
 
 
 def check(opened: Opened, side: Side, peer: Peer, folder: Path) -> dict[str, float] | None:
-    """Both sides' policy updates on the same responses from the same adapters: losses and the second gradient must agree.
+    """Runs both sides' policy updates on the same responses and adapters; losses and the second gradient must agree.
 
-    The policy here reads no preference, as the peer's does not, and all rewards are equal, so acceptance is too. The second
-    update starts from what the first left, so its loss and gradient also hold the first's gradient, clip and AdamW.
+    Neither policy reads a preference. All rewards are equal, so acceptance is the same. The second update starts from the
+    result of the first, so its loss and gradient also test the first update's gradient, clipping and AdamW.
 
     Returns:
-      Relative differences "loss" and "grad_norm"; None if the weights are not the same ones.
+      Relative differences "loss" and "grad_norm"; None if the sides have different weights.
 
     Raises:
-      ValueError: they differ by more than the compute type allows: the two do not do the same work.
+      ValueError: they differ by more than the compute type allows, so the two do not do the same work.
     """
     if not Path(peer.facts["weights"]).exists():
         return None
@@ -146,16 +146,15 @@ def check(opened: Opened, side: Side, peer: Peer, folder: Path) -> dict[str, flo
     config.conditioning.kind, config.optim.warmup = "none", 0
     config = methods.configure("static", config)
     task = build.for_method(opened.task, config)
-    setup = dataclasses.replace(
-        build.build_setup(config, task), forbidden=None
-    )  # the peer's loss has the whole vocabulary
+    # The peer's loss has the whole vocabulary.
+    setup = dataclasses.replace(build.build_setup(config, task), forbidden=None)
     method = methods.get("static")
-    _, state, _, placed = train.begin(config, setup, task, method.init, opened.mesh, None)
+    _, state, _, placement = train.begin(config, setup, task, method.init, opened.mesh, None)
     theta = {
         path: 0.02 * jax.random.normal(jax.random.key(i), leaf.shape)
         for i, (path, leaf) in enumerate(traverse_util.flatten_dict(state.policy, sep="/").items())
     }
-    state = state.replace(policy=jax.device_put(traverse_util.unflatten_dict(theta, sep="/"), placed.policy))
+    state = state.replace(policy=jax.device_put(traverse_util.unflatten_dict(theta, sep="/"), placement.policy))
     batch, n, t = side.batch, config.meal.candidates, config.sampling.max_new
     shape = (config.batch_size, n, t)
     tokens = jax.random.randint(jax.random.key(99), shape, 3, task.transformer.vocab_size)
@@ -166,17 +165,17 @@ def check(opened: Opened, side: Side, peer: Peer, folder: Path) -> dict[str, flo
     factors = {re.sub("^transformer/layers/", "", name): np.asarray(value) for name, value in theta.items()}
     np.savez(path, tokens=np.asarray(tokens), **factors)
     update = jax.jit(functools.partial(method.update, setup))
-    _, ours = update(state, side.frozen, batch, rolled, Scores(jnp.zeros(w.shape), None))
-    theirs = peer.ask("check", path=str(path))
+    _, metrics = update(state, side.frozen, batch, rolled, Scores(jnp.zeros(w.shape), None))
+    answer = peer.ask("check", path=str(path))
     pairs = {
-        "loss": (float(ours["loss/base"]), float(np.mean(theirs["loss"])), LOSS),
-        "grad_norm": (float(ours["grad_norm/policy"]), theirs["grad_norm"][-1], NORM),
+        "loss": (float(metrics["loss/base"]), float(np.mean(answer["loss"])), LOSS),
+        "grad_norm": (float(metrics["grad_norm/policy"]), answer["grad_norm"][-1], NORM),
     }
-    apart = {name: abs(a - b) / abs(b) for name, (a, b, _) in pairs.items()}
-    for name, (a, b, most) in pairs.items():
-        if not apart[name] <= most[config.policy.dtype]:
+    difference = {name: abs(a - b) / abs(b) for name, (a, b, _) in pairs.items()}
+    for name, (a, b, tolerance) in pairs.items():
+        if not difference[name] <= tolerance[config.policy.dtype]:
             raise ValueError(
                 f"The two sides do not do the same work: {name} of the policy updates on the same responses is {a:.6g} here "
                 f"and {b:.6g} in the peer."
             )
-    return apart
+    return difference

@@ -1,4 +1,4 @@
-"""A run opened to be measured: the phases that training runs, compiled one by one, and called on real batches.
+"""A run to measure: the phases of training, compiled one by one and called on real batches.
 
 Letters: B prompts, N candidates, S prompt tokens, T response tokens, V vocabulary.
 """
@@ -29,7 +29,7 @@ NEEDS = {"rollout": (), "score": ("rollout",), "update": ("rollout", "score"), "
 
 
 class Program(NamedTuple):
-    """A compiled phase: the executable, seconds of tracing and of compiling, bytes that it holds beside its arguments."""
+    """A compiled phase: the executable, seconds of tracing and of compiling, bytes of its workspace."""
 
     call: Callable
     trace_s: float
@@ -38,7 +38,7 @@ class Program(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """What all methods that are measured share: the configuration as checked, its benchmark and the devices."""
+    """Shared by all measured methods: the checked configuration, its benchmark and the devices."""
 
     config: ml_collections.ConfigDict
     task: Task
@@ -53,8 +53,7 @@ def open_bench(config: ml_collections.ConfigDict, random: bool = False) -> Opene
       random: draw weights at random, in the shapes of `config.policy.source`.
 
     Raises:
-      ValueError: the configuration cannot run; or its rewards read text, or random weights are asked of a benchmark that
-        has its own.
+      ValueError: the configuration cannot run; its rewards read text; or `random` for a task other than "synthetic".
     """
     config = config.copy_and_resolve_references()
     if random and config.policy.source and not config.policy.source.startswith(shapes.RANDOM):
@@ -76,13 +75,13 @@ def open_bench(config: ml_collections.ConfigDict, random: bool = False) -> Opene
 
 
 def full_length(setup: Setup, vocabulary: int) -> Setup:
-    """The setup with the end token forbidden: every response has T tokens, so every repeat is the same work."""
+    """The setup with the end token forbidden: every response has T tokens, so every repeat does the same work."""
     forbidden = jnp.zeros(vocabulary, bool) if setup.forbidden is None else setup.forbidden
     return dataclasses.replace(setup, forbidden=forbidden.at[setup.end].set(True))
 
 
 class Side:
-    """One method on the opened run: its state, its compiled phases, and what the phases hand on to each other.
+    """One method on the opened run: its state, its compiled phases, and the results that phases pass to each other.
 
     The phases are the functions that training jits (`train.compile_step`), compiled ahead so that
     tracing, compiling and running are timed apart. Use it under `jax.set_mesh(opened.mesh)`.
@@ -94,8 +93,8 @@ class Side:
         Args:
           opened: the run.
           name: of the method.
-          changes: fields of the configuration that differ, {"meal.hypergradient": "none"}.
-          share: another side, whose frozen weights are the same arrays and are used.
+          changes: changed fields of the configuration, such as {"meal.hypergradient": "none"}.
+          share: another side, whose frozen weights are used if they have the same structure.
         """
         config = opened.config.copy_and_resolve_references()
         config.update_from_flattened_dict(changes or {})
@@ -108,25 +107,25 @@ class Side:
         _, self.state, frozen, self.placed = train.begin(
             self.config, self.setup, task, self.method.init, opened.mesh, None
         )
-        same = share is not None and jax.tree.structure(frozen) == jax.tree.structure(share.frozen)
-        self.frozen = share.frozen if same else frozen
+        is_shared = share is not None and jax.tree.structure(frozen) == jax.tree.structure(share.frozen)
+        self.frozen = share.frozen if is_shared else frozen
         self.batch = self.make_batch(0)
         self.rolled = self.scores = self.metrics = None
         self.programs: dict[str, Program] = {}
 
-    def make_batch(self, at: int):
+    def make_batch(self, step: int):
         """The batch of a step, on its devices."""
-        c, placed = self.config, sharding.batch_sharding(self.opened.mesh)
-        return batch_at(self.opened.task.train, at, c.batch_size, c.seed, c.data.buckets, placed)
+        c, rows = self.config, sharding.batch_sharding(self.opened.mesh)
+        return batch_at(self.opened.task.train, step, c.batch_size, c.seed, c.data.buckets, rows)
 
     def compile(self, phases: Sequence[str]) -> None:
-        """Compiles the phases, those they read from first, and runs each once."""
+        """Compiles the phases and the phases that they depend on, and runs each once."""
         needed = [n for phase in phases for n in (*NEEDS[phase], phase)]
         for phase in [p for p in PHASES if p in needed and p not in self.programs]:
             self.compile_one(phase)
 
     def compile_one(self, phase: str) -> None:
-        """Compiles a phase, on the results of those before it that are there, and runs it once."""
+        """Compiles a phase on the results of the phases before it, and runs it once."""
         out = (self.placed, sharding.replicated(self.opened.mesh))
         _, programs = train.compile_step(self.setup, self.method, None, jax.device_put, out, timed=phase != "step")
         jitted = programs[0 if phase == "step" else PHASES.index(phase)]
@@ -136,29 +135,27 @@ class Side:
         compiled = lowered.compile()
         done = time.perf_counter()
         memory = compiled.memory_analysis()
-        held = None if memory is None else int(memory.temp_size_in_bytes)
-        self.programs[phase] = Program(compiled, traced - began, done - traced, held)
+        temporary = None if memory is None else int(memory.temp_size_in_bytes)
+        self.programs[phase] = Program(compiled, traced - began, done - traced, temporary)
         self.run(phase)
 
     def run(self, phase: str) -> float:
-        """Runs a compiled phase on what the phases before it left; seconds until its results are there."""
-        taken, out = timing.seconds(lambda: self.programs[phase].call(*self._arguments(phase)))
+        """Runs a compiled phase on the results of the phases before it; returns seconds until its results are ready."""
+        seconds, out = timing.seconds(lambda: self.programs[phase].call(*self._arguments(phase)))
         if phase == "rollout":
             self.rolled = out
         elif phase == "score":
             self.scores, _ = out
         else:
             self._keep(*out)
-        return taken
+        return seconds
 
     def _keep(self, state: Any, metrics: Any) -> None:
         self.state, self.metrics = state.replace(key=self.state.key), metrics
 
     def _arguments(self, phase: str) -> tuple:
-        state = (
-            self.state.replace(key=None),
-            self.state.key,
-        )  # the key stays outside of what returns a state, see `train`
+        # Programs that return a state take its key separately, see `train`.
+        state = (self.state.replace(key=None), self.state.key)
         return {
             "rollout": (self.state, self.frozen, self.batch),
             "score": (self.frozen, self.batch, self.rolled and self.rolled.responses),
@@ -177,11 +174,11 @@ class Side:
         return self.config.batch_size * self.method.cost(self.config).answers
 
     def sampled(self) -> int:
-        """Response tokens that the last rollout drew; it is `tokens` if the bench is sound."""
+        """Response tokens that the last rollout sampled; must equal `tokens`."""
         return int(np.sum(jax.device_get(self.rolled.responses.mask)))
 
     def costs(self) -> dict[str, dict[str, cost.Cost]] | None:
-        """Each phase's parts by arithmetic; None for a method whose update is not Meal's."""
+        """Each phase's parts by the cost model; None for a method whose update is not Meal's."""
         if self.method.update is not methods.METHODS["meal"].update:
             return None
         parts = cost.step(cost.of_setup(self.setup, self.config.batch_size, self.batch.tokens.shape[1]))
@@ -189,7 +186,7 @@ class Side:
         return out | {"step": parts}
 
     def loop(self, steps: int) -> dict[str, float]:
-        """A short loop as training's: batches made ahead in a thread, metrics fetched one step late.
+        """A short training loop: batches are made in advance in a thread, metrics are fetched one step late.
 
         Returns:
           seconds_per_step, and data_wait, the share of the time spent waiting for batches.
@@ -208,10 +205,10 @@ class Side:
 
 
 def measure(runs: dict[Any, Callable[[], Any]], repeats: int) -> dict[Any, list[Any]]:
-    """Calls each in turn, `repeats` times over, every other round in reverse, so that drifts of the machine hit all alike."""
+    """Calls all in turn, `repeats` times, every other round in reverse order, so that drifts of the machine affect all."""
     out = {name: [] for name in runs}
-    for at in range(repeats):
-        for name in list(runs)[:: 1 if at % 2 == 0 else -1]:
+    for repeat in range(repeats):
+        for name in list(runs)[:: 1 if repeat % 2 == 0 else -1]:
             out[name].append(runs[name]())
     return out
 

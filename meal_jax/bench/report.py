@@ -1,7 +1,7 @@
-"""What was measured, as rows: on the terminal, in bench.json, and as figures.
+"""Measurements as rows: on the terminal, in bench.json, and as figures.
 
-A row is a dict: side, phase, seconds (see `timing.spread`), and what follows from it and from arithmetic. JSON holds base
-units: seconds, bytes, operations.
+A row is a dict: side, phase, seconds (see `timing.spread`), and figures derived from these and from the cost model. JSON holds
+base units: seconds, bytes, operations.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "peft")
 def phase_row(name: str, side: Side, phase: str, samples: Sequence[float], ceilings: Ceilings) -> dict[str, Any]:
     """One phase of one side: rates from the median; MFU and share of the roofline against the measured ceilings.
 
-    mfu is operations (those of recomputation left out) by seconds and by the rate of the large product; roofline is the least
-    time that the ceilings allow, each part of the phase bound by the slower of the two, by the seconds taken.
+    mfu is operations (without recomputation) divided by seconds and by the rate of the large product. roofline is the lower
+    bound of the time divided by the seconds taken; each part of the phase is bound by the slower of the two ceilings.
     """
-    devices, time = jax.device_count(), spread(samples)
+    devices, seconds = jax.device_count(), spread(samples)
     row = {
         "side": name,
         "phase": phase,
-        "seconds": time,
-        "tokens_per_s": side.tokens / time["median"],
-        "samples_per_s": side.samples / time["median"],
+        "seconds": seconds,
+        "tokens_per_s": side.tokens / seconds["median"],
+        "samples_per_s": side.samples / seconds["median"],
     }
     program = side.programs.get(phase)
     if program is not None:
@@ -54,19 +54,19 @@ def phase_row(name: str, side: Side, phase: str, samples: Sequence[float], ceili
         return row
     chip = Chip("measured", ceilings.flops * devices, 0.0, ceilings.bandwidth * devices, 0.0, 0)
     parts = costs[phase].values()
-    whole = sum(parts, cost.Cost())
-    least = sum(max(part.flops / chip.flops, part.bytes / chip.bandwidth) for part in parts)
+    total = sum(parts, cost.Cost())
+    lower_bound = sum(max(part.flops / chip.flops, part.bytes / chip.bandwidth) for part in parts)
     return row | {
-        "flops": whole.flops,
-        "bytes": whole.bytes,
-        "mfu": (whole.flops - whole.repeated) / chip.flops / time["median"],
-        "least_s": least,
-        "roofline": least / time["median"],
+        "flops": total.flops,
+        "bytes": total.bytes,
+        "mfu": (total.flops - total.repeated) / chip.flops / seconds["median"],
+        "least_s": lower_bound,
+        "roofline": lower_bound / seconds["median"],
     }
 
 
 def machine() -> dict[str, Any]:
-    """Where and with what it was measured."""
+    """The machine and the versions of a measurement."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -78,14 +78,14 @@ def machine() -> dict[str, Any]:
     return {
         "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
         "cores": cores,
-        "load_before": load,  # tasks that wanted a core in the last minute: above 0, others disturb
+        "load_before": load,  # average number of running tasks in the last minute: above 0, others disturb
         "python": platform.python_version(),
         "versions": versions,
     }
 
 
-def write(path: Path, results: Mapping[str, Any]) -> None:
-    """JSON, whole or not at all."""
+def write_json(path: Path, results: Mapping[str, Any]) -> None:
+    """Writes JSON atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     part.write_text(json.dumps(results, indent=1) + "\n")
@@ -93,7 +93,7 @@ def write(path: Path, results: Mapping[str, Any]) -> None:
 
 
 def show(results: Mapping[str, Any], console: Console | None = None) -> None:
-    """The table of phases, the ratios, and one line for each other figure."""
+    """Prints the table of phases, the ratios, and one line per other figure."""
     console = console or Console(width=None if os.isatty(1) else 140)
     m, c = results["machine"], results["ceilings"]
     console.print(
@@ -148,26 +148,26 @@ def quantity(value: float | None) -> str:
 
 
 def draw_step(path: Path, stacks: Mapping[str, Mapping[str, float]], title: str) -> None:
-    """Where a step's time goes: a bar for each side, a piece for each phase, seconds in the pieces.
+    """Draws the parts of a step's time: one bar per side, one segment per phase, labelled with seconds.
 
-    Colours are Okabe and Ito's; hatches tell the pieces apart without colour.
+    Colours are Okabe and Ito's; hatches distinguish the segments without colour.
     """
     figure = Figure(figsize=(7.2, 1.5 + 0.55 * len(stacks)), layout="constrained")
     axes = figure.subplots()
     names = list(dict.fromkeys(phase for pieces in stacks.values() for phase in pieces))
     longest = max(sum(pieces.values()) for pieces in stacks.values())
-    for at, pieces in enumerate(stacks.values()):
+    for row, pieces in enumerate(stacks.values()):
         left = 0.0
         for phase, width in pieces.items():
             n = names.index(phase)
-            axes.barh(at, width, left=left, color=COLOURS[n], hatch=HATCHES[n % 4], edgecolor="white", height=0.62)
+            axes.barh(row, width, left=left, color=COLOURS[n], hatch=HATCHES[n % 4], edgecolor="white", height=0.62)
             if width > 0.06 * longest:
                 box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5, "alpha": 0.9}
                 axes.text(
-                    left + width / 2, at, f"{width:.3g}", ha="center", va="center", fontsize=8, color=INK, bbox=box
+                    left + width / 2, row, f"{width:.3g}", ha="center", va="center", fontsize=8, color=INK, bbox=box
                 )
             left += width
-        axes.text(left + 0.01 * longest, at, f"{left:.3g} s", va="center", fontsize=9, color=INK)
+        axes.text(left + 0.01 * longest, row, f"{left:.3g} s", va="center", fontsize=9, color=INK)
     for n, phase in enumerate(names):
         axes.barh(0, 0, color=COLOURS[n], hatch=HATCHES[n % 4], edgecolor="white", label=phase)
     axes.set_yticks(range(len(stacks)), list(stacks))
@@ -178,15 +178,15 @@ def draw_step(path: Path, stacks: Mapping[str, Mapping[str, float]], title: str)
 
 
 def draw_growth(
-    path: Path, what: str, values: Sequence[float], curves: Mapping[str, Sequence[dict]], title: str
+    path: Path, size: str, values: Sequence[float], curves: Mapping[str, Sequence[dict]], title: str
 ) -> None:
-    """How seconds grow with a size: a line for each phase on two logarithmic axes, quartiles as bars.
+    """Draws how seconds grow with a size: one line per phase on two logarithmic axes, quartiles as bars.
 
     Args:
       path: of the figure.
-      what: the size's name.
+      size: its name.
       values: of the size.
-      curves: phase → a `timing.spread` for each value.
+      curves: phase → one `timing.spread` per value.
       title: of the figure.
     """
     figure = Figure(figsize=(5.6, 4.4), layout="constrained")
@@ -206,7 +206,7 @@ def draw_growth(
     axes.minorticks_off()
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
-    _finish(axes, figure, what, "seconds", title)
+    _finish(axes, figure, size, "seconds", title)
     figure.savefig(path, dpi=DPI)
 
 

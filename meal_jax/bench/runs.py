@@ -1,4 +1,4 @@
-"""The measurements: phases (alone or beside the peer), the cost of the second level, growth over a size."""
+"""The measurements: phases (alone or against the peer), the cost of the second level, growth with a size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from meal_jax.bench import peer as peers
 from meal_jax.bench import report, timing
 from meal_jax.bench.phases import PHASES, Opened, Side, measure, open_bench, round_of
 
-# Each over static targets, which make as many policy updates from the same rollouts.
+# Compared with static targets, which make as many policy updates from the same rollouts.
 LEVELS = {
     "none": {"meal.hypergradient": "none", "meal.reuse_virtual": False},
     "none, reuse": {"meal.hypergradient": "none", "meal.reuse_virtual": True},
@@ -25,8 +25,8 @@ LEVELS = {
     "exact, reuse": {"meal.hypergradient": "exact", "meal.reuse_virtual": True},
 }
 SWEEPS = {
-    "batch": ("batch_size", (2, 4, 8, 16), "prompts a step (B)"),
-    "candidates": ("meal.candidates", (1, 2, 4, 8), "candidates a prompt (N)"),
+    "batch": ("batch_size", (2, 4, 8, 16), "prompts per step (B)"),
+    "candidates": ("meal.candidates", (1, 2, 4, 8), "candidates per prompt (N)"),
     "length": ("sampling.max_new", (16, 32, 64, 128), "response tokens (T)"),
     "objectives": ("objectives", (2, 3, 5, 8), "objectives (K)"),
 }
@@ -43,12 +43,15 @@ def bench(
     random: bool = False,
     loop: int = 3,
 ) -> dict[str, Any]:
-    """Measures the phases of `config.method`, and with `vs` the peer between them; writes and shows the results.
+    """Measures the phases of `config.method`, with `vs` in alternation with the peer; writes and shows the results.
 
-    Beside the peer, static targets are measured too: their update is the peer's, two policy updates and nothing else.
+    With a peer, static targets are measured too: their update is the same as the peer's, two policy updates.
+
+    Args:
+      loop: number of steps of the short training loop; 0 for none.
 
     Returns:
-      What bench.json holds.
+      The contents of bench.json.
 
     Raises:
       ValueError: an unknown phase; or as `open_bench`, `peer.need_peer`, `peer.check`.
@@ -66,27 +69,27 @@ def bench(
         side.compile(phases)
         rounds = {config.method: round_of(side, phases)}
         for name, other in list(sides.items())[1:]:
-            # Its rollout and score are the first side's, but for the weight-net: it takes those that were made.
+            # Its rollout and score differ from the first side's only in the weight-net, so it reuses their results.
             other.rolled, other.scores = side.rolled, side.scores
-            own = [phase for phase in phases if phase in ("update", "step")]
-            for phase in own:
+            measured = [phase for phase in phases if phase in ("update", "step")]
+            for phase in measured:
                 other.compile_one(phase)
-            rounds[name] = round_of(other, own)
+            rounds[name] = round_of(other, measured)
         if vs:
-            seconds, results["peer"] = _beside(opened, side, rounds, repeats, merged)
+            seconds, results["peer"] = _measure_with_peer(opened, side, rounds, repeats, merged)
         else:
             seconds = measure(rounds, repeats)
         results |= _rows(sides, seconds, results["ceilings"])
         if "rollout" in side.programs and side.sampled() != side.tokens:
             raise ValueError(
-                f"{side.sampled()} tokens were sampled where {side.tokens} should be: the bench is unsound."
+                f"{side.sampled()} tokens were sampled instead of {side.tokens}: the measurement is wrong."
             )
         if vs:
             results["ratios"] = _against_peer(seconds, config.method)
         if loop and "step" in phases:
             results["loop"] = _loop(side, loop, np.median([r["step"] for r in seconds[config.method]]))
-    held, by = timing.peak_memory()
-    results["peak_memory"] = {"bytes": held, "of": by}
+    peak, owner = timing.peak_memory()
+    results["peak_memory"] = {"bytes": peak, "of": owner}
     stacks = {_label(row["side"]): {} for row in results["rows"]}
     for row in results["rows"]:
         if row["phase"] != "step":
@@ -100,12 +103,12 @@ def bench(
 
 
 def bilevel(config: ml_collections.ConfigDict, out: str, *, repeats: int = 10, random: bool = False) -> dict[str, Any]:
-    """Measures the update of each hypergradient beside that of static targets, on the same rollouts.
+    """Measures the update of each hypergradient against that of static targets, on the same rollouts.
 
-    Rollout and score are measured once a round and are common to all: a step is their sum with an update.
+    Rollout and score are common to all and measured once per round; a step is their sum with an update.
 
     Returns:
-      What bilevel.json holds; `ratios` are of steps and of updates, over static targets'.
+      The contents of bilevel.json; `ratios` are of steps and of updates over those of static targets.
     """
     opened, results = _open(config, random)
     with jax.set_mesh(opened.mesh):
@@ -113,12 +116,12 @@ def bilevel(config: ml_collections.ConfigDict, out: str, *, repeats: int = 10, r
         static.compile(["rollout", "score", "update"])
         sides = {"static": static}
         for name, changes in LEVELS.items():
-            one = sides[name] = Side(opened, "meal", changes, share=static)
-            # The rollout differs by the weight-net alone; its programs need not be compiled again for every variant.
-            one.rolled, one.scores = static.rolled, static.scores
-            one.compile_one("update")
+            side = sides[name] = Side(opened, "meal", changes, share=static)
+            # The rollout differs only in the weight-net, so its programs are not compiled for every variant.
+            side.rolled, side.scores = static.rolled, static.scores
+            side.compile_one("update")
         first = {"common": round_of(static, ["rollout", "score"])}
-        seconds = measure(first | {name: round_of(one, ["update"]) for name, one in sides.items()}, repeats)
+        seconds = measure(first | {name: round_of(side, ["update"]) for name, side in sides.items()}, repeats)
         common = seconds.pop("common")
         results |= _rows(sides, seconds, results["ceilings"])
     update = {name: np.array([r["update"] for r in rows]) for name, rows in seconds.items()}
@@ -145,10 +148,10 @@ def sweep(
 ) -> dict[str, Any]:
     """Measures the phases at several values of one size, and draws how they grow.
 
-    Steps are not measured: they are the sum of the others.
+    Steps are not measured, since they are the sum of the phases.
 
     Returns:
-      What sweep_OVER.json holds.
+      The contents of sweep_OVER.json.
 
     Raises:
       ValueError: an unknown phase; or as `open_bench`.
@@ -175,11 +178,11 @@ def sweep(
             share = f", {row['roofline']:.1%} of the roofline, MFU {row['mfu']:.1%}" if "mfu" in row else ""
             rates = f"{row['seconds']['median']:.3g} s, {row['tokens_per_s']:.4g} tokens/s"
             print(f"{over} {value}  {row['phase']:8} {rates}{share}", flush=True)
-        del side, opened  # the next one's weights may not fit beside these
+        del side, opened  # the weights of both may not fit in memory
     curves = {p: [row["seconds"] for row in rows if row["phase"] == p] for p in phases}
     results |= {"over": over, "values": list(values), "rows": rows}
     out = Path(out)
-    report.write(out / f"sweep_{over}.json", results)
+    report.write_json(out / f"sweep_{over}.json", results)
     report.draw_growth(out / f"sweep_{over}.png", label, values, curves, _work(config, over))
     print(f"wrote {out / f'sweep_{over}.json'} and .png")
     return results
@@ -192,12 +195,12 @@ def _need_phases(phases: Sequence[str]) -> None:
 
 def _open(config, random: bool) -> tuple[Opened, dict[str, Any]]:
     opened = open_bench(config, random)
-    found = {"machine": report.machine(), "ceilings": timing.ceilings(config.policy.dtype)._asdict()}
-    return opened, found | {"work": _work(opened.config), "config": opened.config.to_dict()}
+    results = {"machine": report.machine(), "ceilings": timing.ceilings(config.policy.dtype)._asdict()}
+    return opened, results | {"work": _work(opened.config), "config": opened.config.to_dict()}
 
 
 def _work(c, over: str = "") -> str:
-    """The work in a line; the size that a sweep varies has its letter."""
+    """The work in one line; a size that a sweep varies is given by its letter."""
     sizes = {"batch": c.batch_size, "candidates": c.meal.candidates, "length": c.sampling.max_new}
     sizes |= {name: letter for name, letter in (("batch", "B"), ("candidates", "N"), ("length", "T")) if name == over}
     return (
@@ -222,32 +225,32 @@ def _rows(sides: dict[str, Side], seconds: dict[str, list[dict]], ceilings: dict
     return {"rows": rows}
 
 
-def _beside(opened: Opened, side: Side, rounds: dict, repeats: int, merged: bool):
-    """Rounds of ours and of the peer in turn, after the proof that they do the same work."""
+def _measure_with_peer(opened: Opened, side: Side, rounds: dict, repeats: int, merged: bool):
+    """Measures rounds of this package and of the peer in turn, after checking that they do the same work."""
     with tempfile.TemporaryDirectory() as folder, peers.start(opened, side, Path(folder), merged=merged) as peer:
-        agreed = peers.check(opened, side, peer, Path(folder))
-        drawn = peer.ask("step")["tokens"]  # its warm-up
-        if drawn != side.tokens:
-            raise ValueError(f"The peer sampled {drawn} tokens, this side {side.tokens}: not the same work.")
+        agreement = peers.check(opened, side, peer, Path(folder))
+        sampled = peer.ask("step")["tokens"]  # its warm-up
+        if sampled != side.tokens:
+            raise ValueError(f"The peer sampled {sampled} tokens, this side {side.tokens}: not the same work.")
         seconds = measure(rounds | {"hf": lambda: peer.ask("step")}, repeats)
-        facts = peer.facts | {"agreement": agreed, "response_tokens": drawn}
+        facts = peer.facts | {"agreement": agreement, "response_tokens": sampled}
     return seconds, facts
 
 
 def _against_peer(seconds: dict[str, list[dict]], method: str) -> dict[str, Any]:
-    """How many times the peer's seconds are ours, by phase; 2 means that ours takes half."""
+    """The peer's seconds over ours, by phase; 2 means that ours takes half the time."""
     out = {}
     for name in dict.fromkeys((method, "static")):
         for phase in seconds.get(name, [{}])[0]:
-            ours, theirs = ([r[phase] for r in rounds] for rounds in (seconds[name], seconds["hf"]))
-            out[f"{name} {phase}"] = timing.ratio(theirs, ours)
+            here, there = ([r[phase] for r in rounds] for rounds in (seconds[name], seconds["hf"]))
+            out[f"{name} {phase}"] = timing.ratio(there, here)
     return {"peer's seconds / ours": out}
 
 
 def _loop(side: Side, steps: int, alone: float) -> dict[str, float]:
-    """The short loop; idle is the share of its time that the step's program alone does not account for."""
-    found = side.loop(steps)
-    return found | {"idle": max(0.0, 1.0 - float(alone) / found["seconds_per_step"]), "steps": steps}
+    """The short loop; idle is the share of its time in excess of the step's program alone."""
+    measured = side.loop(steps)
+    return measured | {"idle": max(0.0, 1.0 - float(alone) / measured["seconds_per_step"]), "steps": steps}
 
 
 def _label(side: str) -> str:
@@ -257,23 +260,24 @@ def _label(side: str) -> str:
 def _finish(results: dict[str, Any], out: Path, name: str, stacks: dict[str, dict[str, float]]) -> dict[str, Any]:
     notes = []
     if "peak_memory" in results:
-        held = results["peak_memory"]
-        notes.append(f"peak memory of the {held['of']}: {report.quantity(held['bytes'])}B")
+        peak = results["peak_memory"]
+        notes.append(f"peak memory of the {peak['of']}: {report.quantity(peak['bytes'])}B")
     if "loop" in results:
-        found = results["loop"]
+        loop = results["loop"]
         notes.append(
-            f"training loop: {found['seconds_per_step']:.3g} s a step, idle {found['idle']:.1%}, waiting for data "
-            f"{found['data_wait']:.1%}"
+            f"training loop: {loop['seconds_per_step']:.3g} s per step, idle {loop['idle']:.1%}, waiting for data "
+            f"{loop['data_wait']:.1%}"
         )
     if "peer" in results:
-        agreed = results["peer"]["agreement"]
+        agreement = results["peer"]["agreement"]
         notes.append(
             "peer: its own random weights, so agreement was not checked"
-            if agreed is None
-            else f"peer: same losses to {agreed['loss']:.1e}, same gradient norm to {agreed['grad_norm']:.1e}, same tokens"
+            if agreement is None
+            else f"peer: same losses to {agreement['loss']:.1e}, same gradient norm to {agreement['grad_norm']:.1e}, "
+            "same tokens"
         )
     results["notes"] = notes
-    report.write(out / name, results)
+    report.write_json(out / name, results)
     report.show(results)
     if stacks:
         picture = (out / name).with_suffix(".png")

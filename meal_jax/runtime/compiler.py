@@ -1,4 +1,4 @@
-"""What the compiler is told on platforms where it needs to be."""
+"""Compiler options for platforms that need them."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ TPU = {
 
 
 def options(place: jax.sharding.Sharding) -> dict[str, bool] | None:
-    """`compiler_options` of `jax.jit` for a program on the devices of a sharding; None for the compiler's own choices."""
+    """`compiler_options` of `jax.jit` for a program on the devices of a sharding; None for the compiler's defaults."""
     return TPU if next(iter(place.device_set)).platform == "tpu" else None

@@ -35,7 +35,7 @@ def test_the_network_shows_where_it_is_slower_or_not_hidden():
 def test_what_does_not_fit(capsys):
     assert not make(total=17e9).fits and not make(problem="too large").fits
     report.show(make(total=17e9))
-    assert "17.00 GB a chip of 16 (by the compiler): does not fit" in capsys.readouterr().out
+    assert "17.00 GB per chip of 16 (by the compiler): does not fit" in capsys.readouterr().out
     report.show(make(total=17e9)._replace(quick=True))
     assert "Without --quick it may" in capsys.readouterr().out
     report.show(make(problem="[too] large"))
@@ -54,7 +54,7 @@ def test_a_tiny_run_on_fake_devices(tmp_path):
     fields = [f"--config.{name}={value}" for name, value in sizes.items()]
     done = command("--config=configs/toy.py", "--topology=h100:4", "--quick", f"--out={out}", *fields, XLA_FLAGS="")
     assert done.returncode == 0, done.stderr
-    for words in ("h100:4, 4 chips", "Memory of a chip by arithmetic", "Least time", "all-reduce", "fits"):
+    for words in ("h100:4, 4 chips", "Memory per chip by the cost model", "Lower bound of the time", "all-reduce", "fits"):
         assert words in done.stdout
     found = json.loads(out.read_text())
     assert found["fits"] and not found["compiled_for_the_chip"] and found["mesh"] == {"data": 4, "fsdp": 1, "tensor": 1}
