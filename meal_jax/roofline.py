@@ -1,4 +1,4 @@
-"""The least time that a part of a step takes on a chip of a mesh, from its operations and bytes."""
+"""Lower bounds of the time of a part of a step on a chip of a mesh, from its operations and bytes."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ def test_each_resource_bounds_the_time_of_a_part():
     work = cost.Cost(flops=800.0, weights=20.0, activations=40.0)
     assert roofline.bound(work, chip) == roofline.Bound(8.0, 6.0, 0.0)
     # The batch in 4 parts: the weights are read on every chip.
-    there = roofline.bound(work, chip, {"data": 2, "fsdp": 2, "tensor": 1}, sent=16.0)
+    there = roofline.bound(work, chip, {"data": 2, "fsdp": 2, "tensor": 1}, received=16.0)
     assert there == roofline.Bound(2.0, 3.0, 4.0)
     assert there.seconds == 4.0 and there.by == "network"
     assert roofline.bound(work, chip, {"tensor": 4}) == roofline.Bound(2.0, 1.5, 0.0)

@@ -1,26 +1,26 @@
 """Several processes as one run: how they find each other, agree, and end together.
 
-Every process runs the same program over all devices; process 0 alone writes, but for the checkpoints, which all write.
-They never act on what one of them alone has seen: what is decided from a file, a clock or a signal is decided by process
-0 and told to all (`from_first`), or asked of all (`agree`, `stop_point`). All functions below are called by every
-process, in the same order, and with one process cost nothing.
+Every process runs the same program over all devices. Only process 0 writes, except for checkpoints, which all write. A process
+never acts on what it alone has seen: decisions from a file, a clock or a signal are made by process 0 and sent to all
+(`from_first`), or taken together (`agree`, `stop_point`). Every process calls the functions below in the same order; with one
+process they cost nothing.
 
-How processes are started: on a TPU pod slice, in a GKE job, by srun or mpirun, `--distributed` finds the others. Elsewhere
-each is told `--coordinator=HOST:PORT --processes=N --process=i`, or by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-JAX_PROCESS_ID; where several share a host, JAX_LOCAL_DEVICE_IDS says which GPUs are whose. Under srun each task has one GPU:
-start as many tasks on a node as it has GPUs.
+Starting processes: on a TPU pod slice, in a GKE job, with srun or mpirun, `--distributed` finds the others. Elsewhere each
+process gets `--coordinator=HOST:PORT --processes=N --process=i`, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+JAX_PROCESS_ID. If several share a host, JAX_LOCAL_DEVICE_IDS assigns the GPUs. Under srun each task has one GPU: start as many
+tasks per node as it has GPUs.
 
-Ports: on TPUs JAX's coordinator listens on 8482 since jax 0.8.1, which the firewalls of existing Google Cloud projects often
-leave shut; 8476, the port before, is taken here unless JAX_COORDINATOR_PORT says another. Under Slurm and Open MPI the
-port follows from the job's number, so that two jobs can share a host.
+Ports: on TPUs JAX's coordinator listens on 8482 since jax 0.8.1, which firewalls of existing Google Cloud projects often
+block. Here the default is 8476, the previous port; JAX_COORDINATOR_PORT changes it. Under Slurm and Open MPI the port depends
+on the job's number, so that two jobs can share a host.
 
-Told to stop (SIGTERM to any process, or the cluster's notice of a preemption), all stop at the same point and save: after the
-step or the batch of an evaluation that is under way and at most a second's worth of more, since the notice is looked for once
-a second. What comes on top is the save itself, as long as its bytes take to write. While the first step compiles there is
-nothing to save: a process alone leaves at once, and of several nobody listens until then.
+Stopping: on SIGTERM to any process, or the cluster's notice of a preemption, all processes stop at the same point and save.
+They first finish the current step or evaluation batch and up to one second of further ones, since the notice is checked once
+per second. The save itself takes as long as writing its bytes. While the first step compiles there is nothing to save: a single
+process exits at once; several processes check for notices only after it.
 
-If a process dies, the others learn of it from missed heartbeats, or sooner from a broken collective, and end with a message
-and a nonzero status within twice `--heartbeat_seconds`. Run the same command again and it goes on from the last checkpoint.
+If a process dies, the others learn of it from missed heartbeats, or sooner from a broken collective. They end with a message
+and a nonzero status within twice `--heartbeat_seconds`. The same command resumes from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from absl import flags
 
 PORT = "8476"
 HEARTBEAT_SECONDS = 60  # after which a silent process counts as dead
-START_SECONDS = 300  # that processes wait for each other at the start
-HINT_SECONDS = 20  # of that wait, after which a likely reason is printed
+START_SECONDS = 300  # max wait of the processes for each other at the start
+HINT_SECONDS = 20  # of that wait before a likely reason is printed
 ALONE = "{} runs in one process: start it on one host, once, without --distributed, --coordinator or JAX_NUM_PROCESSES."
 
 _points = itertools.count()
@@ -51,16 +51,16 @@ _points = itertools.count()
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the flags that `start_as_flags_say` reads; their defaults come from the environment."""
-    of, into = os.environ.get, {"flag_values": values}
-    found = "Join the other processes of this TPU pod slice, GKE job, srun or mpirun, which are found."
-    flags.DEFINE_bool("distributed", False, found, **into)
-    address = "HOST:PORT of process 0, where processes are not found by themselves."
-    flags.DEFINE_string("coordinator", of("JAX_COORDINATOR_ADDRESS"), address, **into)
-    count, which = "How many processes there are (with --coordinator).", "Which of them this is, from 0."
-    flags.DEFINE_integer("processes", of("JAX_NUM_PROCESSES"), count, lower_bound=1, **into)
-    flags.DEFINE_integer("process", of("JAX_PROCESS_ID"), which, lower_bound=0, **into)
+    env, options = os.environ.get, {"flag_values": values}
+    join = "Find and join the other processes of this TPU pod slice, GKE job, srun or mpirun."
+    flags.DEFINE_bool("distributed", False, join, **options)
+    address = "HOST:PORT of process 0, if --distributed cannot find the processes."
+    flags.DEFINE_string("coordinator", env("JAX_COORDINATOR_ADDRESS"), address, **options)
+    count, index = "Number of processes (with --coordinator).", "Index of this process, from 0."
+    flags.DEFINE_integer("processes", env("JAX_NUM_PROCESSES"), count, lower_bound=1, **options)
+    flags.DEFINE_integer("process", env("JAX_PROCESS_ID"), index, lower_bound=0, **options)
     silence = "Seconds of silence after which a process counts as dead."
-    flags.DEFINE_integer("heartbeat_seconds", HEARTBEAT_SECONDS, silence, lower_bound=1, **into)
+    flags.DEFINE_integer("heartbeat_seconds", HEARTBEAT_SECONDS, silence, lower_bound=1, **options)
 
 
 def start_as_flags_say(f: flags.FlagValues = flags.FLAGS) -> None:
@@ -76,17 +76,17 @@ def start(
     *,
     heartbeat_seconds: int = HEARTBEAT_SECONDS,
 ) -> None:
-    """Joins the other processes; the first use of JAX in a program, or JAX refuses. Does nothing for a process alone.
+    """Joins the other processes. It must be the first use of JAX in a program. With one process it does nothing.
 
     Args:
-      find: the environment (TPU, GKE, Slurm, Open MPI) says who the others are.
-      coordinator: HOST:PORT of process 0, where it does not.
-      processes, process: how many there are and which this is; what is None is found as above.
+      find: find the other processes by the environment (TPU, GKE, Slurm, Open MPI).
+      coordinator: HOST:PORT of process 0, if the environment does not give it.
+      processes, process: number of processes and index of this one; None finds them as above.
       heartbeat_seconds: silence after which a process counts as dead.
 
     Raises:
-      ValueError: the values do not fit each other or the environment.
-      RuntimeError: the others did not come.
+      ValueError: the values contradict each other or the environment.
+      RuntimeError: the other processes did not connect.
     """
     import jax
 
@@ -94,7 +94,7 @@ def start(
         if processes is not None or process is not None:
             raise ValueError("--processes and --process come with --coordinator=HOST:PORT, the address of process 0.")
         if _tasks() > 1:
-            raise ValueError(f"srun started {_tasks()} tasks, which would each be a run of its own: add --distributed.")
+            raise ValueError(f"srun started {_tasks()} tasks, which would each be a separate run: add --distributed.")
         with _hint_if_slow("all devices"):
             if jax.process_count() > 1:
                 raise ValueError(f"The devices are of {jax.process_count()} hosts, not of this one: add --distributed.")
@@ -116,7 +116,7 @@ def start(
         except ValueError as error:
             raise ValueError(
                 f"The other processes cannot be found ({error}). Outside of TPU pods, GKE, Slurm and Open MPI, give "
-                "--coordinator=HOST:PORT --processes=N --process=i, or leave --distributed away for one process."
+                "--coordinator=HOST:PORT --processes=N --process=i, or leave out --distributed for one process."
             ) from error
     with _hint_if_slow("all devices"):
         devices = jax.devices()
@@ -129,7 +129,7 @@ def start(
 
 
 def _tasks() -> int:
-    """Tasks of the srun that this process is one of; 1 without."""
+    """Number of tasks of this process's srun; 1 without srun."""
     return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) if "SLURM_PROCID" in os.environ else 1
 
 
@@ -137,7 +137,7 @@ def _tasks() -> int:
 def _hint_if_slow(what: str) -> Iterator[None]:
     message = (
         f"still waiting for {what}. Was the command started on every host (gcloud … tpu-vm ssh --worker=all, srun on all "
-        f"nodes), with the same --coordinator and --processes, and can they reach its port? Waits {START_SECONDS} s in all."
+        f"nodes), with the same --coordinator and --processes, and can they reach its port? Waits at most {START_SECONDS} s."
     )
     timer = threading.Timer(HINT_SECONDS, lambda: print(message, file=sys.stderr, flush=True))
     timer.daemon = True
@@ -150,10 +150,10 @@ def _hint_if_slow(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def end_together() -> Iterator[None]:
-    """Context of a whole program: one of several processes that fails leaves at once, with its message.
+    """Context of a whole program: if one of several processes fails, it exits at once, with its message.
 
-    Python's ordinary end would first wait, minutes, for the other processes to say that they are done, while they wait for
-    this one in a collective. Gone, it is missed.
+    A normal exit of Python would first wait minutes for the other processes, while they wait for this one in a collective.
+    After an immediate exit they notice that it is gone.
     """
     import jax
 
@@ -161,10 +161,10 @@ def end_together() -> Iterator[None]:
         yield
     except BaseException as error:
         if jax.distributed.is_initialized() and not (isinstance(error, SystemExit) and not error.code):
-            said = str(error) if isinstance(error, SystemExit) else traceback.format_exc()
+            message = str(error) if isinstance(error, SystemExit) else traceback.format_exc()
             print(
-                f"{said}\nThis process ends, and the others with it. If the error is of communication, another process "
-                "died first: see its log. Run the same command again to go on from the last checkpoint.",
+                f"{message}\nThis process ends, and the others with it. If it is a communication error, another process "
+                "died first: see its log. Run the same command again to resume from the last checkpoint.",
                 file=sys.stderr,
             )
             sys.stdout.flush()
@@ -174,7 +174,7 @@ def end_together() -> Iterator[None]:
 
 
 def refuse_several(what: str) -> None:
-    """Raises ValueError if this is one of several processes: `what` is made for one."""
+    """Raises ValueError if this is one of several processes; `what` names the command, which needs a single one."""
     import jax
 
     if jax.process_count() > 1 or _tasks() > 1 or int(os.environ.get("JAX_NUM_PROCESSES", 1)) > 1:
@@ -189,13 +189,13 @@ def is_first() -> bool:
 
 
 def from_first(make: Callable[[], Any]) -> Any:
-    """What `make` returns on process 0, which alone calls it, on all.
+    """Calls `make` on process 0 only and returns its result on all processes.
 
     Args:
       make: () → a JSON value; may read and write files.
 
     Raises:
-      What `make` raised, on process 0; RuntimeError that says so on the others.
+      The error of `make` on process 0; a RuntimeError that names it on the others.
     """
     import jax
     from jax.experimental import multihost_utils
@@ -206,19 +206,19 @@ def from_first(make: Callable[[], Any]) -> Any:
     if is_first():
         try:
             text = json.dumps({"value": make()}).encode()
-        except Exception as failure:  # all must hear of it, whatever it is
+        except Exception as failure:  # all processes must learn of any error
             error, text = failure, json.dumps({"error": f"{type(failure).__name__}: {failure}"}).encode()
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-    padded = np.zeros(1 << max(size - 1, 1).bit_length(), np.uint8)  # few sizes, so few programs
+    padded = np.zeros(1 << max(size - 1, 1).bit_length(), np.uint8)  # few sizes, so few compiled programs
     padded[: len(text)] = np.frombuffer(text, np.uint8)
-    told = json.loads(multihost_utils.broadcast_one_to_all(padded)[:size].tobytes())
-    if "error" in told:
-        raise error or RuntimeError(f"Process 0 failed: {told['error']}")
-    return told["value"]
+    received = json.loads(multihost_utils.broadcast_one_to_all(padded)[:size].tobytes())
+    if "error" in received:
+        raise error or RuntimeError(f"Process 0 failed: {received['error']}")
+    return received["value"]
 
 
 def agree(error: Exception | None, what: str) -> None:
-    """Raises on all processes if one failed: there its error, on the others a RuntimeError that names it."""
+    """Raises on all processes if one failed: its own error there, a RuntimeError that names the process on the others."""
     import jax
     from jax.experimental import multihost_utils
 
@@ -232,7 +232,7 @@ def agree(error: Exception | None, what: str) -> None:
 
 
 def in_shares(function: Callable[..., np.ndarray], *columns: Sequence[Any]) -> np.ndarray:
-    """A function of rows, computed by each process for its share of them and put together on all.
+    """A function of rows: each process computes it for its share of the rows; all get the whole result.
 
     Args:
       function: (columns, each of r rows) → float32 [r]; a row's value does not depend on the other rows.
@@ -242,7 +242,7 @@ def in_shares(function: Callable[..., np.ndarray], *columns: Sequence[Any]) -> n
       [R] float32.
 
     Raises:
-      What `function` raised, on the process where it did; RuntimeError on the others.
+      The error of `function` on the process where it failed; RuntimeError on the others.
     """
     import jax
     from jax.experimental import multihost_utils
@@ -250,14 +250,14 @@ def in_shares(function: Callable[..., np.ndarray], *columns: Sequence[Any]) -> n
     rows, count = len(columns[0]), jax.process_count()
     if count == 1:
         return function(*columns)
-    each = -(-rows // count)
-    at = slice(each * jax.process_index(), min(each * (jax.process_index() + 1), rows))
-    part, error = np.zeros(each, np.float32), None
+    size = -(-rows // count)
+    share = slice(size * jax.process_index(), min(size * (jax.process_index() + 1), rows))
+    part, error = np.zeros(size, np.float32), None
     try:
-        mine = [column[at] for column in columns]
-        if len(mine[0]):
-            part[: len(mine[0])] = function(*mine)
-    except Exception as failure:  # the others wait to hear
+        own = [column[share] for column in columns]
+        if len(own[0]):
+            part[: len(own[0])] = function(*own)
+    except Exception as failure:  # the other processes wait in `agree`
         error = failure
     agree(error, "A reward of texts")
     return np.ravel(multihost_utils.process_allgather(part))[:rows]
@@ -277,8 +277,8 @@ def check_shared(directory: Path) -> None:
         (directory / name).touch()
         return name
 
-    sees = (directory / from_first(write)).exists()
-    blind = np.flatnonzero(~np.ravel(multihost_utils.process_allgather(np.array(sees)))).tolist()
+    visible = (directory / from_first(write)).exists()
+    blind = np.flatnonzero(~np.ravel(multihost_utils.process_allgather(np.array(visible)))).tolist()
     if is_first():
         (directory / name).unlink()
     if blind:
@@ -289,10 +289,10 @@ def check_shared(directory: Path) -> None:
 
 
 def stop_point() -> bool:
-    """Whether all processes are to stop here, since one of them was told to (SIGTERM, or what the cluster's notice is).
+    """Whether all processes should stop here, since one of them was told to (by SIGTERM or the cluster's notice).
 
-    JAX's preemption service has them agree, in the background, on a call that none has reached yet, one or two on from
-    the newest; it is that call that returns True, on all. So calls are counted, and this is called everywhere alike.
+    JAX's preemption service lets the processes agree, in the background, on a future call, one or two after the newest. That
+    call returns True on all of them. So calls are counted, and all processes must call this equally often.
     """
     from jax.experimental import multihost_utils
 

@@ -1,4 +1,4 @@
-"""What a run tells the outside: metrics on disk, progress on the terminal; and what the outside tells it: to stop."""
+"""A run's output, metrics on disk and progress on the terminal, and its input: requests to stop."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from meal_jax.runtime import distributed
 
-LINE_SECONDS = 10.0  # between progress lines where there is no terminal
+LINE_SECONDS = 10.0  # between progress lines without a terminal
 FLUSH_SECONDS = 30.0  # between flushes of the events
 
 
 class MetricWriter:
     """Writes numbers to `<workdir>/metrics.jsonl` and TensorBoard events to `<workdir>/tensorboard`; process 0 only.
 
-    A resumed run repeats the steps after its checkpoint, so their rows are dropped first: the file never holds a step
-    twice. For that to leave no gap either, write the metrics of the steps before a checkpoint before saving it.
+    A resumed run repeats the steps after its checkpoint, so their rows are dropped first, and the file never holds a step
+    twice. To leave no gap either, write the metrics of the steps before a checkpoint before saving it.
     """
 
     def __init__(self, workdir: str | os.PathLike, tensorboard: bool = True, start_step: int = 0):
@@ -40,7 +40,7 @@ class MetricWriter:
         Args:
           workdir: created if needed.
           tensorboard: also write events.
-          start_step: first step that will be written; rows at or after it are of an interrupted run, and go.
+          start_step: first step that will be written; rows from this step on, of an interrupted run, are dropped.
         """
         self._lines, self._events, self._flushed = None, None, time.monotonic()
         if jax.process_index() != 0:
@@ -49,18 +49,18 @@ class MetricWriter:
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / "metrics.jsonl"
         _drop_rows(path, start_step)
-        self._lines = path.open("a", buffering=1)  # line-buffered: SIGKILL costs at most a part of a line
+        self._lines = path.open("a", buffering=1)  # line-buffered: after SIGKILL at most part of a line is lost
         if tensorboard:
-            # tensorboardX's SummaryWriter writes from a thread, and its flush leaves behind what is still in the queue.
+            # tensorboardX's SummaryWriter writes from a thread, and its flush does not write the queue.
             (workdir / "tensorboard").mkdir(exist_ok=True)
-            suffix = f".{os.getpid()}.{start_step}"  # the default name is the second it was made in
+            suffix = f".{os.getpid()}.{start_step}"  # the default name is the time in seconds, which may not be unique
             self._events = EventsWriter(str(workdir / "tensorboard" / "events"), suffix)
-            # A viewer forgets what earlier files say of this step and later ones.
+            # Viewers then ignore this step and later ones in earlier files.
             start = SessionLog(status=SessionLog.START)
             self._events.write_event(Event(step=start_step, wall_time=time.time(), session_log=start))
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """One row. Values are what `float` accepts; JSON has no NaN or infinity, in the file they are null."""
+        """Writes one row. Values are anything that `float` accepts; NaN and infinity become null in the file."""
         row = {name: float(value) for name, value in values.items()}
         if self._lines is not None:
             finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
@@ -72,7 +72,7 @@ class MetricWriter:
                 self.flush()
 
     def flush(self) -> None:
-        """Puts all of it on disk; call before saving a checkpoint."""
+        """Writes everything to disk; call it before saving a checkpoint."""
         if self._lines is not None:
             self._lines.flush()
         if self._events is not None:
@@ -95,32 +95,32 @@ class MetricWriter:
 
 
 def _drop_rows(path: pathlib.Path, start_step: int) -> None:
-    """Rewrites the file without the rows at or after a step, and without the half line that a kill may leave."""
+    """Rewrites the file without the rows from `start_step` on and without the partial line that a kill may leave."""
     if not path.exists():
         return
-    kept = []
+    remaining = []
     for line in path.read_bytes().splitlines():
         try:
             if json.loads(line)["step"] < start_step:
-                kept.append(line + b"\n")
+                remaining.append(line + b"\n")
         except (ValueError, KeyError, TypeError):
             continue
     rewritten = path.with_suffix(".tmp")
-    rewritten.write_bytes(b"".join(kept))
-    rewritten.replace(path)  # a kill in between leaves the old file
+    rewritten.write_bytes(b"".join(remaining))
+    rewritten.replace(path)  # if killed before this, the old file stays
 
 
 @contextlib.contextmanager
 def progress(total: int, start: int, description: str) -> Iterator[Meter]:
-    """Shows how far a loop is: a bar on a terminal, else a line every ten seconds and a last one. Process 0 only.
+    """Shows the progress of a loop: a bar on a terminal, else a line every ten seconds and at the end. Process 0 only.
 
     Args:
-      total: steps in all.
+      total: number of steps.
       start: steps done before this loop (a resumed run).
-      description: what runs, in a word or two.
+      description: of the loop, in a word or two.
 
     Yields:
-      A Meter, to be told of every step.
+      A Meter, to update after every step.
     """
     if jax.process_index() != 0:
         yield Meter(total, start, description)
@@ -131,11 +131,11 @@ def progress(total: int, start: int, description: str) -> Iterator[Meter]:
         text = [TextColumn(column, markup=False) for column in ["{task.description}", *columns]]
         bar = Progress(text[0], BarColumn(bar_width=24), *text[1:], console=Console())
     with bar or contextlib.nullcontext():
-        shower = Meter(total, start, description, bar=bar, lines=bar is None)
+        meter = Meter(total, start, description, bar=bar, lines=bar is None)
         try:
-            yield shower
+            yield meter
         finally:
-            shower.finish()
+            meter.finish()
 
 
 class Meter:
@@ -145,14 +145,14 @@ class Meter:
         self._total, self._description, self._bar, self._lines = total, description, bar, lines
         self._step, self._shown = start, ""
         self._begin = self._printed = time.monotonic()
-        # The rate is measured from here; it moves once, past the first step, which compiles and tells nothing.
+        # The rate is measured from the end of the first step, which compiles.
         self._mark, self._marked = (start, self._begin), False
         self._pending = False
         if bar is not None:
             self._task = bar.add_task(description, total=total, completed=start, timing="", shown="")
 
     def update(self, step: int, **shown: Any) -> None:
-        """Says that `step` steps are done; `shown` are a few numbers to show beside it."""
+        """Records that `step` steps are done; `shown` are a few numbers to show with it."""
         now = time.monotonic()
         self._step, self._pending = step, True
         self._shown = "  ".join(f"{k} {v}" if isinstance(v, int | str) else f"{k} {v:.4g}" for k, v in shown.items())
@@ -191,19 +191,19 @@ def _clock(seconds: float) -> str:
 
 
 class Preemption:
-    """Context in which SIGTERM and the first Ctrl-C only ask the loop to save and leave, which it does at a `stop_point`.
+    """Context in which SIGTERM and the first Ctrl-C ask the loop to save and stop, which it does at a `stop_point`.
 
-    A second Ctrl-C interrupts at once. The handlers before are put back on exit. Off the main thread, where Python
+    A second Ctrl-C interrupts at once. The previous handlers are restored on exit. Outside the main thread, where Python
     allows no handlers, nothing is installed.
 
-    While there is nothing to save (`nothing_to_save`), as in the first step's compilation, which no Python handler can
+    While there is nothing to save (`nothing_to_save`), as during the first step's compilation, which no Python handler can
     interrupt, the program ends at once, with `status`.
 
-    With several processes a request to one is a request to all, and they stop at the same point: SIGTERM is left to JAX's
-    preemption service, which also hears of the cluster's own notices, and Ctrl-C is passed on to it.
+    With several processes a request to one is a request to all, and they stop at the same point: JAX's preemption service
+    handles SIGTERM and the cluster's own notices, and Ctrl-C is passed on to it.
     """
 
-    status = 0  # of a program that is told to stop while there is nothing to save
+    status = 0  # exit status of a program that is stopped while there is nothing to save
 
     def __init__(self):
         self.requested, self.nothing_to_save = False, False
@@ -226,7 +226,7 @@ class Preemption:
 
     def __exit__(self, *_) -> None:
         for number, handler in self._before.items():
-            # None stands for a handler that was not installed from Python, and that Python cannot put back.
+            # None is a handler that was not installed from Python, which Python cannot restore.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._before = {}
         if self._pipe is not None:
@@ -235,11 +235,11 @@ class Preemption:
             self._pipe = None
 
     def _leave(self, heard: int) -> None:
-        """Thread: ends the program where a signal comes while there is nothing to save."""
+        """Thread: ends the program on a signal while there is nothing to save."""
         while numbers := os.read(heard, 64):
             if self.nothing_to_save and {signal.SIGTERM, signal.SIGINT} & set(numbers):
                 print(
-                    "stopped before the first step was done: nothing to save; run the same command to go on",
+                    "stopped before the first step was done: nothing to save; run the same command to resume",
                     file=sys.stderr,
                 )
                 sys.stderr.flush()
@@ -247,7 +247,7 @@ class Preemption:
         os.close(heard)
 
     def stop_point(self) -> bool:
-        """Whether to stop here. With several processes all call this alike and hear the same; see `distributed`."""
+        """Whether to stop here. With several processes, all must call it equally often; see `distributed`."""
         return distributed.stop_point() if self._several else self.requested
 
     def _handle(self, number: int, frame: Any) -> None:

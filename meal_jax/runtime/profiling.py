@@ -1,24 +1,23 @@
-"""Where a run's time and memory go: metrics of every step, and a profiler's trace of a few.
+"""The time and memory of a run: metrics of every step, and a profiler's trace of some steps.
 
-    time/step      seconds of a step: from the end of the step before to its own end, evaluations and checkpoints in
-                   between left out
-    time/device    seconds of it in which the step's programs were on the devices; where it compiles, compiling too
-    time/idle      the share of it in which they were not, because the host was late: with the batch, with the next call or
-                   with text rewards. Reward models that read text run on the devices then, so with them it is an upper bound
+    time/step      seconds of a step: from the end of the previous step to its own end, without evaluations and checkpoints
+                   in between
+    time/device    seconds in which the step's programs ran on the devices, including compilation
+    time/idle      share of the step in which no program ran, because the host was late: with the batch, with the next call or
+                   with text rewards. Reward models that read text use the devices then, so with them it is an upper bound
     time/rollout, time/score, time/update
-                   seconds on the devices of each, where the step is three programs: with config.timed, or where rewards
-                   read text
+                   seconds of each on the devices, if the step is three programs: with config.timed, or if rewards read text
     time/text_rewards
                    seconds in which the host scored texts
     time/data_wait share of the host's time spent waiting for the batch: harmless while the devices are busy
-    time/compile   seconds in XLA's compiler, or reading its cache, while the step was called
+    time/compile   seconds in XLA's compiler, or reading its cache, during the call of the step
     memory/in_use_bytes, memory/peak_bytes
-                   of the fullest of this process's devices, where the platform tells (TPU and GPU do, the CPU does not)
+                   of the fullest of this process's devices, if the platform reports it (TPU and GPU do, CPUs do not)
     memory/host_bytes
-                   of this process in the host's memory
+                   host memory of this process
 
-The loop never waits for a device to know these. A thread waits in its place, for one program after another, and notes when
-each has ended. Times are the host's clock, good to a millisecond or so.
+The loop does not wait for the devices. A thread waits for one program after another and records when each has ended. Times
+are by the host's clock, exact to about a millisecond.
 """
 
 from __future__ import annotations
@@ -36,19 +35,19 @@ from typing import Any, NamedTuple
 import jax
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
-Run = Callable[..., Any]  # (name, program, *arguments) → what the program returns
+Run = Callable[..., Any]  # (name, program, *arguments) → the program's result
 
 
 class Started(NamedTuple):
-    """A program that was started: its name, when it was called, and when its results were there."""
+    """A started program: its name, the time of the call, and the time at which its results were ready."""
 
     name: str
-    at: float
-    ended: Future
+    start: float
+    end: Future
 
 
 class Step(NamedTuple):
-    """What a step started, the moment before which nothing counts, and seconds of compilation."""
+    """The programs that a step started, the time before which nothing counts, and seconds of compilation."""
 
     programs: list[Started]
     floor: float
@@ -56,7 +55,7 @@ class Step(NamedTuple):
 
 
 def untimed(name: str, program: Callable, *arguments: Any) -> Any:
-    """Calls a program: what stands in for `Stopwatch.run` where nobody asks for times."""
+    """Calls a program; replaces `Stopwatch.run` if no times are needed."""
     return program(*arguments)
 
 
@@ -69,34 +68,34 @@ class Stopwatch:
         self._programs, self._compiled = [], 0.0
 
     def run(self, name: str, program: Callable, *arguments: Any) -> Any:
-        """Calls a jitted program, and returns what it returns. The last array of that must not be donated later."""
+        """Calls a jitted program and returns its result, whose last array must not be donated later."""
         started = Started(name, time.perf_counter(), Future())
         out = program(*arguments)
         self._programs.append(started)
-        self._waiting.put((jax.tree.leaves(out)[-1], started.ended))
+        self._waiting.put((jax.tree.leaves(out)[-1], started.end))
         return out
 
     def skip(self) -> None:
-        """The time up to now is no step's: an evaluation or a checkpoint took it, and all programs before it have ended."""
+        """Excludes the time up to now, of an evaluation or a checkpoint; all programs before it have ended."""
         self._floor, self._compiled = time.perf_counter(), 0.0
 
     def take(self) -> Step:
-        """Closes a step, to be given to `times` once its programs have ended."""
+        """Closes a step; pass the result to `times` once its programs have ended."""
         step = Step(self._programs, self._floor, self._compiled)
         self._programs, self._compiled = [], 0.0
         return step
 
     def times(self, step: Step) -> dict[str, float]:
-        """The metrics of a step; waits for its programs. To be called for every step, in order."""
+        """The metrics of a step; waits for its programs. Call it for every step, in order."""
         out: dict[str, float] = {}
         began = ended = max(self._ended, step.floor)
-        for name, at, end in step.programs:
-            seconds = max(end.result() - max(at, ended), 0.0)  # the devices run one program after another
+        for name, start, end in step.programs:
+            seconds = max(end.result() - max(start, ended), 0.0)  # the devices run one program after another
             out[f"time/{name}"] = out.get(f"time/{name}", 0.0) + seconds
             ended = max(end.result(), ended)
-        self._ended, busy, whole = ended, sum(out.values()), ended - began
-        idle = max(1 - busy / whole, 0.0) if whole > 0 else 0.0
-        return out | {"time/step": whole, "time/device": busy, "time/idle": idle, "time/compile": step.compiled}
+        self._ended, busy, total = ended, sum(out.values()), ended - began
+        idle = max(1 - busy / total, 0.0) if total > 0 else 0.0
+        return out | {"time/step": total, "time/device": busy, "time/idle": idle, "time/compile": step.compiled}
 
     def _count(self, event: str, seconds: float, **_: Any) -> None:
         if event == COMPILED:
@@ -105,17 +104,17 @@ class Stopwatch:
     def _wait(self) -> None:
         while (item := self._waiting.get()) is not None:
             array, ended = item
-            with contextlib.suppress(Exception):  # who reads the results is told of the failure
+            with contextlib.suppress(Exception):  # the reader of the results gets the failure
                 jax.block_until_ready(array)
             ended.set_result(time.perf_counter())
-            del item, array  # else it would be held until the next program is started
+            del item, array  # else the array is held until the next program starts
 
 
 @contextlib.contextmanager
 def stopwatch() -> Iterator[Stopwatch]:
     """A Stopwatch and its thread."""
     watch = Stopwatch()
-    # A daemon, and not joined for long: it may wait for a device that never answers, and must not keep the process.
+    # A daemon with a short join: it may wait for a device that never answers, and must not block the exit.
     thread = threading.Thread(target=watch._wait, name="stopwatch", daemon=True)
     thread.start()
     jax.monitoring.register_event_duration_secs_listener(watch._count)
@@ -129,44 +128,44 @@ def stopwatch() -> Iterator[Stopwatch]:
 
 @contextlib.contextmanager
 def trace(steps: Sequence[int], directory: str | os.PathLike) -> Iterator[Callable[[int], None]]:
-    """Lets the profiler trace some steps.
+    """Traces some steps with the profiler.
 
     View it with `tensorboard --logdir` (and its profile plugin) or in Perfetto. The parts of a step are named rollout, score
     and update.
 
     Args:
       steps: (first, last), or () for none.
-      directory: where the trace is written; several processes, who may share a host, have a folder in it each.
+      directory: for the trace; with several processes, each has its own folder in it.
 
     Yields:
-      A function to be called with each step's number before it. The trace ends two steps after the last, when that is known
-      to have ended; writing it delays that step.
+      A function to call with each step's number before the step. The trace ends two steps after the last traced one, which
+      has ended by then; writing the trace delays that step.
     """
     first, last = steps or (None, None)
     running, directory = False, Path(directory)
     if jax.process_count() > 1:
         directory = directory / f"process_{jax.process_index()}"
 
-    def at_step(at: int) -> None:
+    def before_step(step: int) -> None:
         nonlocal running
-        if running and at > last + 1:
+        if running and step > last + 1:
             jax.profiler.stop_trace()
             running = False
-        elif not running and first is not None and first <= at <= last:
+        elif not running and first is not None and first <= step <= last:
             options = jax.profiler.ProfileOptions()
-            options.python_tracer_level = 0  # of calls in Python there are so many that they would slow the host
+            options.python_tracer_level = 0  # tracing the many Python calls would slow the host
             jax.profiler.start_trace(directory, profiler_options=options)
             running = True
 
     try:
-        yield at_step
+        yield before_step
     finally:
         if running:
             jax.profiler.stop_trace()
 
 
 def scoped(name: str, function: Callable) -> Callable:
-    """The function, with a name that its program, or its part of a program, has in traces."""
+    """The function, with a name for its program, or its part of a program, in traces."""
 
     def named(*arguments):
         with jax.named_scope(name):
@@ -177,11 +176,11 @@ def scoped(name: str, function: Callable) -> Callable:
 
 
 def memory() -> dict[str, float]:
-    """The metrics `memory/…`: those of them that this platform tells."""
-    found = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
+    """The metrics `memory/…` that this platform reports."""
+    reported = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
     out = {}
     for name, key in (("in_use", "bytes_in_use"), ("peak", "peak_bytes_in_use")):
-        values = [stats[key] for stats in found if key in stats]
+        values = [stats[key] for stats in reported if key in stats]
         if values:
             out[f"memory/{name}_bytes"] = float(max(values))
     with contextlib.suppress(OSError):  # Linux has the file

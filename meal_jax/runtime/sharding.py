@@ -1,4 +1,4 @@
-"""Where each array lives: one mesh, and one short table from the path of a leaf to its PartitionSpec.
+"""The placement of arrays: one mesh, and one short table from the path of a leaf to its PartitionSpec.
 
 Mesh axes: "data" splits the batch; "fsdp" splits the batch and, along the width D, the parameters; "tensor" splits
 heads, hidden units and the vocabulary. Axes of size 1 cost nothing, so one table serves a single device and a pod.
@@ -23,14 +23,14 @@ PyTree = Any
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
-# The first pattern found in a leaf's path ("policy/transformer/layers/attention/q/kernel") gives its spec. Patterns are
-# not anchored at the left, so optimizer moments, whose paths end in their parameter's ("policy_opt/1/mu/…"),
-# are sharded as the parameter is. Scalars and typed keys need no rule: they are replicated.
+# The first pattern found in a leaf's path ("policy/transformer/layers/attention/q/kernel") gives its spec. Patterns are not
+# anchored at the left, so optimizer moments, whose paths end with their parameter's ("policy_opt/1/mu/…"), are sharded like
+# the parameter. Scalars and typed keys need no rule: they are replicated.
 RULES: tuple[tuple[str, P], ...] = (
-    # Baselines: policies side by side with an axis of their own in front, buffers of answers, small cores and heads.
+    # Baselines: stacked policies with a leading axis, buffers of answers, small cores and heads.
     (r"(^|/)(members|buffer|core|preferences)(/|$)", P()),
-    # Reward models with weights of their own (classifiers/): split along the width or the MLP's hidden units alone,
-    # since a vocabulary of 50,257 and 25 heads divide over little.
+    # Reward models with their own weights (classifiers/): split only along the width or the MLP's hidden units,
+    # since a vocabulary of 50,257 and 25 heads have few divisors.
     (r"(^|/)reward_models/.*(embedding|positions|types|relative)$", P(None, "fsdp")),
     (r"(^|/)reward_models/.*layers/.*/kernel$", P(None, "fsdp", None)),
     (r"(^|/)reward_models/", P()),
@@ -45,7 +45,7 @@ RULES: tuple[tuple[str, P], ...] = (
     # Layers that read the width, [L, D, F]: their outputs (heads, hidden units) are split over tensor.
     (r"/(q|k|v|gate|up)/kernel$", P(None, "fsdp", "tensor")),
     (r"/(q|k|v|gate|up)/bias$", P(None, "tensor")),
-    (r"/(q|k|v|gate|up)/kernel_scale$", P(None, None, "tensor")),  # [L, 1, F], of a rollout in eight bits
+    (r"/(q|k|v|gate|up)/kernel_scale$", P(None, None, "tensor")),  # [L, 1, F], of an int8 rollout
     (r"/(o|down)/kernel_scale$", P(None, None, "fsdp")),
     (r"/(q|k|v|gate|up)/lora_a$", P(None, "fsdp", None)),  # [L, D, R]
     (r"/(q|k|v|gate|up)/lora_b$", P(None, None, "tensor")),  # [L, R, F]
@@ -67,10 +67,10 @@ def make_mesh(
     """The device mesh.
 
     Args:
-      data, fsdp, tensor: sizes of the axes; at most one is -1, "the devices that are left".
+      data, fsdp, tensor: sizes of the axes; at most one is -1, the remaining devices.
       devices: defaults to all devices of all processes.
-      slices: groups of devices with a slow network between them (TPU slices joined by the data center's); None = as many
-        as the devices say. The data axis is split over them first, so that only gradients cross it.
+      slices: number of groups of devices with a slow network between them (TPU slices joined by the data center's); None
+        takes the number that the devices report. The data axis is split over them first, so only gradients cross it.
 
     Returns:
       A mesh over all of `devices`, with Auto axes (Explicit ones, jax.make_mesh's default, break Linen's gathers).
@@ -81,15 +81,15 @@ def make_mesh(
     devices = jax.devices() if devices is None else list(devices)
     sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
     shown = " × ".join(f"{axis}={size}" for axis, size in sizes.items())
-    wild = [axis for axis, size in sizes.items() if size == -1]
-    if len(wild) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-        raise ValueError(f"Mesh {shown}: sizes are positive, and at most one is -1 (the devices that are left).")
+    free = [axis for axis, size in sizes.items() if size == -1]
+    if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise ValueError(f"Mesh {shown}: sizes are positive, and at most one is -1 (the remaining devices).")
     product = math.prod(size for size in sizes.values() if size != -1)
-    if len(devices) % product or (not wild and len(devices) != product):
-        advice = "change the sizes" if wild else "change the sizes, or set one to -1 to take the devices that are left"
+    if len(devices) % product or (not free and len(devices) != product):
+        advice = "change the sizes" if free else "change the sizes, or set one to -1 to take the remaining devices"
         raise ValueError(f"Mesh {shown} does not fit {len(devices)} device(s): {advice}.")
-    if wild:
-        sizes[wild[0]] = len(devices) // product
+    if free:
+        sizes[free[0]] = len(devices) // product
     types = (AxisType.Auto,) * len(AXES)
     slices, by_process = _slices(devices, slices)
     if slices == 1:
@@ -97,7 +97,7 @@ def make_mesh(
         try:
             return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
         except NotImplementedError:
-            # No axis of the TPUs' grid has the size, as 4 on 8 × 8: one of theirs is shared between two of ours.
+            # No axis of the TPUs' grid has this size, such as 4 on 8 × 8: two mesh axes share one of the grid's.
             grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
             return Mesh(grid, AXES, axis_types=types)
     if sizes["data"] % slices:
@@ -112,36 +112,36 @@ def make_mesh(
     return Mesh(grid, AXES, axis_types=types)
 
 
-def _slices(devices: Sequence[jax.Device], asked: int | None) -> tuple[int, bool]:
-    """The number of slices, and whether processes stand for them: on CPUs, and where devices name no slice."""
-    named = [getattr(device, "slice_index", None) for device in devices]
-    by_process = None in named or devices[0].platform == "cpu"
-    groups = [device.process_index for device in devices] if by_process else named
-    found = len(set(groups))
-    if asked is None:
-        asked = 1 if by_process else found
-    if asked == 1:
+def _slices(devices: Sequence[jax.Device], requested: int | None) -> tuple[int, bool]:
+    """The number of slices, and whether each process counts as one: on CPUs, and if devices name no slice."""
+    indices = [getattr(device, "slice_index", None) for device in devices]
+    by_process = None in indices or devices[0].platform == "cpu"
+    groups = [device.process_index for device in devices] if by_process else indices
+    actual = len(set(groups))
+    if requested is None:
+        requested = 1 if by_process else actual
+    if requested == 1:
         return 1, by_process
     unit = "process(es), each of which counts as a slice, since these devices name none" if by_process else "slice(s)"
-    if asked != found:
+    if requested != actual:
         raise ValueError(
-            f"config.mesh.slices={asked}, but the devices are of {found} {unit}. Set it to {found}, or to None to take what "
-            "the devices say; 1 lays the mesh out as if the network were the same everywhere."
+            f"config.mesh.slices={requested}, but the devices are of {actual} {unit}. Set it to {actual}, or to None to "
+            "take the number that the devices report; 1 assumes the same network everywhere."
         )
     if len({groups.count(group) for group in groups}) > 1:
-        raise ValueError(f"config.mesh.slices={asked}: the slices differ in size, so no mesh covers them evenly.")
-    return found, by_process
+        raise ValueError(f"config.mesh.slices={requested}: the slices differ in size, so no mesh covers them evenly.")
+    return actual, by_process
 
 
-def abstract(tree: PyTree, placed: PyTree) -> PyTree:
-    """Shapes and types with shardings: those of a tree, or one for all leaves."""
-    if isinstance(placed, jax.sharding.Sharding):
-        placed = jax.tree.map(lambda _: placed, tree)
-    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, placed)
+def abstract(tree: PyTree, placement: PyTree) -> PyTree:
+    """Shapes and types of a tree with shardings: a tree of these, or one for all leaves."""
+    if isinstance(placement, jax.sharding.Sharding):
+        placement = jax.tree.map(lambda _: placement, tree)
+    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, placement)
 
 
 def shardings(tree: PyTree, mesh: Mesh, rules: Sequence[tuple[str, P]] = RULES) -> PyTree:
-    """A NamedSharding for every leaf.
+    """One NamedSharding per leaf.
 
     Args:
       tree: arrays or `jax.ShapeDtypeStruct`s.
@@ -157,16 +157,16 @@ def shardings(tree: PyTree, mesh: Mesh, rules: Sequence[tuple[str, P]] = RULES) 
     problems = []
 
     def place(keys, leaf):
-        shape = tuple(getattr(leaf, "shape", ()))  # () for a typed key: what a key is made of is not a dimension
+        shape = tuple(getattr(leaf, "shape", ()))  # () for a typed key, whose words are no dimension
         path = jax.tree_util.keystr(keys, simple=True, separator="/")
         spec = P() if not shape else next((spec for pattern, spec in rules if re.search(pattern, path)), None)
         problems.extend(_misfits(path, shape, spec, mesh))
         return NamedSharding(mesh, P() if spec is None else spec)
 
-    placed = jax.tree_util.tree_map_with_path(place, tree)
+    placement = jax.tree_util.tree_map_with_path(place, tree)
     if problems:
         raise ValueError("Some leaves cannot be sharded:\n  " + "\n  ".join(problems))
-    return placed
+    return placement
 
 
 def without_axis(tree: PyTree, axis: str, rules: Sequence[tuple[str, P]] = RULES) -> PyTree:
@@ -188,9 +188,9 @@ def without_axis(tree: PyTree, axis: str, rules: Sequence[tuple[str, P]] = RULES
 def over_batch(x: jax.Array) -> jax.Array:
     """Inside a jitted function: x with its leading dimension split as a batch is; unchanged where no mesh is set.
 
-    Left to itself the compiler may keep the weights where they are and split activations along the width, which moves more
-    than gathering a layer's weights as soon as a pass has some thousand tokens. A pass of few tokens, a step of decoding, is
-    better left to it.
+    Without the constraint the compiler may keep the weights in place and split activations along the width. For passes of
+    some thousand tokens or more this moves more data than gathering a layer's weights. For passes of few tokens, such as a
+    step of decoding, the compiler's choice is better.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or x.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
@@ -199,7 +199,7 @@ def over_batch(x: jax.Array) -> jax.Array:
 
 
 def _misfits(path: str, shape: tuple[int, ...], spec: P | None, mesh: Mesh) -> list[str]:
-    """What is wrong with laying out a leaf by a spec, one sentence for each fault."""
+    """The faults of a spec for a leaf, one sentence each."""
     if spec is None:
         return [f"{path} {list(shape)}: no rule matches; add one to RULES (P() replicates)."]
     if len(spec) > len(shape):
@@ -227,9 +227,9 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def put(tree: PyTree, sharding: NamedSharding) -> PyTree:
-    """Arrays that every process holds whole and alike, as global ones: each process makes what its devices keep.
+    """Arrays that every process holds completely, as global arrays: each process makes the parts on its devices.
 
-    `jax.device_put` would first send them round to compare them.
+    `jax.device_put` would first send the arrays to all processes to compare them.
     """
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
@@ -237,7 +237,7 @@ def put(tree: PyTree, sharding: NamedSharding) -> PyTree:
 
 
 def check_batch(mesh: Mesh, batch_size: int, what: str) -> None:
-    """Raises ValueError unless the mesh divides a batch; `what` says in the message whose batch it is."""
+    """Raises ValueError unless the mesh divides a batch; `what` names the batch in the message."""
     pieces = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     if batch_size < 1 or batch_size % pieces:
         sizes = " × ".join(f"{axis}={mesh.shape[axis]}" for axis in BATCH_AXES)

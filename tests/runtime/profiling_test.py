@@ -89,9 +89,9 @@ def test_a_trace_begins_at_its_first_step_and_ends_when_its_last_has_ended(tmp_p
     on, seen = [], []
     monkeypatch.setattr(jax.profiler, "start_trace", lambda path, profiler_options: on.append(path))
     monkeypatch.setattr(jax.profiler, "stop_trace", on.clear)
-    with profiling.trace(steps, tmp_path) as at_step:
+    with profiling.trace(steps, tmp_path) as before_step:
         for at in range(6):
-            at_step(at)
+            before_step(at)
             seen += [at] * len(on)
     assert seen == ran and not on
 
