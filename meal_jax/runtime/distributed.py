@@ -16,8 +16,8 @@ on the job's number, so that two jobs can share a host.
 
 Stopping: on SIGTERM to any process, or the cluster's notice of a preemption, all processes stop at the same point and save.
 They first finish the current step or evaluation batch and up to one second of further ones, since the notice is checked once
-per second. The save itself takes as long as writing its bytes. While the first step compiles there is nothing to save: a single
-process exits at once; several processes check for notices only after it.
+per second. The save itself takes as long as writing its bytes. While the first step compiles there is nothing to save: a
+single process exits at once; several processes check for notices only after it.
 
 If a process dies, the others learn of it from missed heartbeats, or sooner from a broken collective. They end with a message
 and a nonzero status within twice `--heartbeat_seconds`. The same command resumes from the last checkpoint.

@@ -239,7 +239,7 @@ class Preemption:
         while numbers := os.read(heard, 64):
             if self.nothing_to_save and {signal.SIGTERM, signal.SIGINT} & set(numbers):
                 print(
-                    "stopped before the first step was done: nothing to save; run the same command to resume",
+                    "stopped before the first step was done: nothing to save; run the same command to go on",
                     file=sys.stderr,
                 )
                 sys.stderr.flush()
