@@ -77,12 +77,12 @@ def collectives(text: str, devices: int) -> Collectives:
                 if fused:
                     # The TPU compiler splits a collective into pieces, each fused with other computation, in loops or not.
                     # Every piece repeats the whole instruction, which runs as often as the piece with the fewest runs.
-                    whole = (
+                    identity = (
                         kind,
                         *re.findall(r"(channel_id=\d+|op_name=\"[^\"]*\")", instruction.rest),
                         *_arrays(instruction.shape),
                     )
-                    in_pieces[whole] = min(in_pieces.get(whole, item), item)
+                    in_pieces[identity] = min(in_pieces.get(identity, item), item)
                 else:
                     items.append(item)
             elif instruction.operation == "while" and _has_collectives(computations, instruction):

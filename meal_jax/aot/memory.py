@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from meal_jax import cost, roofline
 
 
-def held(run: cost.Run, mesh: Mapping[str, int] | None = None, base_copies: int = 1) -> dict[str, float]:
+def estimate(run: cost.Run, mesh: Mapping[str, int] | None = None, base_copies: int = 1) -> dict[str, float]:
     """Bytes that a chip holds at once, by kind: an estimate, as XLA reuses and pads.
 
     Args:
@@ -39,7 +39,7 @@ def held(run: cost.Run, mesh: Mapping[str, int] | None = None, base_copies: int 
     rows = sum(b for _, b in cost.linears(c).values())
     scores = half * (copies * run.prompt_length**2 + run.candidates * length * (length + run.prompt_length)) * c.heads
     layer = tokens * (2 * c.width + rows / tensor) * act + scores / tensor * (4 + 2 * act)
-    kept = {
+    activations = {
         "full": c.layers * tokens * c.width * act + layer,
         "dots": c.layers * tokens * (c.width + rows / tensor) * act + layer,
         "none": c.layers * layer,
@@ -55,12 +55,12 @@ def held(run: cost.Run, mesh: Mapping[str, int] | None = None, base_copies: int 
         "optimizer": 4 * trained / split,
         "cache": 2 * c.layers * keys * c.kv_heads * c.head_dim * act / tensor,
         "rollout weights": copies * copied / (tensor if gathers else split),
-        "activations": kept,
+        "activations": activations,
         "logits": positions * c.vocab_size / tensor * 4 * 3,
     }
 
 
 def peak(parts: Mapping[str, float]) -> float:
-    """The peak of the memory of `held`."""
+    """The peak of the memory of `estimate`."""
     rollout, backward = parts["cache"] + parts["rollout weights"], parts["activations"] + parts["logits"]
     return parts["weights"] + parts["trained"] + parts["optimizer"] + max(rollout, backward)

@@ -242,8 +242,8 @@ def _against_peer(seconds: dict[str, list[dict]], method: str) -> dict[str, Any]
     out = {}
     for name in dict.fromkeys((method, "static")):
         for phase in seconds.get(name, [{}])[0]:
-            here, there = ([r[phase] for r in rounds] for rounds in (seconds[name], seconds["hf"]))
-            out[f"{name} {phase}"] = timing.ratio(there, here)
+            own, peer = ([r[phase] for r in rounds] for rounds in (seconds[name], seconds["hf"]))
+            out[f"{name} {phase}"] = timing.ratio(peer, own)
     return {"peer's seconds / ours": out}
 
 

@@ -221,8 +221,8 @@ def _continued(chat: Chat, before: str, text: str) -> list[int]:
     def encode(text: str) -> list[int]:
         return chat.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    head, whole = encode(before), encode(before + text)
-    return whole[len(head) :] if whole[: len(head)] == head else encode(text)
+    head, joined = encode(before), encode(before + text)
+    return joined[len(head) :] if joined[: len(head)] == head else encode(text)
 
 
 def _digest(text: str) -> str:

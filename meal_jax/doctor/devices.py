@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from meal_jax import build, cost, testing
-from meal_jax.aot.memory import held, peak
+from meal_jax.aot.memory import estimate, peak
 from meal_jax.doctor.finding import GIB, Finding, fail, ok, unknown, warn
 from meal_jax.hf import pretrained
 from meal_jax.meal import step as meal
@@ -120,7 +120,7 @@ def memory(config: Any, mesh: Mesh, model: TransformerConfig | None) -> Iterator
         rollout_weights=RolloutWeights(**config.rollout),
         parts=cost.step_parts(meal.Micro(**config.micro), config.batch_size),
     )  # fmt: skip
-    parts = held(run, dict(mesh.shape))
+    parts = estimate(run, dict(mesh.shape))
     least = alone * sum(parts[kind] for kind in ("weights", "trained", "optimizer"))
     most = alone * peak(parts)
     found = f"{has}; a step needs about {most / GIB:.1f}, {least / GIB:.1f} of it weights and optimizer (reward models beside)"

@@ -60,20 +60,22 @@ def read_model(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         "cosines": (sizes["context"], c // 2),  # what rotary positions multiply by; they follow from the sizes
         "sines": (sizes["context"], c // 2),
     } | ({} if tied else {"lm_head.weight": (vocabulary, d)})
-    wanted = size + 4 * sum(math.prod(shape) for shape in shapes.values())
-    if len(data) != wanted:
-        raise ValueError(f"{path} has {len(data)} bytes, and a model of its header, {sizes}, has {wanted}.")
-    arrays, at = {}, size
+    expected = size + 4 * sum(math.prod(shape) for shape in shapes.values())
+    if len(data) != expected:
+        raise ValueError(f"{path} has {len(data)} bytes, and a model of its header, {sizes}, has {expected}.")
+    arrays, offset = {}, size
     for name, shape in shapes.items():
-        arrays[name] = np.frombuffer(data, "<f4", math.prod(shape), at).reshape(shape)
-        at += arrays[name].nbytes
+        arrays[name] = np.frombuffer(data, "<f4", math.prod(shape), offset).reshape(shape)
+        offset += arrays[name].nbytes
     tensors = {}
     for name, array in arrays.items():
         if name.endswith(("q_proj", "k_proj")):
             array = halves(array, c)
         if name not in ("cosines", "sines"):
-            whole = name.endswith(".weight")
-            tensors |= {name: array} if whole else {f"model.layers.{i}.{name}.weight": a for i, a in enumerate(array)}
+            is_global = name.endswith(".weight")
+            tensors |= (
+                {name: array} if is_global else {f"model.layers.{i}.{name}.weight": a for i, a in enumerate(array)}
+            )
     config = TransformerConfig(
         vocab_size=vocabulary, width=d, layers=layers, heads=sizes["heads"], kv_heads=sizes["kv_heads"], head_dim=c,
         hidden=hidden, norm_eps=1e-5, rope_base=10_000.0, tied=tied,
@@ -94,10 +96,10 @@ def read_tokenizer(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     Raises:
       ValueError: the file is cut short.
     """
-    data, at, tokens, scores = path.read_bytes(), 4, [], []  # the first integer is the longest token's length
-    while at < len(data):
-        score, length = struct.unpack_from("<fi", data, at) if at + 8 <= len(data) else (0.0, -1)
-        piece, at = data[at + 8 : at + 8 + length], at + 8 + length
+    data, offset, tokens, scores = path.read_bytes(), 4, [], []  # the first integer is the longest token's length
+    while offset < len(data):
+        score, length = struct.unpack_from("<fi", data, offset) if offset + 8 <= len(data) else (0.0, -1)
+        piece, offset = data[offset + 8 : offset + 8 + length], offset + 8 + length
         if length < 0 or len(piece) != length:
             raise ValueError(f"{path} is not a llama2.c tokenizer, or is cut short; fetch it again.")
         tokens.append(piece.decode())

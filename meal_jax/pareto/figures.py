@@ -196,20 +196,20 @@ def _label_points(axes: Axes, fronts: Sequence[Front], i: int, j: int) -> None:
                 label = f"{w[0]:.2f}".removesuffix("0") if len(w) == 2 else ", ".join(f"{weight:.0f}" for weight in w)
                 jobs.append((not main, n, label, point))
     frame = axes.get_window_extent().padded(-4)
-    taken, bars = _ink(axes)
+    occupied, bars = _ink(axes)
     for minor, n, label, point in sorted(jobs, key=lambda job: job[0]):
         text = axes.annotate(
             label, point, xytext=(0, 0), textcoords="offset points", ha="center", va="center", fontsize=7.5,
             color=_darker(_look(n)["color"]), zorder=4, path_effects=[withStroke(linewidth=2, foreground="white")],
         )  # fmt: skip
         # If nothing else is free, an important label may cross an error bar.
-        tries = [(taken, bars)] if minor else [(taken, bars), (taken,)]
+        tries = [(occupied, bars)] if minor else [(occupied, bars), (occupied,)]
         offset = next(filter(None, (_free_offset(text, obstacles, frame, minor) for obstacles in tries)), None)
         if offset is None:
             text.remove()
             continue
         text.set_position(offset)
-        taken = np.concatenate([taken, _fill(text.get_window_extent())])
+        occupied = np.concatenate([occupied, _fill(text.get_window_extent())])
 
 
 def _free_offset(text, obstacles: Sequence[np.ndarray], frame: Bbox, minor: bool) -> tuple[float, float] | None:

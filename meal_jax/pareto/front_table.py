@@ -12,9 +12,9 @@ COLUMNS = (
 
 
 def front_table(fronts: Sequence[Mapping[str, Any]]) -> str:
-    """Fronts as in pareto.json, each with its "method", as text; "–" where a measure is not known.
+    """Fronts as in pareto.json, each with its "method", as text; "–" for unknown measures.
 
-    `pairs in order` is `pareto.front.monotonicity`, a number per objective: 1 follows every preference, 0.5 is chance.
+    `pairs in order` is `pareto.front.monotonicity`, one number per objective: 1 follows every preference, 0.5 is chance.
     The last three columns are means over the preferences, see `meal_jax.fluency`.
     """
     rows = [["", *COLUMNS], *(_row(front) for front in fronts)]
@@ -24,16 +24,18 @@ def front_table(fronts: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _row(front: Mapping[str, Any]) -> list[str]:
-    known = lambda name, form: format(front[name], form) if front.get(name) is not None else "–"  # noqa: E731
+    def cell(name: str, form: str) -> str:
+        return format(front[name], form) if front.get(name) is not None else "–"
+
     low, high = front["hypervolume_interval"]
     return [
         front["method"],
-        known("hypervolume", ".4f"),
+        cell("hypervolume", ".4f"),
         f"{low:.3f} … {high:.3f}",
-        known("share_of_true_hypervolume", ".3f"),
-        known("mean_inner_product", ".4f"),
+        cell("share_of_true_hypervolume", ".3f"),
+        cell("mean_inner_product", ".4f"),
         ", ".join(f"{value:.2f}" for value in front["monotonicity"]),
-        known("log_likelihood", ".2f"),
-        known("repetitive", ".2f"),
-        known("distinct_2", ".2f"),
+        cell("log_likelihood", ".2f"),
+        cell("repetitive", ".2f"),
+        cell("distinct_2", ".2f"),
     ]

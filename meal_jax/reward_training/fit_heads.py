@@ -302,18 +302,18 @@ def run(config: ml_collections.ConfigDict) -> tuple[linear_heads.Heads, dict[str
     if config.features not in linear_heads.FEATURES:
         raise ValueError(f"config.features={config.features!r} is not one of {', '.join(linear_heads.FEATURES)}.")
     out = Path(config.out).expanduser()
-    if (found := finished(config)) is not None:
+    if (result := finished(config)) is not None:
         print(f"{out} holds the heads of this configuration already; remove it to fit them again.")
-        return found
+        return result
     with identity.hold(out.parent, f".{out.name}{identity.LOCK}"):
         return _run(config, out)
 
 
 def finished(config: ml_collections.ConfigDict) -> tuple[linear_heads.Heads, dict[str, Report]] | None:
-    """The heads in config.out and their reports, where this configuration has made them already; None where there is no file.
+    """The heads in config.out and their reports if this configuration has already made them; None if there is no file.
 
     Raises:
-      ValueError: config.out holds heads of another configuration, by name of the fields; or no heads.
+      ValueError: config.out holds heads of another configuration, whose fields it names; or no heads.
     """
     out = Path(config.out).expanduser()
     if not out.exists():

@@ -108,7 +108,7 @@ def check(config) -> Callable[..., formats.Encoded]:
 
 
 def finished(config) -> Report | None:
-    """The Report of the model in config.out, where this configuration has made it already; None where nothing is there.
+    """The Report of the model in config.out if this configuration has already made it; None if there is none.
 
     Raises:
       ValueError: config.out holds the model of another configuration; names the fields.
@@ -120,7 +120,7 @@ def finished(config) -> Report | None:
     except (OSError, ValueError, KeyError):
         return None
     identity.need_same(out, saved, json.loads(config.to_json_best_effort()), HARMLESS)
-    if not storage.weight_files(out):  # written last: without them it is not whole, and `check` refuses the directory
+    if not storage.weight_files(out):  # written last: without them it is incomplete, and `check` refuses the directory
         return None
     values = {field: record[field] for field in Report._fields}
     values |= {"bins": [calibration.Bin(**values) for values in record["bins"]]}

@@ -224,9 +224,9 @@ def batches(lengths: np.ndarray, size: int, seed: int, epoch: int) -> list[tuple
     ordered, rest = [], np.zeros(0, np.int64)
     for length in np.unique(lengths):
         members = np.concatenate([rest, rng.permutation(np.flatnonzero(lengths == length))])
-        whole = len(members) // size * size
-        ordered += [(int(length), part) for part in members[:whole].reshape(-1, size)]
-        rest = members[whole:]
+        full = len(members) // size * size
+        ordered += [(int(length), part) for part in members[:full].reshape(-1, size)]
+        rest = members[full:]
     return [ordered[i] for i in rng.permutation(len(ordered))]
 
 

@@ -46,7 +46,10 @@ def spell(tokens: jax.Array, mask: jax.Array, table: jax.Array) -> jax.Array:
     flat = real.reshape(*tokens.shape[:2], -1)
     size = flat.shape[-1]
     place = jnp.where(flat, jnp.cumsum(flat, axis=-1) - 1, size)  # those past the end are dropped
-    put = lambda place, values: jnp.zeros(size, values.dtype).at[place].set(values, mode="drop")  # noqa: E731
+
+    def put(place, values):
+        return jnp.zeros(size, values.dtype).at[place].set(values, mode="drop")
+
     return jax.vmap(jax.vmap(put))(place, pieces.reshape(flat.shape))
 
 
@@ -83,10 +86,13 @@ def begins_word(text: jax.Array, word: str) -> jax.Array:
     """Where this word, whole and in any case, begins: [..., C] bool. `word` is of lower-case letters a–z."""
     size, room = text.shape[-1], len(word) + 1
     padded = jnp.pad(text, [(0, 0)] * (text.ndim - 1) + [(0, room)])
-    at = lambda j: padded[..., j : j + size]  # noqa: E731
-    same = first_letters(text) & ~letters(at(len(word)))
+
+    def shifted(j: int) -> jax.Array:
+        return padded[..., j : j + size]
+
+    same = first_letters(text) & ~letters(shifted(len(word)))
     for j, letter in enumerate(word):
-        same &= (at(j) | 32) == ord(letter)
+        same &= (shifted(j) | 32) == ord(letter)
     return same
 
 
@@ -95,14 +101,14 @@ def share(part: jax.Array, whole: jax.Array) -> jax.Array:
     return part / jnp.maximum(whole, 1)
 
 
-def count(where: jax.Array) -> jax.Array:
+def count(selected: jax.Array) -> jax.Array:
     """True entries along the last axis, float32."""
-    return jnp.sum(where, axis=-1, dtype=jnp.float32)
+    return jnp.sum(selected, axis=-1, dtype=jnp.float32)
 
 
 def any_word(text: jax.Array, words: Sequence[str]) -> jax.Array:
     """Where one of the words begins, [..., C] bool."""
-    found = jnp.zeros(text.shape, bool)
+    begins = jnp.zeros(text.shape, bool)
     for word in words:
-        found |= begins_word(text, word)
-    return found
+        begins |= begins_word(text, word)
+    return begins

@@ -11,17 +11,17 @@ RUN = cost.Run(MODEL, prompts=8, candidates=4, prompt_length=20, max_new=12, slo
 
 
 def test_memory_of_a_hand_counted_model():
-    held = memory.held(RUN, {"data": 2, "fsdp": 2})
+    held = memory.estimate(RUN, {"data": 2, "fsdp": 2})
     assert held["weights"] == 4 * cost.base_parameters(MODEL) / 2
     # k and v, layers, keys of a chip, key-value heads, their width, float32
     assert held["cache"] == 2 * 3 * (2 * 20 + 2 * 4 * 14) * 2 * 16 * 4
     assert held["optimizer"] == 4 * 4 * (3 * 4 * (64 + 64)) / 2
-    assert memory.held(RUN, base_copies=2)["weights"] == 8 * cost.base_parameters(MODEL)
+    assert memory.estimate(RUN, base_copies=2)["weights"] == 8 * cost.base_parameters(MODEL)
 
 
 def test_less_is_kept_the_more_is_done_again():
     none, dots, full = (
-        memory.held(dataclasses.replace(RUN, model=dataclasses.replace(MODEL, remat=remat)))["activations"]
+        memory.estimate(dataclasses.replace(RUN, model=dataclasses.replace(MODEL, remat=remat)))["activations"]
         for remat in ("none", "dots", "full")
     )
     assert none > dots > full
@@ -38,7 +38,7 @@ def test_the_cache_and_the_backward_pass_are_not_held_together():
 def test_the_rollouts_own_copy_of_the_weights():
     def copy(mesh, **changes):
         run = dataclasses.replace(RUN, rollout_weights=RolloutWeights(**changes))
-        return memory.held(run, mesh)["rollout weights"]
+        return memory.estimate(run, mesh)["rollout weights"]
 
     split, base = {"fsdp": 2, "tensor": 2}, cost.base_parameters(MODEL)
     assert copy(split) == copy({"tensor": 2}, gather=True) == 0  # nothing is split that could be gathered

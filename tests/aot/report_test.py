@@ -54,7 +54,13 @@ def test_a_tiny_run_on_fake_devices(tmp_path):
     fields = [f"--config.{name}={value}" for name, value in sizes.items()]
     done = command("--config=configs/toy.py", "--topology=h100:4", "--quick", f"--out={out}", *fields, XLA_FLAGS="")
     assert done.returncode == 0, done.stderr
-    for words in ("h100:4, 4 chips", "Memory per chip by the cost model", "Lower bound of the time", "all-reduce", "fits"):
+    for words in (
+        "h100:4, 4 chips",
+        "Memory per chip by the cost model",
+        "Lower bound of the time",
+        "all-reduce",
+        "fits",
+    ):
         assert words in done.stdout
     found = json.loads(out.read_text())
     assert found["fits"] and not found["compiled_for_the_chip"] and found["mesh"] == {"data": 4, "fsdp": 1, "tensor": 1}
