@@ -23,6 +23,8 @@ from meal_jax.models.transformer import TransformerConfig
 from meal_jax.rollout.decode import decode, sample_keys
 from meal_jax.rollout.sampling import Sampling
 
+NO_TOKEN = -1  # as the end token: no id equals it, so nothing ends a continuation
+
 
 class Comparison(NamedTuple):
     """The result of a comparison.
@@ -107,7 +109,7 @@ def _logits_and_greedy(config: TransformerConfig, tokens: int, params, ids, mask
     logits = apply(apply(prompt, w, expected[:, None], method="respond"), method="unembed")[:, 0]
     keys = sample_keys(jax.random.key(0), jnp.arange(ids.shape[0]), 1)
     greedy = Sampling(temperature=0)
-    out = decode(policy, params, prompt, w, keys, max_new=tokens, sampling=greedy, end=-1, pad=0)
+    out = decode(policy, params, prompt, w, keys, max_new=tokens, sampling=greedy, end=NO_TOKEN, pad=0)
     return logits, out.tokens[:, 0]
 
 

@@ -233,7 +233,7 @@ def fit(
     step = make_step(model.apply, config.label, tx, trainable, opt)
     losses: list[float] = []
     done = 0
-    with metrics.progress(total, 0, "reward model") as meter:
+    with metrics.progress(total, start=0, description="reward model") as meter:
         for epoch in range(config.epochs):
             for length, index in pairs.batches(lengths, config.batch_size, config.seed, epoch):
                 batch = pairs.collate([rows[i] for i in index], length, model.pad)
