@@ -143,7 +143,7 @@ def test_as_many_slices_as_the_devices_say_is_one_where_they_say_nothing():
         ),
         ((-1, 1, 1), 2, [Chip(i, None) for i in range(4)], r"of 1 process\(es\), each of which counts as a slice"),
         ((-1, 1, 1), 2, [Chip(i, i // 3) for i in range(4)], "differ in size"),
-        ((-1, 1, 1), -1, [Chip(i, i // 3) for i in range(4)], "differ in size"),
+        ((-1, 1, 1), None, [Chip(i, i // 3) for i in range(4)], "differ in size"),
     ],
 )
 def test_slices_that_do_not_fit(sizes, slices, chips, message):
