@@ -1,4 +1,14 @@
-"""placeholder"""
+"""The embedded benchmark of real text: a 260K-parameter story model continues a story, with more speech or more cheer.
+
+    python -m meal_jax.main --config=configs/stories.py --workdir=runs/stories
+    python -m meal_jax.main --config=configs/stories.py:k=3 --workdir=runs/stories3      and with shorter sentences
+    python -m meal_jax.answers_figure --run=runs/stories --out=stories.png
+
+Model and prompts are in the package, rewards are counts that a reader can check (meal_jax/tasks/stories.py). The first two are
+counted inside the jitted step; the third is a Python function of texts, so with k=3 the host scores between rollout and update.
+
+TIMES
+"""
 
 from meal_jax import config as base
 
@@ -14,27 +24,28 @@ def get_config(arg: str = ""):
     c.objectives = ("dialogue", "cheerful", "short")[:k]
     if k == 3:
         c.reward.sources = ("heads", "heads", "python:meal_jax.tasks.story_text:short")
+        c.eval.reference = (0.0, 0.0, 0.0)  # no reward is below it
     c.steps = 40
     c.batch_size = 8
     c.meal.candidates = 8
     c.meal.tau = 0.3
     c.meal.baseline = "pool"  # what is accepted less than the average counts against
     c.meal.lam = 0.2
-    c.meal.rho = 3.0
-    c.meal.beta = 0.1
-    c.meal.length_norm = "constant"
-    c.meal.reuse_virtual = True
-    c.sampling.max_new = 48
+    c.meal.rho = 3.0  # as in configs/toy.py
+    c.meal.beta = 0.1  # keeps the language
+    c.meal.length_norm = "constant"  # no pull to short answers
+    c.meal.reuse_virtual = True  # saves a gradient
+    c.sampling.max_new = 48  # some twenty words, which speech and narration share
     c.policy.source = "stories260k"
     c.policy.lora_rank = 16 if k == 2 else 18  # K divides it: each objective has a block
-    c.conditioning.kind = "adapter"
+    c.conditioning.kind = "adapter"  # prefix and text learn to follow far more slowly (docs/stories.md)
     c.optim.lr = 2e-3
     c.optim.warmup = 10
-    c.data.template = "plain"
+    c.data.template = "plain"  # a base model: the answer is the story's next paragraph
     c.data.prompt_length = 48
     c.eval.prompts = 64
-    c.eval.every = 1_000_000
+    c.eval.every = 1_000_000  # before and after only
     c.checkpoint.every = 20
-    c.eval.divisions = 8 if k == 2 else 4
-    c.eval.temperature = 0.7
+    c.eval.divisions = 8 if k == 2 else 4  # 9 or 15 preferences
+    c.eval.temperature = 0.7  # so small a model makes up words at 1
     return c

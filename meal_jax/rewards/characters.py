@@ -64,12 +64,6 @@ def spoken(text: jax.Array) -> jax.Array:
     return mark | (jnp.cumsum(mark, axis=-1) % 2 == 1)
 
 
-def closed(text: jax.Array) -> jax.Array:
-    """Which characters [..., C] are speech that ends: `spoken`, but for what follows an opening mark that nothing closes."""
-    marks = jnp.cumsum(text == QUOTE, axis=-1)
-    return spoken(text) & (marks <= marks[..., -1:] // 2 * 2)
-
-
 def letters(text: jax.Array) -> jax.Array:
     """Which characters [..., C] are of words: A–Z, a–z and the apostrophe."""
     lower = text | 32

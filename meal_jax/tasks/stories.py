@@ -4,7 +4,7 @@ The policy is the 260K-parameter story model that the package holds (`policy.sou
 meal_jax/shipped/stories260k/README.md), the prompts are its beginnings of stories (`tasks/story_prompts.py`), or JSON lines of
 one's own at `config.data.path`. Rewards count what a person sees in the answer:
 
-    dialogue   √ of the share of the answer that is speech, from a quotation mark to the one that closes it
+    dialogue   √ of the share of the answer that is speech, from a quotation mark to the next, or to the answer's end
     cheerful   √ of the share of its words that are cheerful and the narrator's: those of CHEERFUL outside speech
 
 Speech and narration share an answer's few tokens, so each costs the other. The root makes the first quotation mark worth more
@@ -36,12 +36,13 @@ REFERENCE = 0.0  # of the hypervolume: no reward is below it
 
 
 def dialogue(text: jax.Array) -> jax.Array:
-    """√ of the share of an answer's characters [..., C], spaces left out, that are speech which ends: [...].
+    """√ of the share of an answer's characters [..., C], spaces left out, that are speech: [...].
 
-    What follows a mark that nothing closes is neither speech nor narration: else one mark would make all the rest speech.
+    A last speech that 48 tokens cut off counts. So a mark that is never closed makes all the rest speech; counting only what is
+    closed took the conflict away in trials (every answer became short speeches and "he smiled").
     """
     printed = characters.printed(text)
-    return jnp.sqrt(characters.share(characters.count(printed & characters.closed(text)), characters.count(printed)))
+    return jnp.sqrt(characters.share(characters.count(printed & characters.spoken(text)), characters.count(printed)))
 
 
 def cheerful(text: jax.Array) -> jax.Array:

@@ -30,7 +30,7 @@ def sentences_per_word(text: str) -> float:
 def marked(text: str, objectives: Sequence[str]) -> list[tuple[str, int | None]]:
     """The text's parts in order, each with the number of the objective that counts it, or None.
 
-    Speech that ends is counted by `dialogue`, words of CHEERFUL outside of it by `cheerful` (`tasks/stories.py`).
+    Speech is counted by `dialogue`, words of CHEERFUL outside of it by `cheerful` (`tasks/stories.py`).
     """
     number = {name: k for k, name in enumerate(objectives)}
     words = "|".join(CHEERFUL)
@@ -38,7 +38,7 @@ def marked(text: str, objectives: Sequence[str]) -> list[tuple[str, int | None]]
 
     def counts(part: str) -> int | None:
         if part.startswith('"'):
-            return number.get("dialogue") if part.endswith('"') and len(part) > 1 else None
+            return number.get("dialogue")
         return number.get("cheerful")
 
     return [(part, counts(part) if i % 2 else None) for i, part in enumerate(parts) if part]

@@ -20,7 +20,7 @@ from meal_jax.tasks import stories, story_text
 
 
 def count_dialogue(text):
-    spoken = "".join(re.findall(r'"[^"]*"', text))
+    spoken = "".join(re.findall(r'"[^"]*(?:"|$)', text))
     return (len(re.sub(r"\s", "", spoken)) / max(len(re.sub(r"\s", "", text)), 1)) ** 0.5
 
 

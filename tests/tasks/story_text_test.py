@@ -24,6 +24,6 @@ def test_marks_are_what_the_rewards_count():
     parts = story_text.marked(text, ("cheerful", "dialogue"))
     assert "".join(part for part, _ in parts) == text
     assert [(part, k) for part, k in parts if k is not None] == [
-        ("happy", 0), ('"I am happy, friend!"', 1), ("Smile", 0),
+        ("happy", 0), ('"I am happy, friend!"', 1), ("Smile", 0), ('"Yes, fun', 1),
     ]  # fmt: skip
     assert all(k is None for part, k in story_text.marked(text, ("short", "dialogue")) if part == "happy")
