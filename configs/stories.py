@@ -4,8 +4,9 @@
     python -m meal_jax.main --config=configs/stories.py:k=3 --workdir=runs/stories3      and with shorter sentences
     python -m meal_jax.answers_figure --run=runs/stories --out=stories.png
 
-Model and prompts are in the package, rewards are counts that a reader can check (meal_jax/tasks/stories.py). The first two are
-counted inside the jitted step; the third is a Python function of texts, so with k=3 the host scores between rollout and update.
+Model and prompts are in the package, rewards are counts that a reader can check (meal_jax/tasks/stories.py). The first two
+are counted inside the jitted step. The third is a Python function of texts, so with k=3 the host scores between rollout and
+update.
 
 TIMES
 """

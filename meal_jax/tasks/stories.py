@@ -38,8 +38,8 @@ REFERENCE = 0.0  # of the hypervolume: no reward is below it
 def dialogue(text: jax.Array) -> jax.Array:
     """√ of the share of an answer's characters [..., C], spaces left out, that are speech: [...].
 
-    A last speech that 48 tokens cut off counts. So a mark that is never closed makes all the rest speech; counting only what is
-    closed took the conflict away in trials (every answer became short speeches and "he smiled").
+    A speech that the end cuts off counts, so a mark that is never closed makes all the rest speech. Counting closed speech
+    alone took the rewards' conflict away in a trial: every answer became short speeches and "he smiled".
     """
     printed = characters.printed(text)
     return jnp.sqrt(characters.share(characters.count(printed & characters.spoken(text)), characters.count(printed)))
