@@ -180,7 +180,7 @@ def test_a_kind_of_reward_is_a_row_of_CALLS_and_its_maker(monkeypatch):
     c = base.default()
     c.reward.sources = ("heads", "words:2")
     base.check(c)
-    assert sources.describe(c) == ("first reward", "second reward (words: 2)") and sources.own(c) == (0,)
+    assert sources.describe(c) == ("first reward", "second reward (words: 2)") and sources.own_objectives(c) == (0,)
     task = build.build_task(c)
     scorer = attach_rewards.scorer(task, None, None)
     tokens = np.array([[[30, 31, 32], [30, 1, 0]]])
