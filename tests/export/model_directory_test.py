@@ -359,7 +359,7 @@ def test_the_card_and_settings_say_what_the_model_is(run, directory, chat_model)
 def test_what_cannot_be_exported_is_refused_before_anything_is_loaded(
     assistant_run, toy_run, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(directory, "open_run", lambda *args: pytest.fail("opened"))
+    monkeypatch.setattr("meal_jax.saved_run.open_run", lambda *args: pytest.fail("opened"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("")
 
