@@ -23,9 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.folds = 5  # of the cross-validation that chooses
     c.command = "python -m meal_jax.reward_training.heads --config=configs/reward_small.py"  # for the card
 
-    c.objectives = (
-        ml_collections.ConfigDict()
-    )  # name of each head: its pairs, see meal_jax/reward_training/pairs.py
+    c.objectives = ml_collections.ConfigDict()  # name of each head: its pairs, see meal_jax/reward_training/pairs.py
     c.objectives.harmless = "hh_rlhf:harmless-base"
     c.objectives.helpful = "hh_rlhf:helpful-base"
 

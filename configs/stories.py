@@ -8,7 +8,9 @@ Model and prompts are in the package, rewards are counts that a reader can check
 are counted inside the jitted step. The third is a Python function of texts, so with k=3 the host scores between rollout and
 update.
 
-TIMES
+The settings come from a few trials on seed 0. On 2 CPU cores that other work kept busy, training took 11 minutes for Meal and
+5 for static targets; idle cores have not been timed. Expect a hypervolume of 0.22, up from 0.03, and pairs in order of 0.97 to
+1 (docs/stories.md).
 """
 
 from meal_jax import config as base
