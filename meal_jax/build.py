@@ -96,6 +96,7 @@ def build_setup(config: ml_collections.ConfigDict, task: Task) -> Setup:
         objectives=tuple(task.objectives),
         reward=task.reward,
         reward_reads_base=task.reward_reads_base,
+        keep_reference=config.meal.beta > 0 or method.keeps_reference,
         chunk=config.policy.chunk,
         micro=Micro(**config.micro),
         rollout_weights=RolloutWeights(**config.rollout),

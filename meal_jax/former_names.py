@@ -25,6 +25,8 @@ AUTOMATIC = (
     "ppo.divisions",
     "ric.offline_steps",
 )
+# Methods that set meal.beta to this field's value to have the reference kept (`Setup.keep_reference` now); they read no β.
+SWITCHED = {"mod": "ppo.kl", "modpo": "dpo.beta", "morlhf": "ppo.kl", "soups": "ppo.kl"}
 
 
 def upgrade(values: dict[str, Any]) -> dict[str, Any]:
@@ -43,4 +45,7 @@ def upgrade(values: dict[str, Any]) -> dict[str, Any]:
         fields, leaf = home(name)
         if fields.get(leaf) == -1:
             fields[leaf] = None
+    switch = SWITCHED.get(values.get("method"))
+    if switch and values["meal"]["beta"] == home(switch)[0].get(home(switch)[1]):
+        values["meal"]["beta"] = 0.0
     return values

@@ -50,6 +50,7 @@ class Method(NamedTuple):
         preferences are the same for every prompt.
       section: of the configuration that holds the method's own choices, and the dataclass that they fill.
       reads_base: the starting policy is needed beside the one that is trained.
+      keeps_reference: scoring keeps the starting policy's hidden states, whatever config.meal.beta is.
     """
 
     label: str
@@ -62,6 +63,7 @@ class Method(NamedTuple):
     answer: Callable = meal.answer
     section: tuple[str, type] | None = None
     reads_base: bool = False
+    keeps_reference: bool = False
 
     def step(self, setup, state, frozen, batch):
         """A whole step, for rewards that are all computed on the device; where some read text, the host adds them between
@@ -102,7 +104,12 @@ def _parm_cost(config: ml_collections.ConfigDict) -> Cost:
 
 
 _ppo = functools.partial(
-    Method, rollout=morlhf.rollout, update=morlhf.update, section=("ppo", PpoConfig), reads_base=True
+    Method,
+    rollout=morlhf.rollout,
+    update=morlhf.update,
+    section=("ppo", PpoConfig),
+    reads_base=True,
+    keeps_reference=True,
 )
 _soups = functools.partial(_ppo, configure=rewarded_soups.configure, init=rewarded_soups.init)
 
@@ -128,7 +135,7 @@ METHODS: dict[str, Method] = {
     ),
     "modpo": Method(
         "MODPO", modpo.configure, _modpo_cost, modpo.init, modpo.rollout, update=modpo.update, answer=modpo.answer,
-        section=("dpo", DpoConfig), reads_base=True,
+        section=("dpo", DpoConfig), reads_base=True, keeps_reference=True,
     ),
     "cpo": Method(
         "CPO", cpo.configure, lambda c: Cost(c.meal.candidates, c.dpo.epochs, c.dpo.epochs), cpo.init, cpo.rollout,

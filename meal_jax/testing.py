@@ -5,12 +5,14 @@ Letters: B prompts, N candidates, K objectives, S prompt tokens, T response toke
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from meal_jax import config as defaults
 from meal_jax.meal.clip import clip_by_global_norm
 from meal_jax.meal.step import Batch, Frozen, MealConfig, Setup, State, init_state
 from meal_jax.meal.weight_net import WeightNet
@@ -37,6 +39,12 @@ def count_reward(params: Any, batch: Batch, responses, hidden=None) -> jax.Array
     return jnp.sum(hits, axis=2) / jnp.maximum(jnp.sum(responses.mask, axis=-1), 1)[..., None]
 
 
+def choices(kind: type, section: str, **changes: Any) -> dict[str, Any]:
+    """Fields of a dataclass of choices, such as MealConfig: the configuration's defaults, and what changes."""
+    values = defaults.default()[section]
+    return {field.name: values[field.name] for field in dataclasses.fields(kind)} | changes
+
+
 def tiny(
     *,
     objectives: int = 2,
@@ -61,7 +69,7 @@ def tiny(
         config, Conditioning(conditioning, objectives, slots=2, hidden=8, table=table, tail=(3,), prompt=prompt)
     )
     base = Policy(TransformerConfig(**(sizes | (model or {}))), Conditioning("none", objectives, tail=(3,)))
-    meal_config = MealConfig(**({"candidates": 4, "stats_window": 1e4} | meal))
+    meal_config = MealConfig(**choices(MealConfig, "meal", lam=1.0, tau=1.0, candidates=4) | meal)
     setup = Setup(
         policy=policy,
         base=base if meal_config.beta else None,
@@ -76,6 +84,7 @@ def tiny(
         forbidden=jnp.arange(VOCABULARY) == PAD,
         objectives=tuple(f"objective{k}" for k in range(objectives)),
         reward=count_reward,
+        keep_reference=meal_config.beta > 0,
         chunk=chunk,
     )
     key = jax.random.key(seed)

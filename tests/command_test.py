@@ -104,6 +104,12 @@ def test_a_saved_configuration_is_read_under_its_former_names():
     assert "beside" in old and old["ppo"]["divisions"] == -1
 
 
+def test_a_beta_that_was_a_switch_is_off():
+    old = {"method": "soups", "meal": {"beta": 0.05}, "ppo": {"kl": 0.05}}
+    assert former_names.upgrade(old)["meal"] == {"beta": 0.0}
+    assert former_names.upgrade(old | {"method": "meal"})["meal"] == {"beta": 0.05}
+
+
 def test_an_error_that_nobody_can_act_on_keeps_its_trace():
     def fail(error):
         raise error

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 class DpoConfig:
     """The settings of the methods that learn from pairs; the fields are explained in `meal_jax/config.py`."""
 
-    beta: float = 0.1
-    divisions: int = 10
-    candidates: int = 4
-    epochs: int = 2
-    sft_steps: int | None = None
-    lam: float = 1.0
+    beta: float
+    divisions: int
+    candidates: int
+    epochs: int
+    sft_steps: int | None
+    lam: float
 
     def __post_init__(self):
         if self.candidates < 2:

@@ -28,12 +28,12 @@ from meal_jax.rollout.sampling import Sampling
 PyTree = Any
 
 # (setup, frozen, batch, member, w [K], key, responses [B, N, T], r [B, N, K] normalised, π_ref's hidden states [B, N, T, D])
-# → (member, metrics), a member being a `State.members` without its leading E.
+# → (member, metrics), a member being a `FamilyState.members` without its leading E.
 Learn = Callable[..., tuple[PyTree, dict[str, jax.Array]]]
 
 
 @flax.struct.dataclass
-class State:
+class FamilyState:
     """Everything that training changes.
 
     Attributes:
@@ -51,12 +51,12 @@ class State:
     key: jax.Array
 
 
-def init(member: PyTree, preferences: jax.Array, key: jax.Array) -> State:
+def init(member: PyTree, preferences: jax.Array, key: jax.Array) -> FamilyState:
     """Members that all begin alike, for preferences [E, K]."""
     size = preferences.shape[0]
     members = jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x)[None], size, axis=0), member)
     preferences = jnp.asarray(preferences, jnp.float32)
-    return State(jnp.zeros((), jnp.int32), members, preferences, init_stats(preferences.shape[1]), key)
+    return FamilyState(jnp.zeros((), jnp.int32), members, preferences, init_stats(preferences.shape[1]), key)
 
 
 def respond_as(
@@ -79,7 +79,10 @@ def respond_each(
     """Responses [B, M · N, T] of M policies with stacked leaves θ [M, ...]."""
     size = jax.tree.leaves(thetas)[0].shape[0]
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(size))
-    one = lambda theta, key: respond_as(setup, theta, frozen, batch, key, candidates, sampling)  # noqa: E731
+
+    def one(theta, key):
+        return respond_as(setup, theta, frozen, batch, key, candidates, sampling)
+
     return side_by_side(jax.vmap(one)(thetas, keys))
 
 
@@ -88,12 +91,12 @@ def side_by_side(responses: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:]), responses)
 
 
-def apart(tree: PyTree, members: int) -> PyTree:
+def per_member(tree: PyTree, members: int) -> PyTree:
     """[B, E · N, ...] to [E, B, N, ...]: the inverse of `side_by_side`."""
     return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(x.shape[0], members, -1, *x.shape[2:]), 1, 0), tree)
 
 
-def rollout(setup: Setup, state: State, frozen: Frozen, batch: Batch) -> Rollout:
+def rollout(setup: Setup, state: FamilyState, frozen: Frozen, batch: Batch) -> Rollout:
     """Every member answers every prompt `setup.options.candidates` times."""
     candidates = setup.options.candidates
     sample_key, _ = meal.step_keys(state, 2)
@@ -104,8 +107,8 @@ def rollout(setup: Setup, state: State, frozen: Frozen, batch: Batch) -> Rollout
 
 
 def update(
-    learn: Learn, setup: Setup, state: State, frozen: Frozen, batch: Batch, rolled: Rollout, scores: Scores
-) -> tuple[State, dict[str, jax.Array]]:
+    learn: Learn, setup: Setup, state: FamilyState, frozen: Frozen, batch: Batch, rolled: Rollout, scores: Scores
+) -> tuple[FamilyState, dict[str, jax.Array]]:
     """Every member learns from its own responses, under its own preference.
 
     Rewards are normalised by their running statistics first: on raw scales a weight would mean something else for each
@@ -113,10 +116,13 @@ def update(
     """
     stats = absorb(state.rewards, scores.rewards, setup.meal.stats_window)
     size = state.preferences.shape[0]
-    pool = apart((rolled.responses, normalise(stats, scores.rewards), scores.reference), size)
+    pool = per_member((rolled.responses, normalise(stats, scores.rewards), scores.reference), size)
     _, key = meal.step_keys(state, 2)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(size))
-    one = lambda member, w, key, mine: learn(setup, frozen, batch, member, w, key, *mine)  # noqa: E731
+
+    def one(member, w, key, mine):
+        return learn(setup, frozen, batch, member, w, key, *mine)
+
     members, metrics = jax.vmap(one)(state.members, state.preferences, keys, pool)
     metrics = {name: jnp.mean(value) for name, value in metrics.items()} | meal.describe(setup, rolled, scores.rewards)
     return state.replace(step=state.step + 1, members=members, rewards=stats), metrics
@@ -132,7 +138,7 @@ def descend(
 
 
 def answer_nearest(
-    setup: Setup, state: State, frozen: Frozen, batch: Batch, w: jax.Array, key: jax.Array, sampling: Sampling
+    setup: Setup, state: FamilyState, frozen: Frozen, batch: Batch, w: jax.Array, key: jax.Array, sampling: Sampling
 ) -> Rollout:
     """Answers w [B, M, K], the same for every prompt of a batch, by the members whose preferences are nearest."""
     gap = jnp.sum(jnp.square(w[0, :, None] - state.preferences), axis=-1)  # [M, E]

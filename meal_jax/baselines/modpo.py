@@ -27,10 +27,9 @@ from meal_jax.pareto import front
 
 
 def configure(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """A policy that reads no preference; scoring keeps π_ref's hidden states."""
+    """A policy that reads no preference."""
     c = config.copy_and_resolve_references()
     c.meal.net = c.meal.adapt = False
-    c.meal.beta = c.dpo.beta  # above 0: scoring then keeps π_ref's hidden states
     c.conditioning.kind = "none"
     if c.dpo.divisions is None:
         c.dpo.divisions = c.eval.divisions
@@ -44,7 +43,7 @@ def grid_size(config: ml_collections.ConfigDict) -> int:
     return len(front.grid(len(config.objectives), config.dpo.divisions))
 
 
-def init(setup: Setup, theta, key: jax.Array) -> family.State:
+def init(setup: Setup, theta, key: jax.Array) -> family.FamilyState:
     """One member per preference of the grid."""
     preferences = jnp.asarray(front.grid(len(setup.objectives), setup.options.divisions))
     return family.init({"policy": theta, "opt": setup.policy_tx.init(theta)}, preferences, key)

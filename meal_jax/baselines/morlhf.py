@@ -26,13 +26,12 @@ def grid_size(config: ml_collections.ConfigDict) -> int:
 
 
 def configure(config: ml_collections.ConfigDict, members=grid_size) -> ml_collections.ConfigDict:
-    """A policy that reads no preference; scoring keeps π_ref's hidden states for PPO's KL.
+    """A policy that reads no preference.
 
     The answers per prompt are about as many as Meal's, divided evenly over the members.
     """
     c = config.copy_and_resolve_references()
     c.meal.net = c.meal.adapt = False
-    c.meal.beta = config.ppo.kl  # above 0: scoring then keeps π_ref's hidden states
     c.conditioning.kind = "none"
     if c.ppo.divisions is None:
         c.ppo.divisions = c.eval.divisions
@@ -54,7 +53,7 @@ def new_member(setup: Setup, theta) -> dict:
     return {"policy": theta, "value": value, "opt": opt, "kl": jnp.float32(setup.options.kl)}
 
 
-def init(setup: Setup, theta, key: jax.Array) -> family.State:
+def init(setup: Setup, theta, key: jax.Array) -> family.FamilyState:
     """One member per preference of the grid."""
     preferences = jnp.asarray(front.grid(len(setup.objectives), setup.options.divisions))
     return family.init(new_member(setup, theta), preferences, key)

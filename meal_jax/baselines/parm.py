@@ -40,13 +40,13 @@ PyTree = Any
 class ParmConfig:
     """The settings of PARM; the fields are explained in `meal_jax/config.py`."""
 
-    r1: int = 4
-    r2: int = 4
-    alpha: float = 8.0
-    beta: float = 0.1
-    decode_beta: float = 1.0
-    dirichlet: float = 1.0
-    pairs: int = 1
+    r1: int
+    r2: int
+    alpha: float
+    beta: float
+    decode_beta: float
+    dirichlet: float
+    pairs: int
 
     def __post_init__(self):
         if self.pairs < 1:

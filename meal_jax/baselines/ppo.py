@@ -23,20 +23,20 @@ SOUPS = ("factor", "merged")
 class PpoConfig:
     """The settings of PPO; the fields are explained in `meal_jax/config.py`."""
 
-    divisions: int = 10
-    estimator: str = "gae"
-    candidates: int = 4
-    epochs: int = 2
-    minibatches: int = 1
-    clip: float = 0.2
-    value_clip: float = 0.2
-    value_coef: float = 0.1
-    gamma: float = 1.0
-    gae_lambda: float = 0.95
-    kl: float = 0.05
-    kl_target: float = 0.0
-    kl_horizon: float = 10_000.0
-    soup: str = "merged"
+    divisions: int
+    estimator: str
+    candidates: int
+    epochs: int
+    minibatches: int
+    clip: float
+    value_clip: float
+    value_coef: float
+    gamma: float
+    gae_lambda: float
+    kl: float
+    kl_target: float
+    kl_horizon: float
+    soup: str
 
     def __post_init__(self):
         if self.estimator not in ESTIMATORS:

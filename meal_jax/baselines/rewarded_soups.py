@@ -34,7 +34,7 @@ rollout = morlhf.rollout
 update = morlhf.update
 
 
-def init(setup: Setup, theta: PyTree, key: jax.Array) -> family.State:
+def init(setup: Setup, theta: PyTree, key: jax.Array) -> family.FamilyState:
     """One member for each objective alone."""
     return family.init(morlhf.new_member(setup, theta), jnp.eye(len(setup.objectives)), key)
 
@@ -71,7 +71,13 @@ def widened(setup: Setup) -> Setup:
 
 
 def answer(
-    setup: Setup, state: family.State, frozen: Frozen, batch: Batch, w: jax.Array, key: jax.Array, sampling: Sampling
+    setup: Setup,
+    state: family.FamilyState,
+    frozen: Frozen,
+    batch: Batch,
+    w: jax.Array,
+    key: jax.Array,
+    sampling: Sampling,
 ) -> Rollout:
     """Answers w [B, M, K], the same for every prompt of a batch, by the soups of those preferences."""
     space = setup.options.soup
@@ -82,7 +88,13 @@ def answer(
 
 
 def answer_mixed(
-    setup: Setup, state: family.State, frozen: Frozen, batch: Batch, w: jax.Array, key: jax.Array, sampling: Sampling
+    setup: Setup,
+    state: family.FamilyState,
+    frozen: Frozen,
+    batch: Batch,
+    w: jax.Array,
+    key: jax.Array,
+    sampling: Sampling,
 ) -> Rollout:
     """MOD: answers w [B, M, K] with the members' log-probabilities mixed by w at each token; K forward passes a token."""
     models = []

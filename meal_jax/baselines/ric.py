@@ -40,12 +40,12 @@ MAPS = ("l2", "linf", "linear")
 class RicConfig:
     """The choices of RiC; the fields are explained in `meal_jax/config.py`."""
 
-    offline_steps: int = 300
-    buffer: int = 4096
-    keep_quantile: float = 0.7
-    low_quantile: float = 0.01
-    high_quantile: float = 0.99
-    map: str = "l2"
+    offline_steps: int
+    buffer: int
+    keep_quantile: float
+    low_quantile: float
+    high_quantile: float
+    map: str
 
     def __post_init__(self):
         if self.map not in MAPS:

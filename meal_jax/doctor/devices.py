@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from meal_jax import build, cost, testing
+from meal_jax import build, cost, methods, testing
 from meal_jax.aot.memory import estimate, peak
 from meal_jax.doctor.finding import GIB, Finding, fail, ok, unknown, warn
 from meal_jax.hf import pretrained
@@ -115,7 +115,7 @@ def memory(config: Any, mesh: Mesh, model: TransformerConfig | None) -> Iterator
         model, config.batch_size, m.candidates, config.data.prompt_length, config.sampling.max_new,
         slots=0 if inserted(kind) == "none" else config.conditioning.slots,
         prompt_per_candidate=kind.startswith("adapter") and config.conditioning.prompt == "preference",
-        objectives=len(config.objectives), kl=m.beta > 0, net=m.net,
+        objectives=len(config.objectives), kl=m.beta > 0 or methods.get(config.method).keeps_reference, net=m.net,
         hypergradient=m.hypergradient, reuse_virtual=m.reuse_virtual, chunk=config.policy.chunk,
         rollout_weights=RolloutWeights(**config.rollout),
         parts=cost.step_parts(meal.Micro(**config.micro), config.batch_size),

@@ -168,13 +168,13 @@ class Level(NamedTuple):
     pieces: int = 1
 
 
-def apart(rows: PyTree, pieces: int) -> PyTree:
+def split_chunks(rows: PyTree, pieces: int) -> PyTree:
     """[B, ...] to [pieces, B / pieces, ...]: every `pieces`-th prompt, so that each part is spread over all devices."""
     return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, pieces, *x.shape[1:]), 1, 0), rows)
 
 
-def together(parts: PyTree) -> PyTree:
-    """[pieces, B / pieces, ...] to [B, ...]: the inverse of `apart`."""
+def join_chunks(parts: PyTree) -> PyTree:
+    """[pieces, B / pieces, ...] to [B, ...]: the inverse of `split_chunks`."""
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), parts)
 
 
@@ -191,8 +191,8 @@ def value_and_grads(level: Level, theta: PyTree, x: PyTree) -> tuple[jax.Array, 
 
     nothing = jax.eval_shape(lambda: run(theta, x, level.rows))
     nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (nothing[0], nothing[1][0]))
-    (value, in_theta), in_x = jax.lax.scan(add, nothing, apart((x, level.rows), level.pieces))
-    return value, in_theta, together(in_x)
+    (value, in_theta), in_x = jax.lax.scan(add, nothing, split_chunks((x, level.rows), level.pieces))
+    return value, in_theta, join_chunks(in_x)
 
 
 def value_and_mixed(level: Level, theta: PyTree, x: PyTree) -> tuple[jax.Array, PyTree, Callable[[PyTree], PyTree]]:
@@ -213,10 +213,13 @@ def value_and_mixed(level: Level, theta: PyTree, x: PyTree) -> tuple[jax.Array, 
     def again(direction: PyTree) -> PyTree:
         def one(part):
             its, rows = part
-            in_x = lambda theta: jax.grad(level.loss, argnums=1)(theta, its, rows)  # noqa: E731
+
+            def in_x(theta):
+                return jax.grad(level.loss, argnums=1)(theta, its, rows)
+
             return jax.jvp(in_x, (theta,), (direction,))[1]
 
-        return together(jax.lax.map(one, apart((x, level.rows), level.pieces)))
+        return join_chunks(jax.lax.map(one, split_chunks((x, level.rows), level.pieces)))
 
     value, in_theta, _ = value_and_grads(level, theta, x)
     return value, in_theta, again

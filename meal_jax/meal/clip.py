@@ -20,7 +20,10 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
         square = optax.tree.norm(grads, squared=True)
         norm = jnp.sqrt(jnp.where(square == 0, 1.0, square))  # where it is 1 for 0, nothing is divided by it
         short = (square == 0) | (norm < max_norm)
-        clipped = lambda g: jax.lax.select(short, g, (g / norm.astype(g.dtype)) * max_norm)  # noqa: E731
+
+        def clipped(g):
+            return jax.lax.select(short, g, (g / norm.astype(g.dtype)) * max_norm)
+
         return jax.tree.map(clipped, grads), state
 
     return optax.GradientTransformation(optax.init_empty_state, update)

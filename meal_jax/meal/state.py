@@ -25,28 +25,28 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class MealConfig:
-    """The method's choices; the fields are explained in `meal_jax/config.py`."""
+    """The method's choices; fields and defaults are in `meal_jax/config.py`."""
 
-    lam: float = 1.0
-    tau: float = 1.0
-    accept: str = "soft"
-    meta: str = "utility"
-    hypergradient: str = "exact"
-    rho: float = 0.1
-    beta: float = 0.0
-    candidates: int = 8
-    targets: str = "stratified"
-    net: bool = True
-    adapt: bool = True
-    reuse_virtual: bool = False
-    ratio_clip: float = 0.2
-    length_norm: str = "response"
-    stats_window: float = 10_000.0
-    baseline: str = "none"
-    passes: int = 1
-    pass_clip: float = 0.2
-    reward_scale: str = "running"
-    accept_share: float = 0.0
+    lam: float
+    tau: float
+    accept: str
+    meta: str
+    hypergradient: str
+    rho: float
+    beta: float
+    candidates: int
+    targets: str
+    net: bool
+    adapt: bool
+    reuse_virtual: bool
+    ratio_clip: float
+    length_norm: str
+    stats_window: float
+    baseline: str
+    passes: int
+    pass_clip: float
+    reward_scale: str
+    accept_share: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +78,7 @@ class Setup:
         or the columns of those that need no text; hidden[..., t, :] is the base's last hidden state after t response
         tokens.
       reward_reads_base: the reward needs `hidden`.
+      keep_reference: scoring keeps π_ref's hidden states, for a KL or for log π_ref.
       chunk: response positions projected to the vocabulary at a time, 0 for all.
       micro: what is taken a part at a time.
       rollout_weights: how a rollout holds the policy's weights, see `rollout.weights`.
@@ -99,6 +100,7 @@ class Setup:
     objectives: tuple[str, ...]
     reward: Callable[..., jax.Array]
     reward_reads_base: bool = False
+    keep_reference: bool = False
     chunk: int = 0
     micro: Micro = Micro()
     rollout_weights: RolloutWeights = AS_STORED

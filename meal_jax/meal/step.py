@@ -21,12 +21,12 @@ import jax.numpy as jnp
 import optax
 
 from meal_jax.meal import bilevel
-from meal_jax.meal.bilevel import apart, together
+from meal_jax.meal.bilevel import join_chunks, split_chunks
 from meal_jax.meal.normalise import absorb, init_stats, normalise, scale_by_pool
 from meal_jax.meal.preference import accept, adapt, choose_tau, control, draw_targets, kl, log_accept, share
 from meal_jax.meal.state import Batch, Frozen, MealConfig, Micro, Rollout, Scores, Setup, State  # noqa: F401
 from meal_jax.models.lora import merge
-from meal_jax.models.policy import TokenStats, apart_by_candidate, token_stats
+from meal_jax.models.policy import TokenStats, one_per_candidate, token_stats
 from meal_jax.rollout.decode import Responses, decode, sample_keys
 from meal_jax.rollout.sampling import Sampling
 from meal_jax.rollout.weights import for_rollout
@@ -82,13 +82,13 @@ def respond(
         batch, w = rows
         prompt = policy.apply({"params": params}, batch.tokens, batch.mask, method="prefill")
         w_hat = propose(setup, phi, prompt.pooled, w)
-        keys, told, read = sample_keys(key, batch.id, w.shape[1]), w_hat, prompt
+        keys, conditioned_on, prefilled = sample_keys(key, batch.id, w.shape[1]), w_hat, prompt
         if policy.conditioning.prompt_per_candidate:  # B · N prompts of one candidate each
-            rows, (keys, told) = apart_by_candidate((batch.tokens, batch.mask), (keys, w_hat))
-            read = policy.apply({"params": params}, *rows, w=told, method="prefill")
+            rows, (keys, conditioned_on) = one_per_candidate((batch.tokens, batch.mask), (keys, w_hat))
+            prefilled = policy.apply({"params": params}, *rows, w=conditioned_on, method="prefill")
         responses = decode(
-            policy, params, read, told, keys, max_new=setup.max_new, sampling=sampling, end=setup.end, pad=setup.pad,
-            forbidden=setup.forbidden,
+            policy, params, prefilled, conditioned_on, keys, max_new=setup.max_new, sampling=sampling, end=setup.end,
+            pad=setup.pad, forbidden=setup.forbidden,
         )  # fmt: skip
         responses = jax.tree.map(lambda x: x.reshape(*w.shape[:2], *x.shape[2:]), responses)
         return Rollout(w, w_hat, prompt.pooled, responses)
@@ -116,14 +116,14 @@ def score(setup: Setup, frozen: Frozen, batch: Batch, responses: Responses) -> S
     def run(rows: tuple[Batch, Responses]) -> Scores:
         batch, responses = rows
         hidden = None
-        if setup.reward_reads_base or setup.meal.beta:
+        if setup.reward_reads_base or setup.keep_reference:
             variables = {"params": frozen.reference}
             prompt = setup.base.apply(variables, batch.tokens, batch.mask, method="prefill")
             tokens = jnp.pad(responses.tokens, ((0, 0), (0, 0), (0, 1)))  # one more: the state after the last token too
             unused = jnp.zeros((*tokens.shape[:2], len(setup.objectives)))
             hidden = setup.base.apply(variables, prompt, unused, tokens, method="respond")
         rewards = setup.reward(frozen.reward, batch, responses, hidden)
-        return Scores(rewards.astype(jnp.float32), hidden[:, :, :-1] if setup.meal.beta else None)
+        return Scores(rewards.astype(jnp.float32), hidden[:, :, :-1] if setup.keep_reference else None)
 
     return _in_pieces(run, (batch, responses), setup.micro.score)
 
@@ -159,11 +159,11 @@ def read(
     apply = functools.partial(
         setup.policy.apply, {"params": merge(theta, frozen.policy)}, rngs=None if still else {"dropout": dropout_key}
     )
-    rows, told, said, asked = (prompts.tokens, prompts.mask), w, tokens, None
+    rows, conditioned_on, responses, prompt_w = (prompts.tokens, prompts.mask), w, tokens, None
     if setup.policy.conditioning.prompt_per_candidate:
-        rows, (told, said) = apart_by_candidate(rows, (w, tokens))
-        asked = told
-    hidden = apply(apply(*rows, still, asked, method="prefill"), told, said, still, method="respond")
+        rows, (conditioned_on, responses) = one_per_candidate(rows, (w, tokens))
+        prompt_w = conditioned_on
+    hidden = apply(apply(*rows, still, prompt_w, method="prefill"), conditioned_on, responses, still, method="respond")
     hidden = hidden.reshape(*tokens.shape, -1)
     stats = token_stats(
         functools.partial(apply, method="unembed"),
@@ -287,7 +287,10 @@ def _learns_from(which: int, p: jax.Array, a: jax.Array, b: jax.Array) -> dict[s
 
 def _read_before(setup: Setup, frozen: Frozen, key: jax.Array, theta: PyTree, half: _Pool, p: jax.Array) -> jax.Array:
     """log π of a half's response tokens under p before its first update [B, N, T]: what later passes take ratios to."""
-    run = lambda rows: _read_pool(setup, frozen, key, theta, rows[1], rows[0]).logp  # noqa: E731
+
+    def run(rows):
+        return _read_pool(setup, frozen, key, theta, rows[1], rows[0]).logp
+
     return jax.lax.stop_gradient(_in_pieces(run, (half, p), setup.micro.gradient))
 
 
@@ -335,7 +338,9 @@ def _meta_level(setup: Setup, frozen: Frozen, key: jax.Array, half: _Pool) -> bi
             tau=_tau(m, pool), rho=m.rho, ratio_clip=m.ratio_clip, length_norm=m.length_norm, over=over,
         )  # fmt: skip
 
-    proposals = lambda phi: propose(setup, phi, half.rollout.pooled, targets)  # noqa: E731
+    def proposals(phi):
+        return propose(setup, phi, half.rollout.pooled, targets)
+
     return bilevel.Level(proposals, loss, half, _pieces(half.batch.id.shape[0], setup.micro.gradient))
 
 
@@ -347,7 +352,7 @@ def _pieces(prompts: int, at_a_time: int) -> int:
 def _in_pieces(run: Callable[[PyTree], PyTree], rows: PyTree, at_a_time: int) -> PyTree:
     """run(rows) of trees of [B, ...], some prompts after others where `at_a_time` is not 0."""
     pieces = _pieces(jax.tree.leaves(rows)[0].shape[0], at_a_time)
-    return run(rows) if pieces == 1 else together(jax.lax.map(run, apart(rows, pieces)))
+    return run(rows) if pieces == 1 else join_chunks(jax.lax.map(run, split_chunks(rows, pieces)))
 
 
 def step(setup: Setup, state: State, frozen: Frozen, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
@@ -376,7 +381,7 @@ def describe(setup: Setup, rolled: Rollout, raw: jax.Array) -> dict[str, jax.Arr
 
 def _half(rows: PyTree, which: int) -> PyTree:
     """Every second prompt. Halving by parity and not in the middle keeps each half spread over all devices."""
-    return jax.tree.map(lambda x: x[which], apart(rows, 2))
+    return jax.tree.map(lambda x: x[which], split_chunks(rows, 2))
 
 
 def _diagnostics(setup: Setup, pool: _Pool, raw: jax.Array, w_hat: jax.Array, p: jax.Array, a: jax.Array):

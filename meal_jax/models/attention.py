@@ -110,11 +110,17 @@ def attend_fused(
     lead = q.shape[:3]  # [B, N, T]
     k, v, mask = *own, jnp.broadcast_to(own_mask, (*lead, own.k.shape[2]))
     if prompt is not None:
-        shared = lambda a: jnp.broadcast_to(a[:, None], (*lead[:2], *a.shape[1:]))  # noqa: E731
+
+        def shared(a):
+            return jnp.broadcast_to(a[:, None], (*lead[:2], *a.shape[1:]))
+
         k, v = (jnp.concatenate([shared(a), b], axis=2) for a, b in zip(prompt, own, strict=True))
         mask = jnp.concatenate([jnp.broadcast_to(prompt_mask, (*lead, prompt.k.shape[1])), mask], axis=-1)
     odd, odd_keys = lead[2] % 2, mask.shape[-1] % 2  # the kernel's backward pass takes even lengths alone
-    fill = lambda a, by: jnp.pad(a, [(0, 0), (0, by)] + [(0, 0)] * (a.ndim - 2))  # noqa: E731
+
+    def fill(a, by):
+        return jnp.pad(a, [(0, 0), (0, by)] + [(0, 0)] * (a.ndim - 2))
+
     queries, k, v, mask = (a.reshape(-1, *a.shape[2:]) for a in (q, k, v, mask))
     mask = jnp.pad(mask, ((0, 0), (0, odd), (0, odd_keys)))
     mask |= ~jnp.any(mask, axis=-1, keepdims=True)

@@ -39,7 +39,10 @@ def attend_one(q, own, own_mask, prompt, prompt_mask, scale=None, cap=None):
     if width & (width - 1):
         raise ValueError(f"config.rollout.attention='triton' needs a head width that is a power of two, not {width}.")
     q = by_group(q, own.k.shape[-2], scale)[:, :, 0]
-    flat = lambda mask, keys: jnp.broadcast_to(mask, (*mask.shape[:2], 1, keys.shape[-3]))[:, :, 0]  # noqa: E731
+
+    def flat(mask, keys):
+        return jnp.broadcast_to(mask, (*mask.shape[:2], 1, keys.shape[-3]))[:, :, 0]
+
     seen = flat(own_mask, own.k)
     live = jnp.max(jnp.where(seen, jnp.arange(1, seen.shape[-1] + 1), 0)).reshape(1)  # keys up to the last that is seen
     keys = [*own, seen.astype(jnp.int32)]
@@ -57,7 +60,10 @@ def _specs(mesh, q, keys):
     """How queries, live and keys lie on a mesh: prompts over its batch axes, groups over "tensor", where they divide."""
     b = BATCH_AXES if q.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES) == 0 else None
     g = "tensor" if q.shape[2] % mesh.shape["tensor"] == 0 else None
-    of_keys = lambda a: P(b if a.shape[0] > 1 else None, None, None, *([g] if a.ndim == 5 else []))  # noqa: E731
+
+    def of_keys(a):
+        return P(b if a.shape[0] > 1 else None, None, None, *([g] if a.ndim == 5 else []))
+
     return P(b, None, g), P(), *map(of_keys, keys)
 
 
@@ -70,7 +76,10 @@ def _call(cap, q, live, *keys):
     batch, candidates, groups, rows, width = q.shape
 
     def spec(a):
-        at = lambda g, n, b: (b if a.shape[0] > 1 else 0, n if a.shape[1] > 1 else 0)  # noqa: E731
+
+        def at(g, n, b):
+            return (b if a.shape[0] > 1 else 0, n if a.shape[1] > 1 else 0)
+
         if a.ndim == 3:
             return pl.BlockSpec((None, None, a.shape[2]), lambda g, n, b: (*at(g, n, b), 0))
         return pl.BlockSpec((None, None, a.shape[2], None, width), lambda g, n, b: (*at(g, n, b), 0, g, 0))

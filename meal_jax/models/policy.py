@@ -233,7 +233,7 @@ class Policy(nn.Module):
         return self.transformer.unembed(hidden)
 
 
-def apart_by_candidate(prompts: PyTree, candidates: PyTree) -> tuple[PyTree, PyTree]:
+def one_per_candidate(prompts: PyTree, candidates: PyTree) -> tuple[PyTree, PyTree]:
     """Rows of prompts [B, ...] and of candidates [B, N, ...], as [B · N, ...] and [B · N, 1, ...]: no two share a prompt."""
     count = jax.tree.leaves(candidates)[0].shape[1]
     return (
@@ -267,7 +267,10 @@ class Conditioner(nn.Module):
 def empty_cache(config: TransformerConfig, batch: int, candidates: int, length: int) -> KeyValues:
     """Zeroed keys and values [L, B, N, length, G, C]; if `config.unstack_layers`, a tuple of L with one layer each."""
     shape = (batch, candidates, length, config.kv_heads, config.head_dim)
-    blank = lambda layers: jnp.zeros((layers, *shape), config.dtype)  # noqa: E731
+
+    def blank(layers):
+        return jnp.zeros((layers, *shape), config.dtype)
+
     if config.unstack_layers:
         return tuple(KeyValues(blank(1), blank(1)) for _ in range(config.layers))
     return KeyValues(blank(config.layers), blank(config.layers))
@@ -309,7 +312,10 @@ def token_stats(
         h, y, h_ref = xs
         logits = scores(unembed, h)
         # A sum under a comparison, not a gather: its gradient is elementwise, where a gather's scatters into zeros [..., V].
-        at_y = lambda x: jnp.sum(jnp.where(jnp.arange(x.shape[-1]) == y[..., None], x, 0.0), axis=-1)  # noqa: E731
+
+        def at_y(x):
+            return jnp.sum(jnp.where(jnp.arange(x.shape[-1]) == y[..., None], x, 0.0), axis=-1)
+
         if reference is None:
             return TokenStats(at_y(logits) - jax.nn.logsumexp(logits, axis=-1), None)
         log_pi, log_ref = jax.nn.log_softmax(logits), jax.nn.log_softmax(scores(reference[0], h_ref))
@@ -326,5 +332,8 @@ def token_stats(
         return jnp.moveaxis(a.reshape(*a.shape[:2], pieces, chunk, *a.shape[3:]), 2, 0)
 
     out = jax.lax.map(jax.checkpoint(one), jax.tree.map(cut, xs))
-    glue = lambda a: jnp.moveaxis(a, 0, 2).reshape(*tokens.shape[:2], -1)[..., :length]  # noqa: E731
+
+    def glue(a):
+        return jnp.moveaxis(a, 0, 2).reshape(*tokens.shape[:2], -1)[..., :length]
+
     return jax.tree.map(glue, out)

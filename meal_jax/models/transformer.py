@@ -230,9 +230,11 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x, view, cache, layer, write_at, prompt, deterministic, scale):
         c = self.config
-        linear = lambda name, features, bias=False: Linear(  # noqa: E731
-            features, c.lora, bias, dtype=jnp.dtype(c.dtype), param_dtype=jnp.dtype(c.param_dtype), name=name
-        )
+
+        def linear(name, features, bias=False):
+            dtypes = {"dtype": jnp.dtype(c.dtype), "param_dtype": jnp.dtype(c.param_dtype)}
+            return Linear(features, c.lora, bias, **dtypes, name=name)
+
         lead, how = x.shape[:-1], (deterministic, scale)
         q = linear("q", c.heads * c.head_dim, c.qkv_bias)(x, *how).reshape(*lead, c.heads, c.head_dim)
         k = linear("k", c.kv_heads * c.head_dim, c.qkv_bias)(x, *how).reshape(*lead, c.kv_heads, c.head_dim)
@@ -261,9 +263,11 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x, deterministic, scale):
         c, how = self.config, (deterministic, scale)
-        linear = lambda name, features: Linear(  # noqa: E731
-            features, c.lora, dtype=jnp.dtype(c.dtype), param_dtype=jnp.dtype(c.param_dtype), name=name
-        )
+
+        def linear(name, features):
+            dtypes = {"dtype": jnp.dtype(c.dtype), "param_dtype": jnp.dtype(c.param_dtype)}
+            return Linear(features, c.lora, **dtypes, name=name)
+
         gate = ACTIVATIONS[c.activation](linear("gate", c.hidden)(x, *how))
         return linear("down", c.width)(gate * linear("up", c.hidden)(x, *how), *how)
 

@@ -121,7 +121,10 @@ def decode_mixture(
 def _one_model(policy: Policy, params: PyTree, prompt: Prefilled, w: jax.Array, max_new: int):
     """start() → (logits of the first token [B, N, V], cache); step(token [B, N], cache, t) → (logits of token t, cache)."""
     batch, candidates = w.shape[:2]
-    apply = lambda method, *args: policy.apply({"params": params}, *args, method=method)  # noqa: E731
+
+    def apply(method, *args):
+        return policy.apply({"params": params}, *args, method=method)
+
     slots = policy.conditioning.length
 
     def start():

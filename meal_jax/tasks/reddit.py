@@ -43,7 +43,10 @@ def load(config, chat: chats.Chat, tokenizers: dict[str, Any]) -> tuple[Prompts,
       ValueError: a row that cannot be read, or too few prompts.
     """
     train, test, name, path = read_rows(config)
-    prompt_of = lambda row: templates.reddit_prompt(row.text)  # noqa: E731
+
+    def prompt_of(row):
+        return templates.reddit_prompt(row.text)
+
     train, test = (templates.within(part, prompt_of, tokenizers)[0] for part in (train, test))
     return *language.encode_splits(chat, train, test, config, str(path)), name
 

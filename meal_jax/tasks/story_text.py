@@ -22,7 +22,10 @@ def short(prompts: list[str], responses: list[str]) -> list[float]:
 
 def sentences_per_word(text: str) -> float:
     """0 for a text without words."""
-    words = lambda part: re.findall(r"[A-Za-z']+", part)  # noqa: E731
+
+    def words(part):
+        return re.findall(r"[A-Za-z']+", part)
+
     sentences = [part for part in re.split(r"[.!?]", text) if words(part)]
     return len(sentences) / max(len(words(text)), 1)
 

@@ -84,7 +84,10 @@ def pretrain(
     nothing = jnp.zeros((BATCH, 1, serves.shape[-1]))  # this policy reads no preference
 
     def loss(params, rows, answer, answer_mask):
-        apply = lambda method, *args: policy.apply({"params": params}, *args, method=method)  # noqa: E731
+
+        def apply(method, *args):
+            return policy.apply({"params": params}, *args, method=method)
+
         hidden = apply("respond", apply("prefill", tokens[rows], mask[rows]), nothing, answer[:, None])
         logp = token_stats(lambda h: apply("unembed", h), hidden, answer[:, None]).logp
         return token_loss(logp, answer_mask[:, None])

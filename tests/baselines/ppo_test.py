@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from meal_jax.baselines import ppo
+from meal_jax.testing import choices
 
 MASK = np.array([[1, 1, 1, 1, 0], [1, 0, 0, 0, 0], [1, 1, 1, 1, 1]], bool)
 
@@ -69,7 +70,7 @@ def test_the_coefficient_follows_the_measured_divergence():
 @pytest.mark.parametrize("estimator", ppo.ESTIMATORS)
 def test_on_a_bandit_it_finds_the_tilted_reference(estimator):
     """One token, one prompt: the optimum of E[R] − κ KL(π ‖ π_ref) is π_ref exp(R / κ), normalised."""
-    o = ppo.PpoConfig(estimator=estimator, kl=0.5)
+    o = ppo.PpoConfig(**choices(ppo.PpoConfig, "ppo", estimator=estimator, kl=0.5, candidates=4))
     reward, reference = jnp.array([0.0, 0.6, 1.0, 0.2]), jax.nn.log_softmax(jnp.array([0.5, 0.0, -1.0, 0.2]))
     optimum = jax.nn.softmax(reference + reward / o.kl)
     mask = jnp.ones((1, 512, 1), bool)
@@ -98,8 +99,8 @@ def test_on_a_bandit_it_finds_the_tilted_reference(estimator):
 
 def test_what_cannot_run_is_refused():
     with pytest.raises(ValueError, match="estimator='gea' is not one of gae, rloo"):
-        ppo.PpoConfig(estimator="gea")
+        ppo.PpoConfig(**choices(ppo.PpoConfig, "ppo", estimator="gea"))
     with pytest.raises(ValueError, match="candidates >= 2"):
-        ppo.PpoConfig(estimator="rloo", candidates=1)
+        ppo.PpoConfig(**choices(ppo.PpoConfig, "ppo", estimator="rloo", candidates=1))
     with pytest.raises(ValueError, match="must be above 0"):
-        ppo.PpoConfig(kl=0.0)
+        ppo.PpoConfig(**choices(ppo.PpoConfig, "ppo", kl=0.0))

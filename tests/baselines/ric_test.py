@@ -8,6 +8,7 @@ import pytest
 from meal_jax.baselines import ric
 from meal_jax.meal.step import Batch
 from meal_jax.rollout.decode import Responses
+from meal_jax.testing import choices
 
 LOW, HIGH = jnp.array([-1.0, 10.0]), jnp.array([3.0, 20.0])
 
@@ -79,6 +80,6 @@ def test_quantiles_leave_out_what_is_not_there():
 
 def test_what_cannot_run_is_refused():
     with pytest.raises(ValueError, match="config.ric.map='l3'"):
-        ric.RicConfig(map="l3")
+        ric.RicConfig(**choices(ric.RicConfig, "ric", map="l3"))
     with pytest.raises(ValueError, match="low_quantile < high_quantile"):
-        ric.RicConfig(low_quantile=0.9, high_quantile=0.1)
+        ric.RicConfig(**choices(ric.RicConfig, "ric", low_quantile=0.9, high_quantile=0.1))

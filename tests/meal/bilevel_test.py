@@ -203,8 +203,8 @@ def test_where_the_gradient_is_exactly_zero_the_hypergradient_is_that_of_finite_
 
 def test_parts_are_put_together_again():
     x = jnp.arange(12).reshape(6, 2)
-    np.testing.assert_array_equal(bilevel.apart(x, 3)[1], x[jnp.array([1, 4])])
-    np.testing.assert_array_equal(bilevel.together(bilevel.apart(x, 3)), x)
+    np.testing.assert_array_equal(bilevel.split_chunks(x, 3)[1], x[jnp.array([1, 4])])
+    np.testing.assert_array_equal(bilevel.join_chunks(bilevel.split_chunks(x, 3)), x)
 
 
 def test_virtual_policy_is_one_step_of_the_optimizer():

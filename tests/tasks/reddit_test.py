@@ -115,10 +115,10 @@ def test_prompts_are_measured_by_every_reward_models_tokenizer(config, chat_mode
         def __call__(self, texts, **options):
             return {"input_ids": [[0] * (600 if "Post 11" in text else 100) for text in texts]}
 
-    real = reddit.language.hf.load_tokenizer
+    real = reddit.language.pretrained.load_tokenizer
     few = lambda source: real(source) if str(source) == str(chat_model) else Few()  # noqa: E731
-    monkeypatch.setattr(reddit.language.hf, "load_tokenizer", few)
-    monkeypatch.setattr(build.sources, "attach", lambda task, config: task)
+    monkeypatch.setattr(reddit.language.pretrained, "load_tokenizer", few)
+    monkeypatch.setattr(build.attach_rewards, "attach", lambda task, config: task)
     config.reward.sources = ("summary", "faithful")
     numbers = [int(text[5:8]) for text in build.build_task(config).test.text]
     assert numbers == [i for i in range(100, 160) if i // 10 != 11]
