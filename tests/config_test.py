@@ -178,6 +178,8 @@ def test_configure_static_leaves_the_original_alone():
     config = base.default()
     static = methods.get("static").configure(config)
     assert config.meal.net and not static.meal.net and static.meal.lam == 0 and not static.meal.adapt
+    config.meal.baseline = "accepted"
+    assert methods.get("static").configure(config).meal.baseline == "pool"  # its preferences do not move
 
 
 def test_every_field_can_be_set_on_the_command_line():

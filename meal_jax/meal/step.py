@@ -1,4 +1,4 @@
-"""The train state and the one step that composes rollout, scoring, ranking and both levels.
+"""The one step that composes rollout, scoring, ranking and both levels, on the state of `meal.state`.
 
 Letters: B prompts, N candidates, K objectives, S prompt tokens, T response tokens, V vocabulary, D width.
 
