@@ -11,6 +11,9 @@ them: compare.json, compare.md (the table), fronts.png (the seeds' mean points) 
 training spent). With --sweep the runs are those of each method at several values of a field, and sweep.png shows hypervolume
 and inner product against it.
 
+The first method named is compared with each other one, paired over seeds: differences, intervals, Wilcoxon's signed-rank test
+with Holm's correction, and what so many seeds could have found.
+
 --equal says at which point of training the methods are set side by side: at its end ("steps", which they have in common),
 or each at its last evaluation within the tokens sampled, or the optimizer steps taken (of all its models), that the thriftiest
 run took in all; the files are then compare_tokens.json and so on. The shorter config.eval.every, the closer it comes to equal.
@@ -142,10 +145,12 @@ def run(
         "equal": equal,
         "methods": {name: summarise(runs) for name, runs in results.items()},
     }
+    labels = {name: variant.label for name, variant in plan.items()}
+    summary["paired"], sentences = against_first(summary["methods"], labels, seeds)
     root.mkdir(parents=True, exist_ok=True)
     ending = BASES[equal].ending
     (root / f"compare{ending}.json").write_text(json.dumps(summary, indent=1) + "\n")
-    table = as_table(summary["methods"], {name: variant.label for name, variant in plan.items()})
+    table = as_table(summary["methods"], labels) + "\n" * bool(sentences) + "".join(f"- {s}\n" for s in sentences)
     (root / f"compare{ending}.md").write_text(table)
     drawn = draw(results, BASES[equal], plan, config, task, root)
     if sweep is not None:
@@ -194,6 +199,27 @@ def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     seconds = [r["seconds_training"] for r in runs if r["seconds_training"] is not None]
     out["seconds_training"] = float(np.median(seconds)) if seconds else None
     return out
+
+
+def against_first(
+    methods: dict[str, dict[str, Any]], labels: dict[str, str], seeds: int
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The first method against each other one, paired over seeds: by measure and method, and a sentence for each.
+
+    The p values of a measure are adjusted together. Nothing for one method or one seed.
+    """
+    from meal_jax.pareto import paired
+
+    first, *others = methods
+    if not others or seeds < 2:
+        return {}, []
+    found, sentences = {}, []
+    for field, measure in (("mean_inner_product", "inner product"), ("hypervolume", "hypervolume")):
+        by_seed = {name: m["by_seed"][field] for name, m in methods.items()}
+        differences = paired.compare(by_seed[first], {name: by_seed[name] for name in others})
+        found[field] = {name: d._asdict() for name, d in differences.items()}
+        sentences += [paired.verdict(labels[first], labels[name], measure, d, seeds) for name, d in differences.items()]
+    return found, sentences
 
 
 def as_table(methods: dict[str, dict[str, Any]], labels: dict[str, str]) -> str:

@@ -63,7 +63,9 @@ def test_every_method_meets_every_seed_once_and_what_is_done_is_not_run_again(ca
     np.testing.assert_allclose(meal["monotonicity"], [1.0, 0.6])
     np.testing.assert_allclose(meal["monotonicity_interval"], [[1.0, 0.5], [1.0, 0.7]])  # [low, high], each [K]
     np.testing.assert_allclose(meal["by_seed"]["hypervolume_interval"], [[0.55, 0.65], [0.56, 0.66], [0.57, 0.67]])
-    reached, spent = (tmp_path / "compare.md").read_text().split("\n\n")
+    reached, spent, paired = (tmp_path / "compare.md").read_text().split("\n\n")
+    assert len(paired.splitlines()) == 2 * (len(out["methods"]) - 1) and "too few seeds" in paired
+    assert out["paired"].keys() == {"mean_inner_product", "hypervolume"}
     assert "| Meal | 0.610 (0.600 … 0.620) | 0.610 (" in reached and "| 1.00, 0.60 |" in reached
     assert "| pairs in order |" in reached and "| 0.25 | 0.00 | -1.50 | 0.31 |" in reached
     assert meal["distinct_2"] == pytest.approx(0.31) and meal["distinct_2_interval"] == pytest.approx([0.3, 0.32])

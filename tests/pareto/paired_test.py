@@ -1,0 +1,54 @@
+"""Paired comparisons over seeds: against scipy's own test, by hand, and what a sentence says."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from meal_jax.pareto import paired
+
+RNG = np.random.default_rng(0)
+
+
+def test_a_clear_difference_is_found_and_no_difference_is_not():
+    base = RNG.normal(size=10)
+    ahead = base + 0.5 + 0.1 * RNG.normal(size=10)
+    noise = base + 0.1 * RNG.normal(size=10)
+    found = paired.compare(ahead, {"static": base, "noise": noise})
+    d = found["static"]
+    assert d.p == pytest.approx(stats.wilcoxon(ahead - base).pvalue) == pytest.approx(2 / 2**10)
+    assert d.wins == 10 and d.low < np.mean(ahead - base) < d.high and d.low > 0.35
+    assert d.adjusted == pytest.approx(2 * d.p)  # two comparisons
+    same = paired.compare(noise, {"static": base})["static"]
+    assert same.adjusted > 0.05 and same.low < 0 < same.high
+
+
+def test_equal_results_differ_by_nothing():
+    d = paired.difference(np.zeros(6))
+    assert (d.mean, d.p, d.wins, d.detectable) == (0.0, 1.0, 0, 0.0)
+
+
+def test_holms_correction_by_hand():
+    assert paired.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert paired.holm([0.6, 0.7]) == [1.0, 1.0]
+
+
+def test_what_could_have_been_found_is_found_in_four_of_five_tries():
+    rng, seeds = np.random.default_rng(1), 10
+    effect = np.mean([paired.detectable(rng.normal(size=seeds)) for _ in range(400)])
+    tries = rng.normal(effect, 1.0, (4000, seeds))
+    power = np.mean(stats.ttest_1samp(tries, 0.0, axis=1).pvalue < 0.05)
+    assert 0.7 < power < 0.88
+    assert np.isnan(paired.detectable(np.array([1.0])))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (np.full(8, 0.2) + 0.01 * np.arange(8), "Meal is ahead of static targets in hypervolume: +0.235"),
+        (-(np.full(8, 0.2) + 0.01 * np.arange(8)), "Meal is behind static targets in hypervolume"),
+        (np.array([0.1, -0.2, 0.3, -0.1, 0.05, 0.0]), "are not told apart in hypervolume"),
+        (np.array([0.2, 0.3]), "too few seeds"),
+    ],
+)
+def test_the_sentence(values, words):
+    assert words in paired.verdict("Meal", "static targets", "hypervolume", paired.difference(values), len(values))
