@@ -6,11 +6,10 @@ fields (`--config.meal.tau=0.5`). Unknown fields are refused by ml_collections w
 
 from __future__ import annotations
 
-import math
-from typing import Any, NamedTuple
-
 import ml_collections
 from ml_collections import config_dict
+
+from meal_jax.limits import LIMITS, Limit
 
 
 def number(value: int | None = None) -> config_dict.FieldReference:
@@ -29,7 +28,7 @@ def default() -> ml_collections.ConfigDict:
     c.compare_with = ("static",)  # other methods to train in the same run and plot in the same figure
     c.seed = 0  # of everything random: initial weights, order of prompts, targets, samples
     c.steps = 600  # steps; each makes batch_size × candidates responses and two policy updates
-    c.batch_size = 16  # B, prompts a step; even (half for the policy, half for the meta-objective)
+    c.batch_size = 16  # B, prompts per step; even (half for the policy, half for the meta-objective)
     c.objectives = ("first", "second")  # names of the K rewards, in the order of a preference's weights
 
     # Policy π_θ
@@ -45,29 +44,26 @@ def default() -> ml_collections.ConfigDict:
     p.param_dtype = "float32"  # storage of base weights
     p.attention = "plain"  # over many tokens: plain; cudnn = NVIDIA's fused kernel, in bfloat16 (models/attention.py)
     p.remat = "none"  # kept for the backward pass: none = everything, dots = matrix products, full = layer inputs
-    p.chunk = 0  # response positions projected to the vocabulary at a time; 0 = all at once
+    p.chunk = 0  # response positions to project to the vocabulary at a time; 0 = all
 
     # How the policy reads a preference
     c.conditioning = d = ml_collections.ConfigDict()
     # prefix = embeddings computed from w; text = numerals; adapter = blocks of the adapters' rank scaled by w;
     # adapter+prefix, adapter+text = both; none = it does not
     d.kind = "prefix"
-    d.prompt = (
-        "uniform"  # what adapter kinds read in the prompt: uniform = one prefill a prompt; preference = one a candidate
-    )
+    # What adapter kinds read in the prompt: uniform = one prefill per prompt; preference = one per candidate
+    d.prompt = "uniform"
     d.slots = 2  # embeddings of the prefix
     d.hidden = 64  # hidden width of the prefix network
 
     # The method (symbols as in docs/method.md)
     c.meal = m = ml_collections.ConfigDict()
-    m.candidates = 8  # N, responses a prompt
+    m.candidates = 8  # N, responses per prompt
     m.targets = "stratified"  # how a prompt's N targets w are drawn: stratified, dirichlet, shared
     m.tau = 0.1  # τ, temperature of acceptance, in standard deviations of the reward; → 0 best-of-N, → ∞ plain SFT
     m.lam = 0.1  # λ, pull of the responses on the preferences; λ/τ sets how far one moves; 0 = none
     m.accept = "soft"  # weight of a response: soft = P(n|p), sample = a draw of it, top1 = best of its pool or nothing
-    m.accept_share = (
-        0.0  # τ per prompt, so that acceptance is spread over this share of N (tau then only sets λ/τ); 0 = off
-    )
+    m.accept_share = 0.0  # τ per prompt, so that acceptance is spread over this share of N (tau then sets λ/τ); 0 = off
     # Subtracted from acceptance: none; pool = 1/N; leave_one_out = mean chance of the other candidates under this one's
     # preference; accepted = the pool's mean acceptance, each candidate under its own adapted preference
     m.baseline = "none"
@@ -95,14 +91,14 @@ def default() -> ml_collections.ConfigDict:
         number()
     )  # responses of each policy to a prompt; None = as many in all as meal.candidates, or a few more
     b.epochs = 2  # passes over a step's responses
-    b.minibatches = 1  # optimizer steps a pass; divides batch_size
+    b.minibatches = 1  # optimizer steps per pass; divides batch_size
     b.clip = 0.2  # probability ratios are clipped to 1 ± this
     b.value_clip = 0.2  # a value may move by so much between passes before its loss turns pessimistic
     b.value_coef = 0.1  # weight of the value loss
     b.gamma = 1.0  # discount
     b.gae_lambda = 0.95  # λ of GAE
     b.kl = 0.05  # κ, weight of the divergence from the starting policy
-    b.kl_target = 0.0  # divergence a response that κ is steered to; 0 = κ stays
+    b.kl_target = 0.0  # divergence per response that κ is steered to; 0 = κ stays
     b.kl_horizon = 10_000.0  # responses in which κ can double or so
     b.soup = "merged"  # what Soups average: merged = the weights' changes, factor = the adapters' factors
     c.ric = b = ml_collections.ConfigDict()  # Rewards-in-Context
@@ -125,12 +121,12 @@ def default() -> ml_collections.ConfigDict:
     b.alpha = 8.0  # the adapter is scaled by alpha / r2
     b.beta = 0.1  # β of its pair loss
     b.decode_beta = 1.0  # answers follow log π_base + log π_arm / this
-    b.pairs = 1  # pairs a prompt and objective: best with worst, then inwards; at most half of meal.candidates
+    b.pairs = 1  # pairs per prompt and objective: best with worst, then inwards; at most half of meal.candidates
     b.dirichlet = 1.0  # preferences in training are drawn from Dirichlet(this)
 
     # Sampling in training rollouts
     c.sampling = s = ml_collections.ConfigDict()
-    s.max_new = 12  # T, most tokens of a response
+    s.max_new = 12  # T, maximum tokens of a response
     s.temperature = 1.0
     s.top_k = 0  # 0 = all; must be 0 under meta="utility", whose ratio needs the unfiltered policy
     s.top_p = 1.0  # 1 = all; likewise
@@ -139,7 +135,7 @@ def default() -> ml_collections.ConfigDict:
     # What a rollout reads for each token, and how much is done at a time
     c.rollout = q = ml_collections.ConfigDict()
     q.weights = "same"  # same; merged = adapters folded into kernels; int8 = kernels in eight bits (rollout/weights.py)
-    q.gather = False  # weights split over mesh.fsdp are gathered once a rollout and not at every token, if they fit
+    q.gather = False  # gather weights split over mesh.fsdp once per rollout instead of at every token, if they fit
     q.unstack_layers = False  # unstack the scanned layers' weights once per rollout, not at every token
     q.attention = "plain"  # of a decoded token: plain; triton = a kernel for GPUs (models/decode_attention.py)
     c.micro = u = ml_collections.ConfigDict()  # prompts at a time, to save memory; 0 = all; results are the same
@@ -188,100 +184,21 @@ def default() -> ml_collections.ConfigDict:
     c.data.path = ""  # prompts, where the benchmark reads them from disk: a directory
     c.data.posts = ""  # reddit: posts with their authors' own summaries (data/tldr.py), in place of those at path
     c.data.prompt_length = 0  # S, tokens a prompt may have (longer prompts are an error or skipped, see the benchmark)
-    c.data.buckets = ()  # shorter lengths that a batch may be padded to; each that occurs is one more compiled program
+    c.data.buckets = ()  # shorter lengths that a batch may be padded to; each that occurs compiles the step once more
     c.data.template = "chat"  # prompt format: chat = the model's own template, plain = the benchmark's, for base models
-    c.data.format = (
-        "published"  # of the files at path: published = the benchmark's data set, own = JSON lines (data/own.py)
-    )
-    c.data.split = (
-        "hash"  # hash = by the first human turn or post id; published = the files' own train and evaluation split
-    )
+    # Of the files at path: published = the benchmark's data set, own = JSON lines (data/own.py)
+    c.data.format = "published"
+    # hash = by the first human turn or post id; published = the files' own train and evaluation split
+    c.data.split = "hash"
 
     # Rewards
     c.reward = r = ml_collections.ConfigDict()
-    r.sources = ()  # one string an objective, forms in meal_jax/rewards/sources.py; () = the benchmark's own rewards
+    r.sources = ()  # one string per objective, forms in meal_jax/rewards/sources.py; () = the benchmark's own rewards
     r.heads = ""  # reward heads: a file, or "" for the ones shipped with the package
     r.judge = ""  # decoder that answers judge:… sources, a directory or hub id; "" = the policy's own frozen base
     r.batch_size = 32  # rows that a reward model or judge reads at a time
     r.dtype = "float32"  # compute type of reward models and of config.reward.judge: float32 or bfloat16
     return c.lock()
-
-
-class Limit(NamedTuple):
-    """Numbers that a field may have: at least `least`, more than `above`, at most `most`, less than `below`; or `also`."""
-
-    least: float | None = None
-    above: float | None = None
-    most: float | None = None
-    below: float | None = None
-    also: tuple[Any, ...] = ()
-
-    def holds(self, value: Any) -> bool:
-        """Whether a value is one of them. Not-a-number never is."""
-        if value in self.also or (value is None and None in self.also):
-            return True
-        return (
-            isinstance(value, int | float)
-            and math.isfinite(value)
-            and (self.least is None or value >= self.least)
-            and (self.above is None or value > self.above)
-            and (self.most is None or value <= self.most)
-            and (self.below is None or value < self.below)
-        )
-
-    def say(self) -> str:
-        """What would do, in words."""
-        words = {"at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
-        range_ = " and ".join(f"{word} {value:g}" for word, value in words.items() if value is not None)
-        return f"a finite number {range_}" + "".join(f", or {value}" for value in self.also)
-
-
-COUNT, SIZE, SHARE, POSITIVE = Limit(least=0), Limit(least=1), Limit(least=0, most=1), Limit(above=0)
-KEPT, AXIS, AUTO = Limit(above=0, most=1), Limit(least=1, also=(-1,)), Limit(least=1, also=(None,))
-# Every number of a configuration; what hangs together is in `check`.
-LIMITS: dict[str, dict[str, Limit]] = {
-    "": {"seed": COUNT, "steps": SIZE, "batch_size": SIZE},
-    "policy": {
-        "width": SIZE, "layers": SIZE, "heads": SIZE, "kv_heads": SIZE, "hidden": SIZE, "pretrain": COUNT, "lora_rank": COUNT,
-        "lora_alpha": POSITIVE, "lora_dropout": Limit(least=0, below=1), "chunk": COUNT,
-    },
-    "conditioning": {"slots": SIZE, "hidden": SIZE},
-    "meal": {
-        "candidates": SIZE, "tau": POSITIVE, "lam": COUNT, "rho": COUNT, "beta": COUNT, "ratio_clip": POSITIVE,
-        "stats_window": SIZE, "net_hidden": SIZE, "net_epsilon": POSITIVE, "passes": SIZE,
-        "pass_clip": Limit(above=0, below=1), "accept_share": Limit(least=0, below=1),
-    },
-    "ppo": {
-        "divisions": AUTO, "candidates": AUTO, "epochs": SIZE, "minibatches": SIZE, "clip": POSITIVE, "value_coef": COUNT,
-        "gamma": SHARE, "gae_lambda": SHARE, "kl": COUNT, "kl_target": COUNT, "kl_horizon": POSITIVE, "value_clip": POSITIVE,
-    },
-    "ric": {
-        "offline_steps": Limit(least=0, also=(None,)), "buffer": SIZE, "keep_quantile": Limit(least=0, below=1),
-        "low_quantile": SHARE, "high_quantile": SHARE,
-    },
-    "dpo": {
-        "beta": POSITIVE, "divisions": AUTO, "candidates": AUTO, "epochs": SIZE, "lam": COUNT,
-        "sft_steps": Limit(least=0, also=(None,)),
-    },
-    "parm": {
-        "r1": SIZE, "r2": SIZE, "alpha": POSITIVE, "beta": POSITIVE, "decode_beta": POSITIVE, "pairs": SIZE,
-        "dirichlet": POSITIVE,
-    },
-    "sampling": {"max_new": SIZE, "temperature": POSITIVE, "top_k": COUNT, "top_p": KEPT},
-    "micro": {"rollout": COUNT, "score": COUNT, "gradient": COUNT},
-    "optim": {
-        "lr": POSITIVE, "warmup": COUNT, "final_lr_fraction": SHARE, "weight_decay": COUNT, "clip": POSITIVE,
-        "b1": Limit(least=0, below=1), "b2": Limit(least=0, below=1), "eps": POSITIVE, "eps_root": COUNT, "net_lr": POSITIVE,
-    },
-    "eval": {
-        "prompts": SIZE, "batch_size": SIZE, "every": SIZE, "divisions": SIZE, "temperature": COUNT, "top_k": COUNT,
-        "top_p": KEPT, "samples": COUNT, "bootstrap": SIZE,
-    },
-    "mesh": {"data": AXIS, "fsdp": AXIS, "tensor": AXIS, "slices": AUTO},
-    "checkpoint": {"every": SIZE, "keep": SIZE},
-    "data": {"prompt_length": COUNT},
-    "reward": {"batch_size": SIZE},
-}  # fmt: skip
 
 
 def check(config: ml_collections.ConfigDict) -> None:

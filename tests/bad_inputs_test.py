@@ -13,6 +13,7 @@ from meal_jax import build, train
 from meal_jax import config as base
 from meal_jax.data import own
 from meal_jax.hf import pretrained
+from meal_jax.limits import LIMITS
 from meal_jax.rewards import text
 
 NAN, INF = math.nan, math.inf
@@ -98,7 +99,7 @@ def test_every_number_of_the_configuration_has_its_limits_and_its_default_is_wit
         for name, value in values.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
-    known = {f"{section}.{name}" if section else name for section, limits in base.LIMITS.items() for name in limits}
+    known = {f"{section}.{name}" if section else name for section, fields in LIMITS.items() for name in fields}
     assert numbers <= known
     base.check(config)
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the ground floor up.
 ROOMS = """
-chips former_names
+chips former_names limits
 command
 runtime
 models
