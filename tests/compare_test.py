@@ -52,31 +52,37 @@ def canned(monkeypatch):
 
 def test_every_method_meets_every_seed_once_and_what_is_done_is_not_run_again(canned, tmp_path):
     config = toy.get_config()
-    out = compare.run(config, str(tmp_path), ["meal", "static"], 3)
+    compare.run(config, str(tmp_path), ["meal", "static"], 3)
     assert [(method, seed) for method, seed, _ in canned] == [(m, s) for s in range(3) for m in ("meal", "static")]
-    meal = out["methods"]["meal"]
-    assert meal["hypervolume"] == pytest.approx(0.61) and meal["by_seed"]["hypervolume"] == pytest.approx(
-        [0.6, 0.61, 0.62]
-    )
+    canned.clear()
+    compare.run(config, str(tmp_path), ["meal", "static"], 4)
+    assert [(method, seed) for method, seed, _ in canned] == [("meal", 3), ("static", 3)]
+
+
+def test_measures_are_medians_with_intervals_over_seeds(canned, tmp_path):
+    meal = compare.run(toy.get_config(), str(tmp_path), ["meal", "static"], 3)["methods"]["meal"]
+    assert meal["hypervolume"] == pytest.approx(0.61)
+    assert meal["by_seed"]["hypervolume"] == pytest.approx([0.6, 0.61, 0.62])
     low, high = meal["hypervolume_interval"]
     assert low == pytest.approx(0.6) and high == pytest.approx(0.62) and meal["seconds_training"] == 11.0
     np.testing.assert_allclose(meal["monotonicity"], [1.0, 0.6])
     np.testing.assert_allclose(meal["monotonicity_interval"], [[1.0, 0.5], [1.0, 0.7]])  # [low, high], each [K]
     np.testing.assert_allclose(meal["by_seed"]["hypervolume_interval"], [[0.55, 0.65], [0.56, 0.66], [0.57, 0.67]])
+    assert meal["distinct_2"] == pytest.approx(0.31) and meal["distinct_2_interval"] == pytest.approx([0.3, 0.32])
+
+
+def test_the_tables_say_what_was_reached_and_spent(canned, tmp_path):
+    out = compare.run(toy.get_config(), str(tmp_path), ["meal", "static"], 3)
     reached, spent, paired = (tmp_path / "compare.md").read_text().split("\n\n")
-    assert len(paired.splitlines()) == 2 * (len(out["methods"]) - 1) and "too few seeds" in paired
-    assert out["paired"].keys() == {"mean_inner_product", "hypervolume"}
     assert "| Meal | 0.610 (0.600 … 0.620) | 0.610 (" in reached and "| 1.00, 0.60 |" in reached
     assert "| pairs in order |" in reached and "| 0.25 | 0.00 | -1.50 | 0.31 |" in reached
-    assert meal["distinct_2"] == pytest.approx(0.31) and meal["distinct_2_interval"] == pytest.approx([0.3, 0.32])
     assert "| Meal | 2,000 | 200 | 2,000 | 8 | 1 | 1 | 11 |" in spent
     for table in (reached, spent):
         lines = table.strip().splitlines()
         assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
+    assert len(paired.splitlines()) == 2 * (len(out["methods"]) - 1) and "too few seeds" in paired
+    assert out["paired"].keys() == {"mean_inner_product", "hypervolume"}
     assert all((tmp_path / name).stat().st_size > 10_000 for name in ("fronts.png", "curves.png"))
-    canned.clear()
-    compare.run(config, str(tmp_path), ["meal", "static"], 4)
-    assert [(method, seed) for method, seed, _ in canned] == [("meal", 3), ("static", 3)]
 
 
 def test_at_equal_spending_each_is_taken_at_its_last_evaluation_within_it(canned, tmp_path):

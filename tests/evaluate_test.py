@@ -52,46 +52,76 @@ def test_every_prompt_is_answered_once_in_order_and_scored_with_its_own_text(bat
     np.testing.assert_allclose(found.proposals, np.broadcast_to(PREFERENCES, (ROWS, 3, 2)))
 
 
-def test_every_measure_has_an_interval_over_prompts_and_collapse_is_counted():
+PREFERENCES = np.array([[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]])
+
+
+@pytest.fixture(scope="module")
+def summarised():
+    """40 prompts' drawn answers at three preferences, the benchmark, and what `summarise` makes of them."""
     rng = np.random.default_rng(0)
     scores = np.array([[0.0, 1.0], [0.7, 0.7], [1.0, 0.0]]) + 0.1 * rng.normal(size=(40, 3, 2))
     tokens = rng.permuted(np.tile(np.arange(8), (40, 3, 1)), axis=-1)
     tokens[:10, 0] = [5, 6, 5, 6, 5, 6, 5, 6]  # loops: 10 of 120
     ended = np.ones((40, 3), bool)
     ended[:, 1] = False
-    preferences = np.array([[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]])
     likely = rng.normal(-2, 1, (40, 3))
     answers = evaluate.Answers(scores, tokens, np.ones(tokens.shape, bool), ended, scores, likely)
     task = types.SimpleNamespace(
         reference=np.array([-1.0, -1.0]), evaluation_set="", truth=lambda w: np.array([[1.0, 1.0]])
     )
     task.objectives = ("a", "b")
-    out = evaluate.summarise(answers, preferences, task, bootstrap=500)
-    points = np.mean(scores, axis=0)
-    for name, value in front.measures(points, preferences, task.reference).items():
+    return answers, task, evaluate.summarise(answers, PREFERENCES, task, bootstrap=500)
+
+
+def test_every_measure_has_an_interval_over_prompts(summarised):
+    answers, task, out = summarised
+    points = np.mean(answers.scores, axis=0)
+    for name, value in front.measures(points, PREFERENCES, task.reference).items():
         np.testing.assert_allclose(out[name], value)
         low, high = np.array(out[f"{name}_interval"])
         assert low.shape == np.shape(value) and np.all(low <= high)
+    np.testing.assert_allclose(out["points"], points)
+    assert np.all(np.array(out["points_low"]) < points) and np.all(points < np.array(out["points_high"]))
+
+
+def test_collapse_is_counted(summarised):
+    out = summarised[2]
     assert out["truncated"] == pytest.approx(1 / 3) and out["truncated_interval"] == pytest.approx([1 / 3, 1 / 3])
     assert out["repetitive"] == pytest.approx(10 / 120)
-    share = rng.binomial(40, 10 / 40, size=20_000) / 120  # a prompt loops in one of its three answers or in none
+    # A prompt loops in one of its three answers or in none.
+    share = np.random.default_rng(1).binomial(40, 10 / 40, size=20_000) / 120
     np.testing.assert_allclose(out["repetitive_interval"], np.quantile(share, [0.025, 0.975]), atol=0.01)
-    assert out["log_likelihood"] == pytest.approx(likely.mean())
+
+
+def test_the_likelihood_under_the_base_has_an_interval(summarised):
+    answers, _, out = summarised
+    assert out["log_likelihood"] == pytest.approx(answers.log_likelihood.mean())
     low, high = out["log_likelihood_interval"]
     assert low < out["log_likelihood"] < high
-    told = out["fluency"]
-    np.testing.assert_allclose(told["log_likelihood"], likely.mean(axis=0))
-    np.testing.assert_allclose(told["repetitive"], [10 / 40, 0.0, 0.0])
-    np.testing.assert_allclose(told["distinct_2"], fluency.distinct(tokens, answers.mask))
-    assert told["truncated"] == [0.0, 1.0, 0.0] and out["distinct_2"] == pytest.approx(np.mean(told["distinct_2"]))
+
+
+def test_fluency_is_told_for_each_preference(summarised):
+    answers, _, out = summarised
+    by_preference = out["fluency"]
+    np.testing.assert_allclose(by_preference["log_likelihood"], answers.log_likelihood.mean(axis=0))
+    np.testing.assert_allclose(by_preference["repetitive"], [10 / 40, 0.0, 0.0])
+    np.testing.assert_allclose(by_preference["distinct_2"], fluency.distinct(answers.tokens, answers.mask))
+    assert by_preference["truncated"] == [0.0, 1.0, 0.0]
+    assert out["distinct_2"] == pytest.approx(np.mean(by_preference["distinct_2"]))
+
+
+def test_the_share_of_the_true_hypervolume_follows_its_interval(summarised):
+    out = summarised[2]
     low, high = out["hypervolume_interval"]
     assert low < out["hypervolume"] < high
     assert out["share_of_true_hypervolume_interval"] == pytest.approx([low / 4, high / 4])
-    np.testing.assert_allclose(out["points"], points)
-    assert np.all(np.array(out["points_low"]) < points) and np.all(points < np.array(out["points_high"]))
-    answers = answers._replace(log_likelihood=None)  # no base at hand
-    task.truth = lambda w: np.array([[1.0, -1.0]])  # dominates nothing of the reference: there is no share to speak of
-    out = evaluate.summarise(answers, preferences, task, bootstrap=2)
+
+
+def test_without_a_base_or_a_true_front_neither_is_spoken_of(summarised):
+    answers, task, _ = summarised
+    answers = answers._replace(log_likelihood=None)
+    behind = types.SimpleNamespace(**vars(task) | {"truth": lambda w: np.array([[1.0, -1.0]])})  # dominates nothing
+    out = evaluate.summarise(answers, PREFERENCES, behind, bootstrap=2)
     assert out["true_hypervolume"] == 0 and "share_of_true_hypervolume" not in out
     assert "log_likelihood" not in out and "log_likelihood" not in out["fluency"]
 

@@ -62,35 +62,66 @@ def finished(tmp_path_factory):
         return workdir, train.run(small(compare_with=("static",)), str(workdir))
 
 
-def test_a_run_writes_all_it_promises_and_compiles_once(finished):
-    tmp_path, results = finished
-    for folder in (tmp_path, tmp_path / "static"):
-        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        assert [r["step"] for r in rows if "utility" in r] == list(range(6))
-        for r in (r for r in rows if "utility" in r):
-            assert all(0 <= r[f"time/{share}"] < 1 for share in ("data_wait", "idle"))
-            assert r["time/step"] * (1 - r["time/idle"]) == pytest.approx(r["time/device"])
-            assert (r["time/compile"] > 0) == (r["step"] == 0) and r["memory/host_bytes"] > 2**20
-        assert [r["step"] for r in rows if "eval/hypervolume" in r] == [0, 3, 6]
-        assert list((folder / "tensorboard").iterdir())
-        assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["4", "6"]
-        written = json.loads((folder / "pareto.json").read_text())
-        assert np.shape(written["points"]) == (3, 2) and 0 < written["share_of_true_hypervolume"] < 1
-        evaluated = [json.loads(path.read_text())["evaluation_set"] for path in (folder / "evals").iterdir()]
-        assert [written["evaluation_set"]] * 3 == evaluated and len(evaluated[0]["sha256"]) == 64
-        assert written["compiled"] == 1 and written["budget"]["updates"] == 12
-        assert [h["step"] for h in written["history"]] == [0, 3, 6]
-        assert len(written["samples"][0]["answers"]) == 3
-        assert json.loads((folder / "config.json").read_text())["steps"] == 6
-    assert (tmp_path / "pareto.png").stat().st_size > 10_000
-    assert set(results) == {"meal", "static"}
-    assert json.loads((tmp_path / "static" / "config.json").read_text())["meal"]["lam"] == 0
-    for folder, label in ((tmp_path, "Meal"), (tmp_path / "static", "static targets")):
-        opened = open_run(folder)
-        assert (opened.step, opened.method.label, int(opened.state.step)) == (6, label, 6)
+FOLDERS = {"meal": "", "static": "static"}  # method to its folder in the workdir
 
-    # Opened again it gives the very answers that were evaluated.
-    opened = open_run(tmp_path)
+
+@pytest.fixture(params=FOLDERS)
+def folder(finished, request):
+    """The folder of each method of the finished run."""
+    return finished[0] / FOLDERS[request.param]
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_every_step_and_evaluation_has_a_row(folder):
+    rows = rows_of(folder)
+    assert [r["step"] for r in rows if "utility" in r] == list(range(6))
+    assert [r["step"] for r in rows if "eval/hypervolume" in r] == [0, 3, 6]
+    assert list((folder / "tensorboard").iterdir())
+
+
+def test_a_rows_times_add_up_and_only_the_first_step_compiles(folder):
+    for r in (r for r in rows_of(folder) if "utility" in r):
+        assert all(0 <= r[f"time/{share}"] < 1 for share in ("data_wait", "idle"))
+        assert r["time/step"] * (1 - r["time/idle"]) == pytest.approx(r["time/device"])
+        assert (r["time/compile"] > 0) == (r["step"] == 0) and r["memory/host_bytes"] > 2**20
+
+
+def test_checkpoints_are_kept_and_open_at_the_end(folder):
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["4", "6"]
+    opened = open_run(folder)
+    label = "static targets" if folder.name == "static" else "Meal"
+    assert (opened.step, opened.method.label, int(opened.state.step)) == (6, label, 6)
+
+
+def test_results_hold_the_front_its_history_and_the_budget(folder):
+    written = json.loads((folder / "pareto.json").read_text())
+    assert np.shape(written["points"]) == (3, 2) and 0 < written["share_of_true_hypervolume"] < 1
+    assert written["compiled"] == 1 and written["budget"]["updates"] == 12
+    assert [h["step"] for h in written["history"]] == [0, 3, 6]
+    assert len(written["samples"][0]["answers"]) == 3
+
+
+def test_every_evaluation_names_the_same_prompts(folder):
+    written = json.loads((folder / "pareto.json").read_text())
+    evaluated = [json.loads(path.read_text())["evaluation_set"] for path in (folder / "evals").iterdir()]
+    assert [written["evaluation_set"]] * 3 == evaluated and len(evaluated[0]["sha256"]) == 64
+
+
+def test_both_methods_are_recorded_and_drawn_in_one_figure(finished):
+    workdir, results = finished
+    assert (workdir / "pareto.png").stat().st_size > 10_000
+    assert set(results) == {"meal", "static"}
+    assert json.loads((workdir / "config.json").read_text())["steps"] == 6
+    static = json.loads((workdir / "static" / "config.json").read_text())
+    assert static["steps"] == 6 and static["meal"]["lam"] == 0
+
+
+def test_opened_again_it_gives_the_very_answers_that_were_evaluated(finished):
+    workdir, results = finished
+    opened = open_run(workdir)
     shown = results["meal"]["samples"][1]
     prompts, grid = opened.task.test.rows(np.array([1])), np.array([a["preference"] for a in shown["answers"]])
     found = answers.answers(opened, prompts, grid, sampling=Sampling(), max_new=4, seed=0)
@@ -99,10 +130,15 @@ def test_a_run_writes_all_it_promises_and_compiles_once(finished):
         assert opened.task.show(found.tokens[0, m][found.mask[0, m]]) == given["response"]
         np.testing.assert_allclose(found.scores[0, m], list(given["rewards"].values()), atol=1e-3)
 
-    # The same command again: nothing is trained again, the results are the same, and so is every file to the byte.
-    files = lambda: {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}  # noqa: E731
+
+def test_the_same_command_again_changes_no_file_to_the_byte(finished):
+    workdir, results = finished
+
+    def files():
+        return {path: path.read_bytes() for path in sorted(workdir.rglob("*")) if path.is_file()}
+
     before = files()
-    again = train.run(small(compare_with=("static",)), str(tmp_path))
+    again = train.run(small(compare_with=("static",)), str(workdir))
     assert again["meal"]["points"] == results["meal"]["points"]
     assert again["meal"]["compiled"] == 0
     assert files() == before
