@@ -197,7 +197,7 @@ def test_reward_heads_of_the_model_before_are_refused_after(config, finished, ch
     # So light a tune that its matrices correlate as those of a quantized model do.
     light = jax.tree.map(lambda x: x * (1 + 0.02 * rng.normal(size=x.shape)) if x.ndim > 2 else x, params)
     linear_heads.check_base(heads, light, "here")
-    with pytest.raises(ValueError, match=r"another model.*rewards\.train"):
+    with pytest.raises(ValueError, match=r"another model.*reward_training\.heads"):
         linear_heads.check_base(heads, light, "here", tuned=True)
     linear_heads.check_base(heads, params, "here", tuned=True)
 
