@@ -19,6 +19,20 @@ def number(value: int | None = None) -> config_dict.FieldReference:
     return field
 
 
+def text(value: str | None) -> config_dict.FieldReference:
+    """A text field that may be None."""
+    field = config_dict.placeholder(str)
+    field.set(value)
+    return field
+
+
+def texts(value: tuple[str, ...] | None) -> config_dict.FieldReference:
+    """A field of several texts that may be None."""
+    field = config_dict.placeholder(tuple)
+    field.set(value)
+    return field
+
+
 def default() -> ml_collections.ConfigDict:
     """The defaults, every field commented."""
     c = ml_collections.ConfigDict()
@@ -308,6 +322,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         f"config.policy.pretrain={config.policy.pretrain} makes a base for the task toy; for {config.task!r} name one in "
         "config.policy.source.",
     )
+    _check_texts(config, need)
     k = len(config.objectives)
     need(k >= 1, "config.objectives is empty: name the rewards.")
     need(
@@ -353,6 +368,19 @@ def check(config: ml_collections.ConfigDict) -> None:
         for name, limit in limits.items():
             field = f"config.{section}.{name}" if section else f"config.{name}"
             need(limit.holds(values[name]), f"{field}={values[name]} must be {limit.say()}.")
+
+
+def _check_texts(config: ml_collections.ConfigDict, need) -> None:
+    """What the prompts' format asks for."""
+    d = config.data
+    try:
+        datetime.date.fromisoformat(d.date)
+    except ValueError:
+        need(False, f"config.data.date={d.date!r} is not a date as YYYY-MM-DD, such as 2024-07-26.")
+    need(
+        d.stop is None or all(isinstance(text, str) and text for text in d.stop),
+        f"config.data.stop={d.stop} must be texts, such as ('\\n\\nHuman:',), or None.",
+    )
 
 
 def _check_conditioning(config: ml_collections.ConfigDict, need) -> None:

@@ -234,6 +234,8 @@ def examples(
                 left_out["empty"] += 1
             elif len(tokens) > max_new:
                 left_out[f"longer than {max_new} tokens"] += 1
+            elif max(tokens) >= len(task.forbidden):
+                left_out["with a token that the embedding has no row for"] += 1
             elif task.forbidden[tokens].any():  # its log-probability is 0's
                 left_out["with a special token"] += 1
             else:

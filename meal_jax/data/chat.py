@@ -1,7 +1,9 @@
 """Conversations to token ids by the tokenizer's own chat template, and the split that keeps evaluation honest.
 
-Prompts follow the template with an empty system message. Without one, many templates (SmolLM2's among them) insert a system
-text of their own, some twenty tokens per prompt. `system=None` passes no system message, for templates without that role.
+Without a system message, many templates (SmolLM2's among them) insert a system text of their own, some twenty tokens per
+prompt. There `system=""` passes an empty system message, which takes that text's place. Where a template inserts nothing, an
+empty message would only change the prompt (Gemma 3) or is refused (Gemma 2), so none is passed. `system=None` never passes one.
+A template that writes today's date gets a fixed one, so prompts do not differ from day to day.
 The generation prompt, which opens the answer, is separate, as the tail: the policy reads its preference between prompt and
 tail. Reward training and policy must use one format; `describe` names it.
 
@@ -11,8 +13,11 @@ assistant's text.
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import datetime
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +25,7 @@ import numpy as np
 from meal_jax.data.prompts import Prompts
 
 Turns = Sequence[tuple[str, str]]
+DATE = "2024-07-26"  # the date that Llama 3.1's template takes where it cannot ask
 SPLITS = {"reward": 0.7, "policy": 0.15, "eval": 0.15}  # shares of first human turns; docs and heads files name them
 
 
@@ -32,6 +38,9 @@ class Chat(NamedTuple):
       pad: id that fills prompts on the left.
       system: text of the system message, or None for no system message.
       lead: text that the template puts between the generation prompt and an answer; " " in plain transcripts.
+      date: what the template's `strftime_now` says, YYYY-MM-DD.
+      begins: the begin token is put before a prompt's ids, not into its text. After a begin token in the text, tokenizers
+        with a dummy prefix (Llama 2's) spell the first word without its leading space; the published code feeds it with one.
     """
 
     tokenizer: object
@@ -39,25 +48,42 @@ class Chat(NamedTuple):
     pad: int
     system: str | None = ""
     lead: str = ""
+    date: str = DATE
+    begins: bool = False
 
 
-def make(tokenizer, system: str | None = "") -> Chat:
-    """Finds the template's end-of-turn token.
+def make(tokenizer, system: str | None = "", date: str = DATE) -> Chat:
+    """Decides on the system message and finds the template's end-of-turn token.
+
+    Args:
+      tokenizer: with a chat template; of several named ones, the default one is used.
+      system: text of the system message; "" for an empty one where the template would insert its own text; None for none.
+      date: that the template is given for today's, YYYY-MM-DD.
 
     Raises:
       ValueError: no chat template, or one that refuses the system message, or that ends a turn with plain text.
     """
+    tokenizer = with_one_template(tokenizer)
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError("The tokenizer has no chat template: take an instruction-tuned model.")
-    chat = Chat(tokenizer, -1, tokenizer.pad_token_id, system)
+    chat = Chat(tokenizer, -1, tokenizer.pad_token_id, system or None, date=date)
     text = "meal"
+    turns = (("user", "x"), ("assistant", text))
     try:
-        closed = render(chat, (("user", "x"), ("assistant", text)), False)
+        closed = render(chat, turns, False)
     except Exception as error:  # templates raise whatever jinja2 and their authors like
+        given = f"the system message {system!r}" if system else "a user's turn and an answer"
+        advice = " A template without a system role needs config.data.system=''." if system else ""
+        raise ValueError(f"The tokenizer's chat template fails on {given}: {error}.{advice}") from error
+    if system and system not in closed:
         raise ValueError(
-            f"The tokenizer's chat template fails on a conversation with a system message {system!r}: {error}. "
-            "Templates without a system role need system=None."
-        ) from error
+            f"The tokenizer's chat template leaves the system message {system!r} out: set config.data.system=''."
+        )
+    if system == "":
+        with contextlib.suppress(Exception):  # refused: no system message is passed
+            emptied = render(chat._replace(system=""), turns, False)
+            if len(emptied) < len(closed):  # the template inserts a text of its own where there is no message
+                chat, closed = chat._replace(system=""), emptied
     closing = closed.rpartition(text)[2].lstrip()  # Llama 2 puts a space before its end token
     ids = tokenizer(closing, add_special_tokens=False)["input_ids"]
     if not ids or not _is_special(tokenizer, ids[0]):
@@ -70,6 +96,25 @@ def make(tokenizer, system: str | None = "") -> Chat:
     return chat._replace(end=ids[0], lead=lead)
 
 
+def with_one_template(tokenizer):
+    """The tokenizer with its default chat template where it has several by name (a dict); a copy then.
+
+    Raises:
+      ValueError: none is named default.
+    """
+    templates = getattr(tokenizer, "chat_template", None)
+    if not isinstance(templates, dict):
+        return tokenizer
+    if "default" not in templates:
+        raise ValueError(
+            f"The tokenizer's chat templates are named {', '.join(sorted(templates))}, and none is named default: rename the "
+            "right one in tokenizer_config.json."
+        )
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.chat_template = templates["default"]
+    return tokenizer
+
+
 def _is_special(tokenizer, token: int) -> bool:
     """Whether text cannot spell the token: it has a role, or the tokenizer's files call it special (Gemma's end of turn)."""
     added = tokenizer.added_tokens_decoder.get(token)
@@ -78,12 +123,41 @@ def _is_special(tokenizer, token: int) -> bool:
 
 def describe(chat: Chat) -> str:
     """A line that identifies the format: a hash of the template, the system message, and the end token."""
-    return f"template {_digest(chat.tokenizer.chat_template)[:16]}, system {chat.system!r}, end {chat.end}"
+    date = f", date {chat.date}" if "strftime_now" in chat.tokenizer.chat_template else ""
+    return f"template {_digest(chat.tokenizer.chat_template)[:16]}, system {chat.system!r}, end {chat.end}{date}"
 
 
 def prompt_ids(chat: Chat, turns: Turns) -> list[int]:
     """Token ids of a conversation, without the generation prompt. The template decides on begin tokens."""
-    return chat.tokenizer(render(chat, turns, False), add_special_tokens=False)["input_ids"]
+    text, first = render(chat, turns, False), chat.tokenizer.bos_token
+    if chat.begins and first and text.startswith(first):
+        ids = chat.tokenizer(text.removeprefix(first), add_special_tokens=False)["input_ids"]
+        return [chat.tokenizer.bos_token_id, *ids]
+    return chat.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def need_known(chat: Chat, vocabulary: int, rows: Iterable[Sequence[int]], what: str) -> None:
+    """Refuses token ids that the embedding has no row for: it would read its last row in their place.
+
+    Args:
+      chat: whose tokenizer names the token.
+      vocabulary: V, rows of the embedding.
+      rows: of token ids.
+      what: they are, for the message; the first bad row's index is put after it where there are several.
+
+    Raises:
+      ValueError: names the token, its id, V and the first row that holds it.
+    """
+    rows = list(rows)
+    for i, row in enumerate(rows):
+        row = np.asarray(row, np.int64)
+        if (row >= vocabulary).any():
+            token = int(row[row >= vocabulary][0])
+            raise ValueError(
+                f"{what}{f' {i}' if len(rows) > 1 else ''} has the token {chat.tokenizer.convert_ids_to_tokens(token)!r} of id "
+                f"{token}, and the policy's embedding has V = {vocabulary} rows, for ids 0 to {vocabulary - 1}. Take the "
+                "tokenizer that belongs to these weights, or add rows to them (resize_token_embeddings of transformers)."
+            )
 
 
 def tail_ids(chat: Chat) -> list[int]:
@@ -202,7 +276,12 @@ def render(chat: Chat, turns: Turns, generation_prompt: bool) -> str:
     """A conversation as the template writes it; with `generation_prompt`, up to the start of an answer."""
     messages = [] if chat.system is None else [{"role": "system", "content": chat.system}]
     messages += [{"role": role, "content": text} for role, text in turns]
-    return chat.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
+    return chat.tokenizer.apply_chat_template(
+        messages,
+        tokenize=False,
+        add_generation_prompt=generation_prompt,
+        strftime_now=datetime.date.fromisoformat(chat.date).strftime,
+    )
 
 
 def name_of(turns: Turns) -> str:

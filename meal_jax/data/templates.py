@@ -52,6 +52,8 @@ PLAIN = {
         "{% if add_generation_prompt %}{{ '\n' }}{% endif %}"
     ),
 }
+# Where the published evaluation cuts answers under plain prompts (RiC's get_clean_data): a base model runs on into a next turn.
+STOP = dict.fromkeys(("assistant", "reddit"), ("\nHuman:", "\nAssistant:"))
 CHARACTERS = (100, 1200)  # bounds of a post's length, both exclusive
 TOKENS = (8, 512)  # bounds of a prompt's length under every tokenizer, both inclusive
 
@@ -70,21 +72,40 @@ class Row(NamedTuple):
     text: str
 
 
-def make_chat(tokenizer, template: str, benchmark: str) -> chats.Chat:
+def make_chat(tokenizer, template: str, benchmark: str, system: str | None = "", date: str = chats.DATE) -> chats.Chat:
     """The prompt format of a benchmark: the model's own chat template, or the benchmark's plain one.
+
+    `system` and `date` are as in `chats.make`; plain templates have neither.
 
     Raises:
       ValueError: no such template, or the tokenizer cannot carry it.
     """
     if template == "chat":
-        return chats.make(tokenizer)
+        return chats.make(tokenizer, system, date)
     if template != "plain":
         raise ValueError(f"config.data.template={template!r} is not one of {', '.join(TEMPLATES)}.")
+    if system:
+        raise ValueError("config.data.template=plain has no system message: set config.data.system=''.")
     if tokenizer.eos_token is None:
         raise ValueError("config.data.template=plain ends an answer with the end token, and this tokenizer has none.")
     tokenizer = copy.copy(tokenizer)
     tokenizer.chat_template = PLAIN[benchmark]
-    return chats.make(tokenizer, system=None)
+    return chats.make(tokenizer, system=None)._replace(begins=True)
+
+
+def stop_of(config, benchmark: str) -> tuple[str, ...]:
+    """Texts at which an answer is cut before it is scored: `config.data.stop`, or the published evaluation's."""
+    if config.data.stop is not None:
+        return tuple(config.data.stop)
+    return STOP.get(benchmark, ()) if config.data.template == "plain" else ()
+
+
+def cut(text: str, stop: Sequence[str]) -> str:
+    """The text up to the first of `stop`, without white space at its ends."""
+    text = text.strip()
+    for mark in stop:
+        text = text.split(mark)[0].strip()
+    return text
 
 
 def one_line(text: str) -> str:
@@ -165,11 +186,22 @@ def encode_rows(chat: chats.Chat, rows: Sequence[Row], length: int) -> tuple[Pro
     return chats.pad_left([ids for ids, _ in kept.values()], length, chat.pad, list(kept), texts), chosen
 
 
-def evaluation_set(name: str, ids: Iterable[Any], texts: Iterable[str]) -> dict[str, Any]:
+def evaluation_set(
+    name: str, ids: Iterable[Any], texts: Iterable[str], tokens: Iterable[Sequence[int]] | None = None
+) -> dict[str, Any]:
     """What a results file says about its evaluation prompts.
 
+    Args:
+      name: of the set.
+      ids, texts: of the prompts.
+      tokens: token ids of each prompt without padding, where a tokenizer and a template made them.
+
     Returns:
-      name; prompts, their number; sha256 over one JSON line [id, text] per prompt, in their order.
+      name; prompts, their number; sha256 over one JSON line per prompt, in their order: [id, text], or [id, text, tokens].
     """
-    lines = [json.dumps([str(i), text], ensure_ascii=True) + "\n" for i, text in zip(ids, texts, strict=True)]
+    rows = zip(ids, texts, strict=True) if tokens is None else zip(ids, texts, tokens, strict=True)
+    lines = [
+        json.dumps([str(i), text, *(np.asarray(t).tolist() for t in rest)], ensure_ascii=True) + "\n"
+        for i, text, *rest in rows
+    ]
     return {"name": name, "sha256": hashlib.sha256("".join(lines).encode()).hexdigest(), "prompts": len(lines)}

@@ -9,7 +9,9 @@ Letters: K objectives.
 
 from __future__ import annotations
 
+import datetime
 import json
+import re
 from collections.abc import Sequence
 
 from meal_jax.data import chat as chats
@@ -26,14 +28,13 @@ def wrap(chat: Chat, conditioning: str = "") -> str:
       chat: format of the run's prompts.
       conditioning: Jinja source that prints what stands between conversation and generation prompt.
     """
-    # A template's last newline is dropped and one after a block tag too, unless the tag says "+".
-    own = chat.tokenizer.chat_template.removesuffix("\n")
+    own = _enclosed(_dated(chat.tokenizer.chat_template, chat.date))
     turns = "messages"
     if chat.system is not None:
         system = f"[{{'role': 'system', 'content': {quote(chat.system)}}}]"
         turns = f"messages if messages[0]['role'] == 'system' else {system} + messages"
     return (
-        f"{{% macro conversation(messages, add_generation_prompt) +%}}{own}{{%+ endmacro -%}}\n"
+        f"{{%- macro conversation(messages, add_generation_prompt) -%}}{own}{{%- endmacro -%}}\n"
         f"{{%- set turns = {turns} -%}}\n"
         "{%- set said = conversation(turns, false) -%}\n"
         "{{- said -}}\n"
@@ -42,6 +43,34 @@ def wrap(chat: Chat, conditioning: str = "") -> str:
         "{{- conversation(turns, true)[said|length:] -}}\n"
         "{%- endif -%}"
     )
+
+
+def _dated(template: str, date: str) -> str:
+    """The template with training's date in place of today's."""
+    day = datetime.date.fromisoformat(date)
+    call = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+    return re.sub(r"strftime_now is defined", "true", call.sub(lambda found: quote(day.strftime(found[2])), template))
+
+
+def _enclosed(template: str) -> str:
+    """The template as the body of a macro whose tags strip white space: what counts at its ends is written as expressions.
+
+    Only so does it read alike everywhere: the plus signs that keep white space are errors in llama.cpp and minja. As
+    transformers sets jinja2 up, a tag takes one newline after it and the blanks before it on its line, and the template's
+    last newline is dropped.
+    """
+    template = template.removesuffix("\n")
+    inner = template.strip()
+    before, _, after = template.partition(inner) if inner else ("", "", "")
+    if inner.startswith(("{%-", "{{-", "{#-")):
+        before = ""
+    elif inner.startswith(("{%", "{#")) and not inner.startswith("{%+"):
+        before = before[: before.rfind("\n") + 1]
+    if inner.endswith(("-%}", "-}}", "-#}")):
+        after = ""
+    elif inner.endswith(("%}", "#}")) and not inner.endswith("+%}"):
+        after = after.removeprefix("\n")
+    return "".join(f"{{{{ {quote(part)} }}}}" if part != inner and part else part for part in (before, inner, after))
 
 
 def numerals(
@@ -63,8 +92,13 @@ def numerals(
         f"{{%- if weights|length != {k} -%}}{{{{ raise_exception({quote(message)}) }}}}{{%- endif -%}}",
     ]
     for i, rows in enumerate(conditioning.table):
-        spelled = ", ".join(quote(text_of(chat, row)) for row in rows)
-        lines.append(f"{{{{- [{spelled}][(weights[{i}] * {levels - 1})|round|int] -}}}}")
+        # Rounds halves to even, as training does, by comparisons: other engines than jinja2 have no `round` for floats.
+        lines.append(f"{{%- set level = weights[{i}] * {levels - 1} -%}}")
+        for j, row in enumerate(rows):
+            test = f"if level {'<' if j % 2 else '<='} {j}.5" if j + 1 < levels else "else"
+            branch = test if j == 0 or test == "else" else f"el{test}"
+            lines.append(f"{{%- {branch} -%}}{{{{- {quote(text_of(chat, row))} -}}}}")
+        lines.append("{%- endif -%}")
     return "\n".join(lines) + "\n"
 
 

@@ -87,6 +87,8 @@ def export(run: Run, out: str | os.PathLike, *, kind: str = "merged", preference
     write_json(partial / "preference.json", describe(run, slots, given))
     write_json(partial / "meal_config.json", json.loads(run.config.to_json_best_effort()))
     (partial / "README.md").write_text(card.write(run, kind, given, slots, exact, extras, gap), encoding="utf-8")
+    for path in partial.iterdir():  # safetensors' writer makes files that only their owner can read
+        shutil.copymode(partial / "preference.json", path)
     if out.exists():  # empty
         out.rmdir()
     partial.rename(out)
@@ -208,6 +210,8 @@ def bake(
 def save_adapter(directory: Path, run: Run, flat: Mapping[str, Any]) -> None:
     """PEFT's files: A [R, in] and B [out, R] of every adapted layer, float32; the base is left where it is."""
     config, tensors, modules = run.task.transformer, {}, set()
+    entries = pretrained.read_json(pretrained.resolve(run.config.policy.source) / "config.json")
+    vision = families.has_vision(entries)
     for weight in families.weights(config):
         layer = f"transformer/{weight.path.removesuffix('/kernel')}"
         if f"{layer}/lora_a" not in flat:
@@ -215,7 +219,9 @@ def save_adapter(directory: Path, run: Run, flat: Mapping[str, Any]) -> None:
         factors = zip(weight.names(config.layers), *(np.asarray(flat[f"{layer}/lora_{f}"]) for f in "ab"), strict=True)
         for name, a, b in factors:
             module = name.removesuffix(".weight")
-            modules.add(module.rpartition(".")[2])
+            if vision:  # the text part's place there; by its last name alone PEFT would adapt the vision tower too
+                module = module.replace("model.layers.", "model.language_model.layers.", 1)
+            modules.add(module if vision else module.rpartition(".")[2])
             # The writer takes memory as it lies, so a transposed view would be stored wrong.
             tensors[f"base_model.model.{module}.lora_A.weight"] = np.ascontiguousarray(a.T, np.float32)
             tensors[f"base_model.model.{module}.lora_B.weight"] = np.ascontiguousarray(b.T, np.float32)

@@ -76,7 +76,9 @@ def read_prompt(task: Task, text: str) -> Prompts:
     """
     room = task.test.tokens.shape[1]
     if task.chat is not None:
-        return chats.encode_explicit(task.chat, [text], room)
+        prompts = chats.encode_explicit(task.chat, [text], room)
+        chats.need_known(task.chat, task.transformer.vocab_size, [prompts.tokens[0][prompts.mask[0]]], "The prompt")
+        return prompts
     ids = {task.show(np.array([i])): i for i in range(task.transformer.vocab_size)}
     words = text.split()
     unknown = [word for word in words if word not in ids]

@@ -177,16 +177,32 @@ def _fields(family: Family, c: Mapping[str, Any]) -> tuple[dict[str, Any], list[
 
 def _family(c: Mapping[str, Any], where: Any) -> tuple[Family, Mapping[str, Any]]:
     """The family that config.json names, and the decoder's entries; for Gemma 3 with vision those of its text part."""
-    architectures = c.get("architectures") or [f"model_type {c.get('model_type')}"]
-    if architectures == ["Gemma3ForConditionalGeneration"] and isinstance(c.get("text_config"), Mapping):
-        return FAMILIES["gemma3_text"], c["text_config"]
+    architectures = c.get("architectures") or _by_model_type(c)
+    if has_vision(c) and isinstance(c.get("text_config"), Mapping):
+        tied = c.get("tie_word_embeddings", True)  # the text part's own entry counts for nothing, as in transformers
+        return FAMILIES["gemma3_text"], {**c["text_config"], "tie_word_embeddings": tied}
     for family in FAMILIES.values():
-        if architectures == [family.architecture]:
+        # transformers' class without a head writes its own name; AutoModelForCausalLM reads it.
+        headless = "Gemma3TextModel" if family.local_rope else family.architecture.replace("ForCausalLM", "Model")
+        if architectures in ([family.architecture], [headless]):
             return family, c
     known = ", ".join(family.architecture for family in FAMILIES.values())
     raise ValueError(
         f"{where} asks for what is not implemented: architecture {', '.join(architectures)} ({known} are). Use another model."
     )
+
+
+def has_vision(c: Mapping[str, Any]) -> bool:
+    """Whether config.json's entries are those of Gemma 3 with a vision tower, of which only the text part is read."""
+    return (c.get("architectures") or _by_model_type(c)) == ["Gemma3ForConditionalGeneration"]
+
+
+def _by_model_type(c: Mapping[str, Any]) -> list[str]:
+    """The decoder of an entry model_type, where there is no entry architectures."""
+    kind = c.get("model_type")
+    if kind == "gemma3":
+        return ["Gemma3ForConditionalGeneration"]
+    return [FAMILIES[kind].architecture if kind in FAMILIES else f"model_type {kind}"]
 
 
 def _rope(family: Family, c: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -111,6 +111,12 @@ def open_file(source: Path, dtype: str):
     except (ValueError, IndexError, KeyError) as error:
         raise ValueError(f"{source} is not a GGUF file, or is cut short ({error}); fetch it again.") from error
     meta = {key: field.contents() for key, field in reader.fields.items()}
+    parts = int(meta.get("split.count", 1))
+    if parts > 1:
+        raise ValueError(
+            f"{source} is part {int(meta.get('split.no', 0)) + 1} of {parts} of a GGUF file that was split. Join the parts, "
+            "with all of them in one directory: `llama-gguf-split --merge FIRST_PART OUT.gguf` (of llama.cpp), and name OUT.gguf."
+        )
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     divisors = np.array(tensors[DIVISORS].data, np.float32) if DIVISORS in tensors else None
     return reader, meta, read_config(meta, tensors.keys(), dtype, divisors)

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -42,6 +43,9 @@ from meal_jax.models.transformer import Transformer, TransformerConfig
 
 PyTree = Any
 PIECES = "tokenizer.model"  # sentencepiece's file
+ADAPTER = "adapter_config.json"  # of PEFT
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+CHUNK = 4096  # rows of a matrix that are compared at a time
 SHIPPED = Path(__file__).parents[1] / "shipped"  # models that the package holds, by the names of their folders
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")  # files that are fetched from the hub
 
@@ -116,8 +120,49 @@ def load_config(source: str | os.PathLike, **overrides) -> TransformerConfig:
     unknown = set(overrides) - {field.name for field in dataclasses.fields(TransformerConfig)}
     if unknown:
         raise TypeError(f"TransformerConfig has no field {', '.join(sorted(unknown))}.")
-    path = resolve(source) / "config.json"
-    return dataclasses.replace(parse(read_json(path), path), **overrides)
+    directory = resolve(source)
+    path = directory / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(_what_it_is(directory))
+    config = dataclasses.replace(parse(read_json(path), path), **overrides)
+    if config.tied and _has_own_head(directory, config):
+        config = dataclasses.replace(config, tied=False)
+    return config
+
+
+def _what_it_is(directory: Path) -> str:
+    """What a directory without config.json holds, and what to do."""
+    if (directory / ADAPTER).exists():
+        base = read_json(directory / ADAPTER).get("base_model_name_or_path")
+        return (
+            f"{directory} holds a PEFT adapter (of {base}), not a model. Merge it into its base and name the result: "
+            f"""python -c "from peft import AutoPeftModelForCausalLM as M; M.from_pretrained('{directory}')"""
+            """.merge_and_unload().save_pretrained('OUT')", then copy the tokenizer's files to OUT."""
+        )
+    said = f"{directory} has no config.json: it is not a Hugging Face model directory."
+    inside = {
+        "GGUF files: name one of them": sorted(directory.glob("*.gguf")),
+        "models in the folders below: name one of them": sorted(p.parent for p in directory.glob("*/config.json")),
+        "weights: fetch config.json from where they are from": [directory / name for name in weight_files(directory)],
+    }
+    for what, found in inside.items():
+        if found:
+            return f"{said} It holds {what} ({few([str(path) for path in found], 4)})."
+    return f"{said} It holds {few(sorted(p.name for p in directory.iterdir()), 4) or 'nothing'}."
+
+
+def _has_own_head(directory: Path, config: TransformerConfig) -> bool:
+    """Whether a directory of tied weights stores an output that differs from its embedding: transformers then uses it."""
+    try:
+        with contextlib.ExitStack() as stack:
+            tensors = _rename(open_weights(directory, stack), config)
+            head, embedding = tensors.get(HEAD), tensors.get(EMBEDDING)
+            if head is None or embedding is None or head.get_shape() != embedding.get_shape():
+                return False
+            rows = range(0, head.get_shape()[0], CHUNK)
+            return any(not np.array_equal(head[i : i + CHUNK], embedding[i : i + CHUNK]) for i in rows)
+    except (FileNotFoundError, ModuleNotFoundError, ValueError):  # `load_params` tells
+        return False
 
 
 @functools.cache
@@ -174,14 +219,26 @@ def load_params(source: str | os.PathLike, config: TransformerConfig, sharding: 
 
 
 def _rename(tensors: Mapping[str, Tensor], config: TransformerConfig) -> Mapping[str, Tensor]:
-    """Gemma 3 with vision: its text part, under the names of the text-only model."""
-    if config.family != "gemma3_text" or not any("language_model." in name for name in tensors):
-        return tensors
-    return {
-        name.replace("language_model.model.", "model.").replace("language_model.", ""): tensor
-        for name, tensor in tensors.items()
-        if "vision_tower." not in name and "multi_modal_projector." not in name
-    }
+    """Tensors under the names of the text-only model with a head.
+
+    Three writers differ: Gemma 3 with vision has a text part; transformers' headless classes leave out the prefix "model.";
+    and of two tied tensors some keep the output alone.
+    """
+    if config.family == "gemma3_text" and any("language_model." in name for name in tensors):
+        # transformers 4 wrote language_model.model.…, 5 writes model.language_model.…
+        text = re.compile(r"^(model\.)?language_model\.(model\.)?")
+        tensors = {
+            name
+            if name.startswith("lm_head.")
+            else re.sub("^model[.](?=lm_head)", "", text.sub("model.", name)): tensor
+            for name, tensor in tensors.items()
+            if "vision_tower." not in name and "multi_modal_projector." not in name
+        }
+    if not any(name.startswith("model.") for name in tensors):
+        tensors = {name if name == HEAD else f"model.{name}": tensor for name, tensor in tensors.items()}
+    if config.tied and HEAD in tensors and EMBEDDING not in tensors:
+        tensors = {EMBEDDING if name == HEAD else name: tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def _check(directory: Path, tensors: Mapping[str, Tensor], config: TransformerConfig) -> None:
@@ -358,6 +415,8 @@ def load_tokenizer(source: str | os.PathLike):
             tokenizer = AutoTokenizer.from_pretrained(str(directory))
     except (OSError, ValueError, KeyError) as error:
         raise FileNotFoundError(f"{directory} has no tokenizer that can be read: {error}") from error
+    if isinstance(tokenizer.chat_template, dict) and "default" in tokenizer.chat_template:
+        tokenizer.chat_template = tokenizer.chat_template["default"]  # of several named ones, here and in exports
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ValueError(

@@ -14,6 +14,7 @@ import numpy as np
 from absl import logging
 
 from meal_jax.classifiers import classifier
+from meal_jax.data import templates
 from meal_jax.data.prompts import Prompts
 from meal_jax.hf import pretrained
 from meal_jax.meal.step import Batch, Frozen
@@ -98,7 +99,7 @@ def scorer(task: Task, mesh: jax.sharding.Mesh, frozen: Frozen) -> text.TextScor
         return None
     rewards = tuple(make and make(mesh, frozen) for make in task.text_rewards)
     texts = dict(zip(task.train.id.tolist(), task.train.text, strict=True))
-    return text.TextScorer(task.objectives, rewards, texts, task.show)
+    return text.TextScorer(task.objectives, rewards, texts, lambda tokens: templates.cut(task.show(tokens), task.stop))
 
 
 def _one_text_an_id(prompts: Prompts) -> Prompts:

@@ -55,12 +55,15 @@ def build(config, name: str, load: Load, reference: float, counted: Callable[...
     # The heads' objectives are those that no other reward replaces; fine-tuning needs none.
     mine = () if config.stage == "sft" else tuple(objectives[k] for k in sources.own_objectives(config))
     heads = linear_heads.load(config.reward.heads).select(mine) if mine and not counted else None
-    chat = templates.make_chat(pretrained.load_tokenizer(p.source), config.data.template, name)
+    d = config.data
+    chat = templates.make_chat(pretrained.load_tokenizer(p.source), d.template, name, d.system, d.date)
     if heads:
         linear_heads.check_format(heads, chats.describe(chat))
     train, test, evaluated = load(config, chat, tokenizers_in_play(config, chat))
     lora = Lora(p.lora_rank, p.lora_alpha, p.lora_dropout, p.lora_targets) if p.lora_rank else None
     transformer = pretrained.load_config(p.source, dtype=p.dtype, param_dtype=p.param_dtype, remat=p.remat, lora=lora)
+    conditioning = make_conditioning(config.conditioning, chat, objectives)
+    need_known(chat, transformer.vocab_size, train, test, conditioning)
 
     own = Counted(heads.reward, heads.params) if heads else Counted(None, {})
     if mine and counted:
@@ -76,7 +79,7 @@ def build(config, name: str, load: Load, reference: float, counted: Callable[...
     return Task(
         objectives=objectives,
         transformer=transformer,
-        conditioning=make_conditioning(config.conditioning, chat, objectives),
+        conditioning=conditioning,
         weights=weights,
         train=train,
         test=test,
@@ -90,9 +93,35 @@ def build(config, name: str, load: Load, reference: float, counted: Callable[...
         truth=None,
         show=lambda tokens: chat.tokenizer.decode(tokens, skip_special_tokens=True).strip(),
         name=name,
-        evaluation_set=templates.evaluation_set(evaluated, test.id, test.text),
+        evaluation_set=templates.evaluation_set(evaluated, test.id, test.text, rows_of(test)),
         chat=chat,
+        stop=templates.stop_of(config, name),
     )
+
+
+def rows_of(prompts: Prompts) -> list[np.ndarray]:
+    """Token ids of each prompt, without padding."""
+    return [row[real] for row, real in zip(prompts.tokens, prompts.mask, strict=True)]
+
+
+def need_known(chat: chats.Chat, vocabulary: int, train: Prompts, test: Prompts, conditioning: Conditioning) -> None:
+    """Refuses ids past the embedding that this run would read: of prompts, preferences, ends or padding.
+
+    Ids that a tokenizer has and the embedding does not are no matter otherwise: they are never drawn.
+
+    Raises:
+      ValueError: as `chat.need_known`.
+    """
+    table = [row for rows in conditioning.table for row in rows]
+    for what, rows in (
+        ("The end of a turn", [[chat.end]]),
+        ("The padding", [[chat.pad]]),
+        ("The generation prompt", [conditioning.tail]),
+        ("The spelling of preferences, in row", table),
+        ("The training prompt, in row", rows_of(train)),
+        ("The test prompt, in row", rows_of(test)),
+    ):
+        chats.need_known(chat, vocabulary, rows, what)
 
 
 def need_weights(source: str) -> None:
@@ -178,8 +207,9 @@ def make_conditioning(config, chat: chats.Chat, objectives: tuple[str, ...]) -> 
 
 def forbidden_tokens(chat: chats.Chat, vocabulary: int) -> np.ndarray:
     """[V] bool: special tokens but the end token, and ids that the tokenizer does not know."""
-    forbidden = np.arange(vocabulary) >= len(chat.tokenizer)
+    forbidden = np.ones(vocabulary, bool)
+    forbidden[[i for i in chat.tokenizer.get_vocab().values() if i < vocabulary]] = False
     special = {i for i, token in chat.tokenizer.added_tokens_decoder.items() if token.special}
-    forbidden[sorted(special | set(chat.tokenizer.all_special_ids))] = True
+    forbidden[[i for i in special | set(chat.tokenizer.all_special_ids) if i < vocabulary]] = True
     forbidden[chat.end] = False
     return forbidden

@@ -42,6 +42,7 @@ class Task(NamedTuple):
       judged_by_base: one of `text_rewards` reads the frozen base.
       evaluation_set: name, sha256 and number of the prompts of `test`, see `data.templates.evaluation_set`.
       chat: a `data.chat.Chat`, how conversations become prompts; None for a benchmark that is not of text.
+      stop: texts at which an answer is cut before a reward reads it, see `data.templates.stop_of`.
     """
 
     objectives: tuple[str, ...]
@@ -64,3 +65,4 @@ class Task(NamedTuple):
     judged_by_base: bool = False
     evaluation_set: dict[str, Any] | None = None
     chat: Any = None
+    stop: tuple[str, ...] = ()
