@@ -59,7 +59,7 @@ def test_the_second_level_is_set_against_a_plain_step(small, tmp_path, monkeypat
         ({}, {"phases": ("rolout",)}, "phases are rollout, score, update, step"),
         ({"task": "toy"}, {"random": True}, "not for 'toy'"),
         ({"policy.source": "nobody/nothing"}, {"random": True}, "no shapes of that name are known"),
-        ({"reward.sources": ("python:math:sqrt", "heads")}, {}, "not measured here"),
+        ({"reward.sources": ("python:meal_jax.tasks.story_text:short", "heads")}, {}, "not measured here"),
         ({"task": "toy"}, {"vs": "hf"}, "'synthetic'"),
         ({"policy.lora_rank": 0}, {"vs": "hf"}, "set config.policy.lora_rank"),
         ({"method": "parm"}, {"vs": "hf"}, "not of parm"),

@@ -97,6 +97,7 @@ def test_no_pull_and_no_net_is_the_static_method():
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), ours.policy, theirs)
 
 
+@pytest.mark.slow
 def test_a_pool_that_serves_twice_is_the_static_method_again_with_ratios():
     run = tiny(net=False, adapt=False, tau=0.5, baseline="pool", passes=2, policy_tx=optax.sgd(20.0))
     ours, _ = jitted(run)(run.state, run.frozen, run.batch)
@@ -332,7 +333,7 @@ def test_kl_starts_at_zero_and_pulls_back():
         ((2, 2, 2), {}),
         pytest.param((8, 1, 1), {}, marks=pytest.mark.slow),
         pytest.param((2, 4, 1), {}, marks=pytest.mark.slow),
-        ((2, 2, 2), {"conditioning": "adapter", "adapters": ADAPTERS}),
+        pytest.param((2, 2, 2), {"conditioning": "adapter", "adapters": ADAPTERS}, marks=pytest.mark.slow),
     ],
     ids=["2,2,2", "8,1,1", "2,4,1", "2,2,2,adapter"],
 )
