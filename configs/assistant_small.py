@@ -5,8 +5,8 @@
         --workdir=runs/assistant_small
 
 Some 40 minutes of training for Meal on 2 busy CPU cores, and 10 GB. In a shorter run (24 steps, one seed) the policy began to
-follow preferences: docs/assistant_small.md. Rewards are the heads shipped in meal_jax/rewards/heads (its card says what they are
-worth).
+follow preferences: docs/assistant_small.md. Rewards are the heads shipped in meal_jax/rewards/heads (its card says what
+they are worth).
 """
 
 from meal_jax import config as base

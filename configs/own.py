@@ -1,7 +1,8 @@
 """Your own prompts and rewards, under the settings with which a policy learns to follow a preference. Guide: docs/own.md.
 
     python -m meal_jax.main --config=configs/own.py:text --config.data.path=prompts.jsonl --workdir=runs/own \
-        --config.objectives="('short','questions')" --config.reward.sources="('python:mine.py:short','python:mine.py:questions')"
+        --config.objectives="('short','questions')" \
+        --config.reward.sources="('python:mine.py:short','python:mine.py:questions')"
 
 configs/own.py        a chat model answers each prompt (SmolLM2-135M-Instruct; another by --config.policy.source)
 configs/own.py:text   a base model continues each prompt's text (the 260K-parameter story model of the package)

@@ -6,6 +6,8 @@ fields (`--config.meal.tau=0.5`). Unknown fields are refused by ml_collections w
 
 from __future__ import annotations
 
+import datetime
+
 import ml_collections
 from ml_collections import config_dict
 
@@ -200,6 +202,10 @@ def default() -> ml_collections.ConfigDict:
     c.data.prompt_length = 0  # S, tokens a prompt may have (longer prompts are an error or skipped, see the benchmark)
     c.data.buckets = ()  # shorter lengths that a batch may be padded to; each that occurs compiles the step once more
     c.data.template = "chat"  # prompt format: chat = the model's own template, plain = the benchmark's, for base models
+    c.data.system = text("")  # system message: a text; "" = an empty one where the template would insert its own; None
+    c.data.date = "2024-07-26"  # that a chat template writes for today's, YYYY-MM-DD
+    # Texts that end an answer before it is scored as text; None = the published evaluation's under template=plain, else none
+    c.data.stop = texts(None)
     # Of the files at path: published = the benchmark's data set, own = JSON lines (data/own.py)
     c.data.format = "published"
     # hash = by the first human turn or post id; published = the files' own train and evaluation split

@@ -2,8 +2,8 @@
 
 Without a system message, many templates (SmolLM2's among them) insert a system text of their own, some twenty tokens per
 prompt. There `system=""` passes an empty system message, which takes that text's place. Where a template inserts nothing, an
-empty message would only change the prompt (Gemma 3) or is refused (Gemma 2), so none is passed. `system=None` never passes one.
-A template that writes today's date gets a fixed one, so prompts do not differ from day to day.
+empty message would only change the prompt (Gemma 3) or is refused (Gemma 2), so none is passed. `system=None` never
+passes one. A template that writes today's date gets a fixed one, so prompts do not differ from day to day.
 The generation prompt, which opens the answer, is separate, as the tail: the policy reads its preference between prompt and
 tail. Reward training and policy must use one format; `describe` names it.
 
@@ -17,6 +17,8 @@ import contextlib
 import copy
 import datetime
 import hashlib
+import json
+import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -26,6 +28,7 @@ from meal_jax.data.prompts import Prompts
 
 Turns = Sequence[tuple[str, str]]
 DATE = "2024-07-26"  # the date that Llama 3.1's template takes where it cannot ask
+CODES = ("%d", "%b", "%B", "%Y", "%m", "%y", "%A", "%a", "%H", "%M", "%S")  # of dates, in chat templates
 SPLITS = {"reward": 0.7, "policy": 0.15, "eval": 0.15}  # shares of first human turns; docs and heads files name them
 
 
@@ -153,10 +156,11 @@ def need_known(chat: Chat, vocabulary: int, rows: Iterable[Sequence[int]], what:
         row = np.asarray(row, np.int64)
         if (row >= vocabulary).any():
             token = int(row[row >= vocabulary][0])
+            name, which = chat.tokenizer.convert_ids_to_tokens(token), f" {i}" if len(rows) > 1 else ""
             raise ValueError(
-                f"{what}{f' {i}' if len(rows) > 1 else ''} has the token {chat.tokenizer.convert_ids_to_tokens(token)!r} of id "
-                f"{token}, and the policy's embedding has V = {vocabulary} rows, for ids 0 to {vocabulary - 1}. Take the "
-                "tokenizer that belongs to these weights, or add rows to them (resize_token_embeddings of transformers)."
+                f"{what}{which} has the token {name!r} of id {token}, and the policy's embedding has V = {vocabulary} rows, "
+                f"for ids 0 to {vocabulary - 1}. Take the tokenizer that belongs to these weights, or add rows to them "
+                "(resize_token_embeddings of transformers)."
             )
 
 
@@ -278,10 +282,27 @@ def render(chat: Chat, turns: Turns, generation_prompt: bool) -> str:
     messages += [{"role": role, "content": text} for role, text in turns]
     return chat.tokenizer.apply_chat_template(
         messages,
+        chat_template=dated(chat.tokenizer.chat_template, chat.date),
         tokenize=False,
         add_generation_prompt=generation_prompt,
-        strftime_now=datetime.date.fromisoformat(chat.date).strftime,
     )
+
+
+def dated(template: str, date: str) -> str:
+    """The chat template with a fixed date in place of today's, which `strftime_now(FORMAT)` would write.
+
+    In the text of the template, since transformers 5 turns functions among a template's variables into strings.
+    """
+    if "strftime_now" not in template:
+        return template
+    day = datetime.date.fromisoformat(date)
+    call = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+    template = call.sub(lambda found: json.dumps(day.strftime(found[2])), template)
+    template = template.replace("strftime_now is defined", "true")
+    if "strftime_now" in template:  # called on a variable
+        codes = "".join(f" | replace({json.dumps(code)}, {json.dumps(day.strftime(code))})" for code in CODES)
+        template = f"{{%- macro strftime_now(format) -%}}{{{{- format{codes} -}}}}{{%- endmacro %}}\n{template}"
+    return template
 
 
 def name_of(turns: Turns) -> str:

@@ -52,7 +52,7 @@ PLAIN = {
         "{% if add_generation_prompt %}{{ '\n' }}{% endif %}"
     ),
 }
-# Where the published evaluation cuts answers under plain prompts (RiC's get_clean_data): a base model runs on into a next turn.
+# Where the published evaluation cuts answers under plain prompts (RiC's get_clean_data): base models run on into a turn.
 STOP = dict.fromkeys(("assistant", "reddit"), ("\nHuman:", "\nAssistant:"))
 CHARACTERS = (100, 1200)  # bounds of a post's length, both exclusive
 TOKENS = (8, 512)  # bounds of a prompt's length under every tokenizer, both inclusive

@@ -9,9 +9,7 @@ Letters: K objectives.
 
 from __future__ import annotations
 
-import datetime
 import json
-import re
 from collections.abc import Sequence
 
 from meal_jax.data import chat as chats
@@ -28,7 +26,7 @@ def wrap(chat: Chat, conditioning: str = "") -> str:
       chat: format of the run's prompts.
       conditioning: Jinja source that prints what stands between conversation and generation prompt.
     """
-    own = _enclosed(_dated(chat.tokenizer.chat_template, chat.date))
+    own = _enclosed(chats.dated(chat.tokenizer.chat_template, chat.date))
     turns = "messages"
     if chat.system is not None:
         system = f"[{{'role': 'system', 'content': {quote(chat.system)}}}]"
@@ -43,13 +41,6 @@ def wrap(chat: Chat, conditioning: str = "") -> str:
         "{{- conversation(turns, true)[said|length:] -}}\n"
         "{%- endif -%}"
     )
-
-
-def _dated(template: str, date: str) -> str:
-    """The template with training's date in place of today's."""
-    day = datetime.date.fromisoformat(date)
-    call = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
-    return re.sub(r"strftime_now is defined", "true", call.sub(lambda found: quote(day.strftime(found[2])), template))
 
 
 def _enclosed(template: str) -> str:

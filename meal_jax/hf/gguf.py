@@ -115,7 +115,7 @@ def open_file(source: Path, dtype: str):
     if parts > 1:
         raise ValueError(
             f"{source} is part {int(meta.get('split.no', 0)) + 1} of {parts} of a GGUF file that was split. Join the parts, "
-            "with all of them in one directory: `llama-gguf-split --merge FIRST_PART OUT.gguf` (of llama.cpp), and name OUT.gguf."
+            "all in one directory: `llama-gguf-split --merge FIRST_PART OUT.gguf` (of llama.cpp), and name OUT.gguf."
         )
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     divisors = np.array(tensors[DIVISORS].data, np.float32) if DIVISORS in tensors else None

@@ -1,0 +1,168 @@
+"""Prompts under chat templates as published families have them, written here from their documented behaviour."""
+
+import copy
+
+import jinja2
+import numpy as np
+import pytest
+import tokenizers
+
+from meal_jax import config as defaults
+from meal_jax.data import chat as chats
+from meal_jax.data import templates
+from meal_jax.export import chat_template
+from meal_jax.hf import sentencepiece
+from meal_jax.models.policy import Conditioning
+from tests.hf.pretrained_test import TOKENIZERS
+
+SYSTEM = "{% if messages[0]['role'] == 'system' %}"
+TURNS = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+REFUSES = SYSTEM + "{{ raise_exception('System role not supported') }}{% endif %}" + TURNS  # Gemma 2, Mistral 0.1
+# Gemma 3 and Mistral 0.3 put the system message in front of the first user turn.
+FOLDS = (
+    SYSTEM + "{% set first = messages[0]['content'] + '\n\n' %}{% set rest = messages[1:] %}{% else %}"
+    "{% set first = '' %}{% set rest = messages %}{% endif %}{% for m in rest %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' + (first if loop.first else '') + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+DATED = (
+    "{%- if strftime_now is defined -%}{%- set today = strftime_now('%d %b %Y') -%}{%- else -%}{%- set today = 'x' -%}"
+    "{%- endif -%}{{ '<|im_start|>system\nToday: ' + today + '<|im_end|>\n' }}" + TURNS
+)
+HELLO = (("user", "Hello"),)
+
+
+@pytest.fixture
+def with_template(chat_tokenizer):
+    """Function of a template to the tokenizer with it."""
+
+    def make(template):
+        tokenizer = copy.copy(chat_tokenizer)
+        tokenizer.chat_template = template
+        return tokenizer
+
+    return make
+
+
+@pytest.mark.parametrize("template", [REFUSES, FOLDS, TURNS])
+def test_an_empty_system_message_does_not_change_a_prompt(with_template, template):
+    chat = chats.make(with_template(template))
+    assert chat.system is None
+    assert chats.render(chat, HELLO, False) == "<|im_start|>user\nHello<|im_end|>\n"
+
+
+def test_an_empty_system_message_takes_the_place_of_the_templates_own_text(chat_tokenizer):
+    assert chats.make(chat_tokenizer).system == ""
+    assert chats.make(chat_tokenizer, None).system is None
+
+
+def test_a_system_message_is_in_the_prompt_or_refused(with_template):
+    text = chats.render(chats.make(with_template(FOLDS), "Be brief."), HELLO, False)
+    assert text == "<|im_start|>user\nBe brief.\n\nHello<|im_end|>\n"
+    with pytest.raises(ValueError, match=r"System role not supported.*config\.data\.system=''"):
+        chats.make(with_template(REFUSES), "Be brief.")
+    silent = "{% for m in messages if m['role'] != 'system' %}" + TURNS.partition("%}")[2]
+    with pytest.raises(ValueError, match="leaves the system message 'Be brief.' out"):
+        chats.make(with_template(silent), "Be brief.")
+
+
+def test_of_several_named_templates_the_default_one_is_used(with_template):
+    chat = chats.make(with_template({"default": TURNS, "tool_use": "tools"}))
+    assert chat.tokenizer.chat_template == TURNS and chats.describe(chat)
+    assert "im_start" in chat_template.wrap(chat)
+    with pytest.raises(ValueError, match="named rag, tool_use, and none is named default"):
+        chats.make(with_template({"tool_use": "a", "rag": "b"}))
+
+
+def test_the_date_is_a_field_and_not_todays(with_template):
+    chat = chats.make(with_template(DATED), None)
+    assert "Today: 26 Jul 2024<" in chats.render(chat, HELLO, False)
+    by_name = DATED.replace("strftime_now('%d %b %Y')", "strftime_now(f)")
+    chat = chats.make(with_template("{%- set f = '%d %b %Y' -%}" + by_name), None)
+    assert "Today: 26 Jul 2024<" in chats.render(chat, HELLO, False)
+    later = chats.make(with_template(DATED), None, "2025-01-02")
+    assert "Today: 02 Jan 2025<" in chats.render(later, HELLO, False)
+    assert chats.describe(later).endswith("date 2025-01-02")
+    assert defaults.default().data.date == chats.DATE
+    config = defaults.default()
+    config.data.date = "yesterday"
+    with pytest.raises(ValueError, match=r"config\.data\.date='yesterday'"):
+        defaults.check(config)
+
+
+def test_an_evaluations_hash_covers_token_ids():
+    one, other = (templates.evaluation_set("name", [1], ["text"], [np.array(t)]) for t in ([5, 6], [5, 7]))
+    assert one["sha256"] != other["sha256"]
+
+
+@pytest.mark.parametrize("system", [SYSTEM, None])
+@pytest.mark.parametrize(
+    "around", ["{}", "\n  {}\n", "\n{}\n", " {}\n", "{{%- set a = 1 -%}}\n {}\n{{%- set a = 1 %}}\n"]
+)
+def test_the_exported_template_has_no_plus_signs_and_renders_the_bases_text(with_template, around, system):
+    template = around.format(DATED if system is None else TURNS)
+    chat = chats.make(with_template(template), None)
+    wrapped = chat_template.wrap(chat)
+    assert "+%}" not in wrapped and "{%+" not in wrapped and "strftime_now" not in wrapped
+    messages = [{"role": role, "content": text} for role, text in chat_template.EXAMPLE]
+    for opened in (False, True):
+        expected = chats.render(chat, chat_template.EXAMPLE, opened)
+        got = chat.tokenizer.apply_chat_template(
+            messages, chat_template=wrapped, tokenize=False, add_generation_prompt=opened
+        )
+        assert got == expected
+        # Engines differ in what a tag without a sign takes of the white space around it.
+        if template in (TURNS, DATED):
+            plain = jinja2.Environment().from_string(wrapped)
+            assert plain.render(messages=messages, add_generation_prompt=opened) == expected
+
+
+def test_exported_numerals_round_as_training_does_without_the_filter(chat_tokenizer):
+    encode = lambda text: tuple(chat_tokenizer(text, add_special_tokens=False)["input_ids"])  # noqa: E731
+    rows = tuple(encode(f" {i / 10:.1f}") for i in range(11))
+    conditioning = Conditioning("text", objectives=1, table=(rows,))
+    source = chat_template.numerals(chats.make(chat_tokenizer), conditioning, ["a"])
+    assert "round" not in source
+    template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(source)
+    for weight in [i / 20 for i in range(21)] + [0.333, 0.777, 0, 1]:
+        assert template.render(preference=[weight] if weight else [0.0]) == f" {round(weight * 10) / 10:.1f}"
+
+
+def test_answers_are_cut_at_the_next_turn_before_they_are_scored():
+    config = defaults.default()
+    assert templates.stop_of(config, "assistant") == ()
+    config.data.template = "plain"
+    stop = templates.stop_of(config, "assistant")
+    assert templates.cut(" yes.\n\nHuman: more?\n\nAssistant: no", stop) == "yes."
+    assert templates.cut("yes.\nAssistant: no", stop) == "yes." and templates.stop_of(config, "stories") == ()
+    config.data.stop = ()
+    assert templates.cut("yes.\n\nHuman: more?", templates.stop_of(config, "assistant")) == "yes.\n\nHuman: more?"
+
+
+def test_plain_prompts_have_the_published_ids_under_llama_2s_tokenizer():
+    """RiC encodes the whole text with the slow tokenizer, which puts its dummy prefix after the begin token."""
+    if not TOKENIZERS.exists():
+        pytest.skip("the shared tokenizers are not here")
+    import transformers
+
+    tokenizer, settings = sentencepiece.read_model(TOKENIZERS / "llama2" / "tokenizer.model")
+    assert isinstance(tokenizer, tokenizers.Tokenizer)
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **settings)
+    fast.pad_token = fast.eos_token
+    for benchmark, first in (("assistant", [1, 29871, 13, 13]), ("reddit", [1, 835])):
+        chat = templates.make_chat(fast, "plain", benchmark)
+        ids = chats.prompt_ids(chat, HELLO)
+        assert ids[: len(first)] == first
+        whole = chats.render(chat, HELLO, True).removeprefix("<s>")
+        assert ids + chats.tail_ids(chat) == [1, *fast(whole, add_special_tokens=False)["input_ids"]]
+
+
+def test_ids_past_the_embedding_are_refused_by_name(chat_tokenizer):
+    chat = chats.make(chat_tokenizer)
+    last = len(chat_tokenizer) - 1
+    chats.need_known(chat, last + 1, [[0, last]], "The prompt")
+    with pytest.raises(ValueError, match=rf"The prompt 1 has the token .* of id {last}, .* V = {last} rows"):
+        chats.need_known(chat, last, [[0], [1, last]], "The prompt")
