@@ -159,8 +159,9 @@ def _has_own_head(directory: Path, config: TransformerConfig) -> bool:
             head, embedding = tensors.get(HEAD), tensors.get(EMBEDDING)
             if head is None or embedding is None or head.get_shape() != embedding.get_shape():
                 return False
-            rows = range(0, head.get_shape()[0], CHUNK)
-            return any(not np.array_equal(head[i : i + CHUNK], embedding[i : i + CHUNK]) for i in rows)
+            size = head.get_shape()[0]
+            parts = [slice(i, min(i + CHUNK, size)) for i in range(0, size, CHUNK)]
+            return any(not np.array_equal(head[part], embedding[part]) for part in parts)
     except (FileNotFoundError, ModuleNotFoundError, ValueError):  # `load_params` tells
         return False
 
