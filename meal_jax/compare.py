@@ -7,9 +7,9 @@
 All meet the same prompts, rewards, sampling and evaluator; a method's own choices are its section of the configuration.
 Each run has a folder, SEED/METHOD; one that is finished is not run again, one that was cut short resumes, and one of another
 configuration is refused by the fields that differ, before anything is trained. Written beside
-them: compare.json, compare.md (the table), fronts.png (the seeds' mean points) and curves.png (hypervolume against what
-training spent). With --sweep the runs are those of each method at several values of a field, and sweep.png shows hypervolume
-and inner product against it.
+them: compare.json, compare.md (the table), fronts.png (the seeds' mean points), curves.png (hypervolume against what
+training spent) and report.html (the runs on one page, see `meal_jax.report`). With --sweep the runs are those of each method
+at several values of a field, and sweep.png shows hypervolume and inner product against it.
 
 The first method named is compared with each other one, paired over seeds: differences, intervals, Wilcoxon's signed-rank test
 with Holm's correction, and what so many seeds could have found.
@@ -111,6 +111,7 @@ def run(
     from meal_jax import build, train
     from meal_jax import methods as known
     from meal_jax.config import check
+    from meal_jax.report import write as report
     from meal_jax.runtime import identity
 
     distributed.refuse_several("python -m meal_jax.compare")
@@ -156,6 +157,7 @@ def run(
     if sweep is not None:
         drawn.append(draw_sweep(summary["methods"], plan, sweep.partition(":")[0], root))
     print(f"\n{table}\ntable: {root / f'compare{ending}.md'}\nfigures: {', '.join(map(str, drawn))}")
+    report.write_and_say(root)
     return summary
 
 

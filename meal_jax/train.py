@@ -12,6 +12,7 @@ Everything a run writes is under its workdir:
     evals/STEP.json      the front at a step; evals_N/ those under earlier settings of config.eval
     pareto.json          the last front, the first, hypervolumes, sample answers
     pareto.png           the front, with those of `config.compare_with`, which have a folder of their own each
+    report.html          front, answers by preference, curves, budget and configuration on one page (`meal_jax.report`)
     profile/             the trace of `config.profile_steps`
 """
 
@@ -39,6 +40,7 @@ from meal_jax.data.pipeline import batch_at, prefetch
 from meal_jax.meal.step import Batch, Frozen, Setup, State
 from meal_jax.pareto import figures
 from meal_jax.pareto.front_table import front_table
+from meal_jax.report import write as report
 from meal_jax.rewards import sources
 from meal_jax.rollout.sampling import Sampling
 from meal_jax.runtime import checkpoint, distributed, identity, profiling, sharding
@@ -209,6 +211,7 @@ def train_and_evaluate(
         "compiled": max(program._cache_size() for program in programs),
         "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
         "processes": jax.process_count(),
+        "environment": profiling.environment(),
         "splits": overlap.of_prompts(task.train, task.test),
         **last,
     }
@@ -396,6 +399,8 @@ def _report(results: dict[str, Any], axes: tuple[str, ...], task: Task, root: Pa
     print("\n" + front_table(lines))
     figure = f"figure: {path}" if drawn else f"no figure: fronts are drawn of 2 or 3 objectives, not of {len(axes)}"
     print(f"\nfronts: {root / 'pareto.json'}\n{figure}")
+    if draw or not (root / report.NAME).exists():
+        report.write_and_say(root)
 
 
 def _without(values: dict[str, Any], name: str) -> dict[str, Any]:

@@ -37,6 +37,7 @@ reward_training
 build compiled_step
 evaluate
 saved_run
+report
 train
 export
 sft

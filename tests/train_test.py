@@ -113,6 +113,7 @@ def test_every_evaluation_names_the_same_prompts(folder):
 def test_both_methods_are_recorded_and_drawn_in_one_figure(finished):
     workdir, results = finished
     assert (workdir / "pareto.png").stat().st_size > 10_000
+    assert "static targets" in (workdir / "report.html").read_text()
     assert set(results) == {"meal", "static"}
     assert json.loads((workdir / "config.json").read_text())["steps"] == 6
     static = json.loads((workdir / "static" / "config.json").read_text())

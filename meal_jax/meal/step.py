@@ -399,6 +399,7 @@ def _diagnostics(setup: Setup, pool: _Pool, raw: jax.Array, w_hat: jax.Array, p:
     if pool.tau is not None:
         out["accept/tau"] = jnp.mean(pool.tau)
     for k, name in enumerate(setup.objectives):
+        out[f"weight/{name}/target"] = jnp.mean(w[..., k])
         out[f"weight/{name}/proposed"] = jnp.mean(w_hat[..., k])
         out[f"weight/{name}/adapted"] = jnp.mean(p[..., k])
     return {name: value.astype(jnp.float32) for name, value in out.items()}

@@ -24,11 +24,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -187,3 +189,10 @@ def memory() -> dict[str, float]:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         out["memory/host_bytes"] = float(pages * os.sysconf("SC_PAGE_SIZE"))
     return out
+
+
+def environment() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what a run computes, and the platform."""
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "transformers")
+    versions = {name: metadata.version(name) for name in packages}
+    return {"python": platform.python_version(), **versions, "platform": platform.platform()}

@@ -1,0 +1,205 @@
+"""What a report shows, read from the files of finished runs.
+
+Letters: M preferences, K objectives.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from meal_jax import config as defaults
+from meal_jax import methods
+from meal_jax.rewards import sources
+from meal_jax.saved_run import read_json, recorded_config
+
+POINTS = 240  # most points of a curve; steps between are averaged
+MEASURES = (
+    "hypervolume", "share_of_true_hypervolume", "mean_inner_product", "sparsity", "spacing", "non_dominated", "monotonicity",
+    "truncated", "repetitive", "log_likelihood", "distinct_2",
+)  # fmt: skip
+CURVES = (
+    "utility", "loss/base", "loss/meta", "grad_norm/policy", "response/length", "response/ended", "response/entropy",
+    "accept/effective", "preference/kl_proposed_target", "preference/kl_adapted_proposed",
+)  # fmt: skip
+
+
+class Entry(NamedTuple):
+    """One method of a report: its label and its runs' directories, one per seed."""
+
+    label: str
+    folders: list[Path]
+
+
+def find(workdir: Path) -> list[Entry]:
+    """The methods whose finished runs a directory holds: those of a run, or of a comparison with its seeds.
+
+    Raises:
+      FileNotFoundError: it holds neither.
+    """
+    if (workdir / "pareto.json").exists():
+        config = recorded_config(workdir)
+        names = [n for n in config.compare_with if n != config.method and (workdir / n / "pareto.json").exists()]
+        return [Entry(_label(config.method), [workdir]), *(Entry(_label(n), [workdir / n]) for n in names)]
+    seeds = sorted((p for p in workdir.glob("*") if p.name.isdigit()), key=lambda p: int(p.name))
+    known = list((read_json(workdir / "compare.json") or {}).get("methods", {}))
+    if not known:
+        known = sorted({path.parent.name for seed in seeds for path in seed.glob("*/pareto.json")})
+    found = []
+    for name in known:
+        folders = [seed / name.replace(" ", "_") for seed in seeds]
+        folders = [folder for folder in folders if (folder / "pareto.json").exists()]
+        if folders:
+            found.append(Entry(_label(name), folders))
+    if not found:
+        raise FileNotFoundError(
+            f"{workdir} holds no finished run: there is no pareto.json in it, nor in SEED/METHOD below it. Start the run "
+            "again with the same command; it resumes from its last checkpoint."
+        )
+    return found
+
+
+def gather(entries: Sequence[Entry]) -> dict[str, Any]:
+    """The report's content as JSON values.
+
+    Several seeds of a method are one front: its points are the seeds' means, without intervals. Answers, curves and
+    configuration are those of the first seed.
+    """
+    first = entries[0].folders[0]
+    head = json.loads((first / "pareto.json").read_text())
+    config = recorded_config(first) if (first / "config.json").exists() else None
+    k = len(head["preferences"][0])
+    objectives = head.get("objectives") or [f"objective {i + 1}" for i in range(k)]
+    seeds = max(len(entry.folders) for entry in entries)
+    task = head.get("task", "")
+    return {
+        "title": f"{task}: {', '.join(entry.label for entry in entries)}",
+        "task": task,
+        "seeds": seeds,
+        "objectives": list(objectives),
+        "axes": list(sources.describe(config)) if config is not None else list(objectives),
+        "methods": [_method(entry, objectives) for entry in entries],
+        "before": _front(head["before"]) if head.get("before") else None,
+        "exact": _rounded(head["exact_points"]) if "exact_points" in head else None,
+        "config": [] if config is None else list(_fields(config)),
+        "environment": _environment(head),
+        "splits": head.get("splits"),
+        "evaluation_set": head.get("evaluation_set"),
+    }
+
+
+def _method(entry: Entry, objectives: Sequence[str]) -> dict[str, Any]:
+    runs = [json.loads((folder / "pareto.json").read_text()) for folder in entry.folders]
+    head = runs[0]
+    out = {"label": entry.label, "seed": head.get("seed"), **_front(head)}
+    if len(runs) > 1:
+        out["points"] = _rounded(np.mean([run["points"] for run in runs], axis=0))
+        out["low"] = out["high"] = None
+    out["measures"] = {
+        name: _rounded(np.mean([run[name] for run in runs], axis=0)) for name in MEASURES if head.get(name) is not None
+    }
+    out["intervals"] = {
+        name: _rounded(head[f"{name}_interval"])
+        for name in out["measures"]
+        if len(runs) == 1 and f"{name}_interval" in head
+    }
+    out["budget"] = {name: float(np.mean([r["budget"][name] for r in runs])) for name in head.get("budget", {})}
+    seconds = [run.get("seconds_training") for run in runs]
+    out["seconds"] = None if None in seconds else round(float(np.mean(seconds)), 1)
+    out["samples"] = [_sample(sample, objectives) for sample in head.get("samples", [])]
+    out["history"] = [[h["step"], _rounded(h["hypervolume"])] for h in head.get("history", [])]
+    out["proposed"] = [
+        [found["step"], _rounded(found["proposals"])]
+        for path in sorted((entry.folders[0] / "evals").glob("*.json"))
+        if (found := read_json(path)) and "proposals" in found
+    ]
+    out["curves"] = _curves(entry.folders[0] / "metrics.jsonl", objectives)
+    return out
+
+
+def _front(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "preferences": _rounded(found["preferences"]),
+        "points": _rounded(found["points"]),
+        "low": _rounded(found["points_low"]) if "points_low" in found else None,
+        "high": _rounded(found["points_high"]) if "points_high" in found else None,
+    }
+
+
+def _sample(sample: Mapping[str, Any], objectives: Sequence[str]) -> dict[str, Any]:
+    answers = [
+        {
+            "preference": _rounded(answer["preference"]),
+            "response": answer["response"],
+            "rewards": [_rounded(answer["rewards"].get(name)) for name in objectives],
+        }
+        for answer in sample["answers"]
+    ]
+    return {"prompt": sample["prompt"], "answers": answers}
+
+
+def _curves(path: Path, objectives: Sequence[str]) -> dict[str, Any]:
+    """The metrics that are drawn: {"step": [points], name: [points]}, averaged over runs of steps if there are many."""
+    names = [
+        *CURVES,
+        *(f"reward/{name}/mean" for name in objectives),
+        *(f"weight/{name}/{which}" for name in objectives for which in ("target", "proposed", "adapted")),
+    ]
+    rows = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+            rows[row["step"]] = rows.get(row["step"], {}) | row  # a step may have two rows, one of an evaluation
+        except (ValueError, KeyError, TypeError):
+            continue
+    steps = sorted(step for step, row in rows.items() if "utility" in row)
+    groups = [
+        steps[i : i + math.ceil(len(steps) / POINTS)] for i in range(0, len(steps), math.ceil(len(steps) / POINTS) or 1)
+    ]
+    out: dict[str, Any] = {"step": [group[-1] for group in groups]}
+    for name in names:
+        values = [[v for step in group if (v := rows[step].get(name)) is not None] for group in groups]
+        if any(values):
+            out[name] = [_rounded(sum(v) / len(v)) if v else None for v in values]
+    return out
+
+
+def _fields(config: Any) -> Iterator[list[Any]]:
+    """[field, value, default, whether they differ] of every field, as text."""
+    default = dict(_leaves(defaults.default()))
+    for name, value in _leaves(config):
+        yield [name, repr(value), repr(default.get(name)), value != default.get(name)]
+
+
+def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name in config:
+        value = config[name]
+        if hasattr(value, "items"):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _environment(head: Mapping[str, Any]) -> list[list[str]]:
+    found = {name: head[name] for name in ("device", "processes") if name in head} | head.get("environment", {})
+    return [[name, str(value)] for name, value in found.items()]
+
+
+def _label(name: str) -> str:
+    return methods.get(name).label if name in methods.METHODS else name
+
+
+def _rounded(value: Any) -> Any:
+    """JSON values with floats to five digits, and null in place of what is not finite."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_rounded(v) for v in value]
+    if isinstance(value, float):
+        return float(f"{value:.5g}") if math.isfinite(value) else None
+    return value

@@ -1,0 +1,103 @@
+"""What a report reads from a stored run, and the page around it: no tag from a text, the same bytes every time, no network."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from meal_jax.report import content, page, write
+
+SAVED = Path(__file__).parents[1] / "saved" / "toy"
+EVIL = "</script><script>document.title='taken'</script><img src=x onerror=alert(1)> @@SCRIPT@@ @@DATA@@"
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """A stored run, one of whose answers is hostile."""
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    for name in ("config.json", "metrics.jsonl", "pareto.json"):
+        shutil.copy(SAVED / name, workdir)
+    shutil.copytree(SAVED / "evals", workdir / "evals")
+    results = json.loads((workdir / "pareto.json").read_text())
+    results["samples"][0]["answers"][0]["response"] = EVIL
+    (workdir / "pareto.json").write_text(json.dumps(results))
+    return workdir
+
+
+def block(text):
+    return re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1]
+
+
+def test_the_page_holds_the_runs_numbers_and_texts(stored):
+    text = write.write(stored).read_text()
+    found, results = json.loads(block(text)), json.loads((stored / "pareto.json").read_text())
+    method = found["methods"][0]
+    assert found["objectives"] == results["objectives"] and method["label"] == "Meal"
+    assert method["points"] == [[float(f"{v:.5g}") for v in point] for point in results["points"]]
+    assert method["samples"][0]["answers"][0]["response"] == EVIL
+    assert method["samples"][0]["answers"][1]["rewards"] == list(
+        results["samples"][0]["answers"][1]["rewards"].values()
+    )
+    rows = [json.loads(line) for line in (stored / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "utility" in row]
+    assert method["curves"]["step"] == [row["step"] for row in rows]
+    assert method["curves"]["loss/base"] == pytest.approx([row["loss/base"] for row in rows], rel=1e-4)
+    assert method["history"] == [[h["step"], float(f"{h['hypervolume']:.5g}")] for h in results["history"]]
+    assert method["budget"] == results["budget"]
+    differing = {name: value for name, value, _, differs in found["config"] if differs}
+    assert differing["steps"] == "3" and "meal.tau" not in differing
+
+
+def test_no_text_of_a_run_becomes_a_tag(stored):
+    text = write.write(stored).read_text()
+    assert text.count("</script>") == 3 and "<img" not in text and "onerror" in block(text)
+    script = (page.HERE / "page.js").read_text()
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(", script)
+
+
+def test_the_page_is_one_small_file_that_asks_for_nothing(stored):
+    text = write.write(stored).read_text()
+    assert len(text.encode()) < 2_000_000
+    assert "default-src 'none'" in text
+    assert not re.search(r"<link|<script[^>]+src=|@import|url\(", text)
+
+
+def test_the_same_run_gives_the_same_bytes_and_its_file_is_left_alone(stored, tmp_path):
+    path = write.write(stored)
+    before, time = path.read_bytes(), path.stat().st_mtime_ns
+    write.write(stored)
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == (before, time)
+    moved = shutil.copytree(stored, tmp_path / "elsewhere")
+    (moved / write.NAME).unlink()
+    assert write.write(moved).read_bytes() == before
+
+
+def test_seeds_are_averaged_and_answers_are_the_first_ones(stored, tmp_path):
+    root = tmp_path / "compare"
+    for seed, shift in ((0, 0.0), (1, 0.5), (10, 1.0)):
+        folder = shutil.copytree(stored, root / str(seed) / "meal")
+        results = json.loads((folder / "pareto.json").read_text())
+        results["points"] = [[v + shift for v in point] for point in results["points"]]
+        results["samples"][0]["prompt"] = f"seed {seed}"
+        (folder / "pareto.json").write_text(json.dumps(results))
+    entries = content.find(root)
+    assert [folder.parent.name for folder in entries[0].folders] == ["0", "1", "10"]
+    found = content.gather(entries)["methods"][0]
+    original = json.loads((stored / "pareto.json").read_text())["points"]
+    assert found["points"][0] == pytest.approx([v + 0.5 for v in original[0]], rel=1e-4)
+    assert found["low"] is None and found["samples"][0]["prompt"] == "seed 0"
+
+
+def test_long_curves_are_thinned_by_averages(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": i, "utility": float(i)}) + "\n" for i in range(480)))
+    curves = content._curves(path, ())
+    assert curves["step"][:2] == [1, 3] and curves["utility"][:2] == [0.5, 2.5] and len(curves["step"]) == 240
+
+
+def test_a_directory_without_a_finished_run_is_a_message(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no finished run"):
+        write.write(tmp_path)
