@@ -8,9 +8,8 @@ Model and prompts are in the package, rewards are counts that a reader can check
 are counted inside the jitted step. The third is a Python function of texts, so with k=3 the host scores between rollout and
 update.
 
-The settings come from a few trials on seed 0. On 2 CPU cores that other work kept busy, training took 11 minutes for Meal and
-5 for static targets; idle cores have not been timed. Expect a hypervolume of 0.22, up from 0.03, and pairs in order of 0.97 to
-1 (docs/stories.md).
+The settings come from a few trials on seed 0. Training takes minutes on 2 CPU cores; idle ones have not been timed. What to
+expect, over nine seeds: docs/stories.md.
 """
 
 from meal_jax import config as base
