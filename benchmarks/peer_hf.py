@@ -127,10 +127,10 @@ class Peer:
             if part not in MODULES:
                 continue
             name, factor = rest.split("/")
-            for layer, one in enumerate(stacked):
+            for layer, tensors in enumerate(stacked):
                 linear = modules[f"base_model.model.model.layers.{layer}.{MODULES[part]}.{name}_proj"]
                 adapter = linear.lora_A if factor == "lora_a" else linear.lora_B
-                adapter["default"].weight.data.copy_(torch.as_tensor(one.T))
+                adapter["default"].weight.data.copy_(torch.as_tensor(tensors.T))
 
     def autocast(self):
         """Frozen weights stored wider than the compute type are cast, as mixed-precision training does."""
@@ -207,9 +207,9 @@ class Peer:
 
     def step(self) -> dict[str, float]:
         """A whole step; seconds of each phase, and how many tokens it sampled."""
-        marks = [self._now()]
+        marks = [self._clock()]
         sequences = self.rollout()
-        marks.append(self._now())
+        marks.append(self._clock())
         rewards = self.score(sequences)
         # One preference for each candidate, spread evenly; a softmax over the pool under each (K = 2 and more alike).
         grouped = rewards.reshape(self.job.batch, self.job.candidates, -1)
@@ -217,9 +217,9 @@ class Peer:
         w = torch.rand(self.job.candidates, grouped.shape[-1], device=rewards.device)
         a = torch.softmax(torch.einsum("nk,bjk->bnj", w / w.sum(-1, keepdim=True), grouped) / 0.3, dim=-1)
         a = torch.diagonal(a, dim1=1, dim2=2).reshape(-1)
-        marks.append(self._now())
+        marks.append(self._clock())
         self.update(sequences, a)
-        marks.append(self._now())
+        marks.append(self._clock())
         seconds = dict(zip(("rollout", "score", "update"), np.diff(marks).tolist(), strict=True))
         return seconds | {"step": marks[-1] - marks[0], "tokens": int(sequences[:, self.job.prompt :].numel())}
 
@@ -236,7 +236,7 @@ class Peer:
         sequences = torch.cat([prompts, tokens], dim=-1).flatten(0, 1)
         return self.update(sequences, torch.ones(len(sequences), device=self.job.device))
 
-    def _now(self) -> float:
+    def _clock(self) -> float:
         if self.job.device == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
@@ -279,8 +279,8 @@ def main() -> None:
         serve()
         return
     peer = Peer(Job(**args))
-    for at in range(steps):
-        print(f"step {at}:", {name: round(value, 3) for name, value in peer.step().items()}, flush=True)
+    for number in range(steps):
+        print(f"step {number}:", {name: round(value, 3) for name, value in peer.step().items()}, flush=True)
 
 
 if __name__ == "__main__":

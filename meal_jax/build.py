@@ -51,9 +51,9 @@ def build_task(config: ml_collections.ConfigDict) -> Task:
             f"{len(task.objectives)} {task.objectives}, conditions on {task.conditioning.objectives} and measures the "
             f"hypervolume from a point of {len(task.reference)}."
         )
-    for split, prompts, wanted in (("training", task.train, config.batch_size), ("test", task.test, 1)):
-        if len(prompts.id) < wanted:
-            raise ValueError(f"{task.name}: {len(prompts.id)} {split} prompts are fewer than the {wanted} needed.")
+    for split, prompts, needed in (("training", task.train, config.batch_size), ("test", task.test, 1)):
+        if len(prompts.id) < needed:
+            raise ValueError(f"{task.name}: {len(prompts.id)} {split} prompts are fewer than the {needed} needed.")
     return for_method(task if config.stage == "sft" else attach_rewards.attach(task, config), config)
 
 

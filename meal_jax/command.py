@@ -128,7 +128,7 @@ def wrong_field(argv: Sequence[str]) -> str | None:
     known = list(leaves(config))
     for argument in argv[1:]:
         option = OPTION.match(argument)
-        if option and not has(config, option[1]):
+        if option and not has_field(config, option[1]):
             return f"config.{option[1]} is not a field. {_hint(option[1], known)}"
     return None
 
@@ -147,14 +147,14 @@ def _hint(name: str, known: Sequence[str]) -> str:
     return f"Did you mean {' or '.join(f'config.{field}' for field in near)}?"
 
 
-def _alike(one: str, other: str) -> bool:
-    return difflib.SequenceMatcher(None, one, other).ratio() >= 0.75
+def _alike(a: str, b: str) -> bool:
+    return difflib.SequenceMatcher(None, a, b).ratio() >= 0.75
 
 
 def _read_config(argv: Sequence[str]) -> Mapping[str, Any] | None:
     """The configuration that --config names, as its file gives it; None where there is no such flag or file."""
-    found = re.findall(r"(?:^|\n)--?config[= \n]([^\n]+)", "\n".join(argv))
-    path, _, argument = found[-1].partition(":") if found else ("", "", "")
+    paths = re.findall(r"(?:^|\n)--?config[= \n]([^\n]+)", "\n".join(argv))
+    path, _, argument = paths[-1].partition(":") if paths else ("", "", "")
     if not os.path.isfile(path):
         return None
     spec = importlib.util.spec_from_file_location("_meal_jax_config", path)
@@ -176,7 +176,7 @@ def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
             yield prefix + name
 
 
-def has(config: Any, name: str) -> bool:
+def has_field(config: Any, name: str) -> bool:
     """Whether a configuration has a field of that dotted name."""
     for part in name.split("."):
         if not hasattr(config, "items") or part not in config:

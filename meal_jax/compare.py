@@ -88,8 +88,8 @@ def variants(config: ml_collections.ConfigDict, methods: Sequence[str], sweep: s
                 changed.update_from_flattened_dict({field: type(old)(value)})
             except (KeyError, ValueError, TypeError) as error:
                 raise ValueError(f"--sweep={sweep}: {field} cannot be set to {value!r} ({error}).") from None
-            at = f"{label[name]}, {field.rpartition('.')[2]} {value}"
-            out[f"{name} {field}={value}"] = Variant(at, known.configure(name, changed), label[name], value)
+            setting = f"{label[name]}, {field.rpartition('.')[2]} {value}"
+            out[f"{name} {field}={value}"] = Variant(setting, known.configure(name, changed), label[name], value)
     if not out:
         raise ValueError(f"--sweep={sweep} names no values; write FIELD:VALUE,VALUE.")
     return out
@@ -126,16 +126,20 @@ def run(
             folders[name].append(folder)
             runs[folder] = variant.config.copy_and_resolve_references()
             runs[folder].seed = seed
-    left = [folder for folder, its in runs.items() if train.finished(folder, its) is None]  # refuses other runs
+    left = [
+        folder for folder, run_config in runs.items() if train.finished(folder, run_config) is None
+    ]  # refuses other runs
     task = build.build_task(config)
     with identity.hold(root) if left else contextlib.nullcontext():
-        for folder, its in runs.items():
+        for folder, run_config in runs.items():
             if folder not in left:
                 task = task._replace(
                     reference=np.array(train.read_json(folder / "pareto.json").get("reference", task.reference))
                 )
                 continue
-            done = train.train_and_evaluate(its, known.get(its.method), build.for_method(task, its), folder)
+            done = train.train_and_evaluate(
+                run_config, known.get(run_config.method), build.for_method(task, run_config), folder
+            )
             if done is None:
                 return None
             task = task._replace(reference=np.array(done.get("reference", task.reference)))  # one point for all
@@ -171,10 +175,10 @@ def read(folders: dict[str, list[Path]], equal: str) -> dict[str, list[dict[str,
 
     def cut(run: dict[str, Any], folder: Path) -> dict[str, Any]:
         chosen = max((h for h in run["history"] if h["budget"][spent] <= limit), key=lambda h: h["step"])
-        found = json.loads((folder / "evals" / f"{chosen['step']:06d}.json").read_text())
+        evaluation = json.loads((folder / "evals" / f"{chosen['step']:06d}.json").read_text())
         whole = chosen["step"] == run["history"][-1]["step"]
         seconds = run["seconds_training"] if whole else None  # of a part of a run it is not known
-        return run | found | {"budget": chosen["budget"], "seconds_training": seconds}
+        return run | evaluation | {"budget": chosen["budget"], "seconds_training": seconds}
 
     return {name: [cut(*pair) for pair in zip(some, folders[name], strict=True)] for name, some in runs.items()}
 
@@ -215,13 +219,13 @@ def against_first(
     first, *others = methods
     if not others or seeds < 2:
         return {}, []
-    found, sentences = {}, []
+    tests, sentences = {}, []
     for field, measure in (("mean_inner_product", "inner product"), ("hypervolume", "hypervolume")):
         by_seed = {name: m["by_seed"][field] for name, m in methods.items()}
         differences = paired.compare(by_seed[first], {name: by_seed[name] for name in others})
-        found[field] = {name: d._asdict() for name, d in differences.items()}
+        tests[field] = {name: d._asdict() for name, d in differences.items()}
         sentences += [paired.verdict(labels[first], labels[name], measure, d, seeds) for name, d in differences.items()]
-    return found, sentences
+    return tests, sentences
 
 
 def as_table(methods: dict[str, dict[str, Any]], labels: dict[str, str]) -> str:
@@ -277,7 +281,9 @@ def draw(
     from meal_jax.pareto import figures
     from meal_jax.rewards import sources
 
-    mean = lambda runs, field: np.mean([r[field] for r in runs], axis=0)  # noqa: E731
+    def mean(runs, field):
+        return np.mean([r[field] for r in runs], axis=0)
+
     seeds, drawn = len(next(iter(results.values()))), []
     title = f"{task.name}, mean of {seeds} seeds" if seeds > 1 else task.name
     if len(task.objectives) in (2, 3):
@@ -290,8 +296,8 @@ def draw(
         figures.draw_fronts(drawn[-1], fronts, sources.describe(config), truth=truth, title=title + basis.title)
     curves = {}
     for name, runs in results.items():
-        at = np.mean([[h["budget"][basis.spent] for h in r["history"]] for r in runs], axis=0)
-        curves[plan[name].label] = (at, np.mean([[h["hypervolume"] for h in r["history"]] for r in runs], axis=0))
+        x = np.mean([[h["budget"][basis.spent] for h in r["history"]] for r in runs], axis=0)
+        curves[plan[name].label] = (x, np.mean([[h["hypervolume"] for h in r["history"]] for r in runs], axis=0))
     drawn.append(root / f"curves{basis.ending}.png")
     figures.draw_curves(drawn[-1], curves, basis.axis, "hypervolume", title=title)
     return drawn
@@ -306,8 +312,8 @@ def draw_sweep(methods: dict[str, dict[str, Any]], plan: dict[str, Variant], fie
     for measure, label in (("hypervolume", "hypervolume"), ("mean_inner_product", "mean inner product")):
         panels[label] = {}
         for method in dict.fromkeys(variant.method for variant in plan.values()):
-            found = [methods[name] for name, variant in plan.items() if variant.method == method]
-            panels[label][method] = [(m[measure], *m[f"{measure}_interval"]) for m in found]
+            swept = [methods[name] for name, variant in plan.items() if variant.method == method]
+            panels[label][method] = [(m[measure], *m[f"{measure}_interval"]) for m in swept]
     figures.draw_sweep(root / "sweep.png", values, panels, f"config.{field}")
     return root / "sweep.png"
 

@@ -338,7 +338,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     sources.check(config.reward.sources, config.objectives)
     need(
         len(config.profile_steps) in (0, 2)
-        and all(isinstance(at, int) for at in config.profile_steps)
+        and all(isinstance(step, int) for step in config.profile_steps)
         and (not config.profile_steps or 0 <= config.profile_steps[0] <= config.profile_steps[1] < config.steps),
         f"config.profile_steps={config.profile_steps} must be () or the first and the last step to trace, such as (10, 13), "
         f"of the {config.steps} steps from 0 on.",

@@ -133,18 +133,18 @@ def summarise(answers: Answers, preferences: np.ndarray, task: Task, bootstrap: 
       hypervolume that an exact maximiser of the same preferences has.
     """
     scores, reference, k = answers.scores.astype(np.float64), task.reference, answers.scores.shape[-1]
-    told = {"truncated": ~answers.ended, "repetitive": repeats(answers.tokens, answers.mask)}
+    flags = {"truncated": ~answers.ended, "repetitive": repeats(answers.tokens, answers.mask)}
     if answers.log_likelihood is not None:
-        told["log_likelihood"] = answers.log_likelihood
-    columns = np.stack([column.astype(np.float64) for column in told.values()], axis=-1)  # [E, M, of told]
+        flags["log_likelihood"] = answers.log_likelihood
+    columns = np.stack([column.astype(np.float64) for column in flags.values()], axis=-1)  # [E, M, flags]
 
-    def judge(mean: np.ndarray) -> dict[str, Any]:  # [M, K + of told]: a replicate's measures are of the same prompts
+    def judge(mean: np.ndarray) -> dict[str, Any]:  # [M, K + flags]: a replicate's measures are of the same prompts
         points = mean[:, :k]
         measured = front.measures(points, preferences, reference)
-        return {"points": points, **measured, **dict(zip(told, mean[:, k:].mean(axis=0), strict=True))}
+        return {"points": points, **measured, **dict(zip(flags, mean[:, k:].mean(axis=0), strict=True))}
 
-    found, low, high = front.bootstrap(np.concatenate([scores, columns], axis=-1), judge, bootstrap)
-    by_preference = dict(zip(told, columns.mean(axis=0).T.tolist(), strict=True))
+    estimates, low, high = front.bootstrap(np.concatenate([scores, columns], axis=-1), judge, bootstrap)
+    by_preference = dict(zip(flags, columns.mean(axis=0).T.tolist(), strict=True))
     by_preference["distinct_2"] = fluency.distinct(answers.tokens, answers.mask).tolist()
     out = {
         "preferences": preferences.tolist(),
@@ -154,7 +154,7 @@ def summarise(answers: Answers, preferences: np.ndarray, task: Task, bootstrap: 
         "evaluation_set": task.evaluation_set,
         "points_low": low.pop("points").tolist(),
         "points_high": high.pop("points").tolist(),
-        **{name: np.asarray(value).tolist() for name, value in found.items()},
+        **{name: np.asarray(value).tolist() for name, value in estimates.items()},
         **{f"{name}_interval": [low[name].tolist(), high[name].tolist()] for name in low},
         "distinct_2": float(np.mean(by_preference["distinct_2"])),
         "fluency": by_preference,
@@ -239,7 +239,7 @@ def sample_answers(answers: Answers, preferences: np.ndarray, task: Task, prompt
     """Readable answers of the first test prompts at every preference, with their rewards."""
     out = []
     for e in range(min(prompts, len(answers.scores))):
-        shown = [
+        samples = [
             {
                 "preference": [round(float(v), 3) for v in preferences[m]],
                 "response": task.show(answers.tokens[e, m][answers.mask[e, m]]),
@@ -249,5 +249,5 @@ def sample_answers(answers: Answers, preferences: np.ndarray, task: Task, prompt
             }
             for m in range(len(preferences))
         ]
-        out.append({"prompt": task.show(task.test.tokens[e][task.test.mask[e]]), "answers": shown})
+        out.append({"prompt": task.show(task.test.tokens[e][task.test.mask[e]]), "answers": samples})
     return out

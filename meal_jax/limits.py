@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 
 class Limit(NamedTuple):
-    """Numbers that a field may have: at least `least`, more than `above`, at most `most`, less than `below`; or `also`."""
+    """Numbers that a field may have: at least `lowest`, more than `above`, at most `highest`, less than `below`; or `also`."""
 
-    least: float | None = None
+    lowest: float | None = None
     above: float | None = None
-    most: float | None = None
+    highest: float | None = None
     below: float | None = None
     also: tuple[Any, ...] = ()
 
@@ -22,45 +22,45 @@ class Limit(NamedTuple):
         return (
             isinstance(value, int | float)
             and math.isfinite(value)
-            and (self.least is None or value >= self.least)
+            and (self.lowest is None or value >= self.lowest)
             and (self.above is None or value > self.above)
-            and (self.most is None or value <= self.most)
+            and (self.highest is None or value <= self.highest)
             and (self.below is None or value < self.below)
         )
 
     def say(self) -> str:
         """What would do, in words."""
-        words = {"at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
+        words = {"at least": self.lowest, "above": self.above, "at most": self.highest, "below": self.below}
         range_ = " and ".join(f"{word} {value:g}" for word, value in words.items() if value is not None)
         return f"a finite number {range_}" + "".join(f", or {value}" for value in self.also)
 
 
-COUNT, SIZE, SHARE, POSITIVE = Limit(least=0), Limit(least=1), Limit(least=0, most=1), Limit(above=0)
-KEPT, AXIS, AUTO = Limit(above=0, most=1), Limit(least=1, also=(-1,)), Limit(least=1, also=(None,))
+COUNT, SIZE, SHARE, POSITIVE = Limit(lowest=0), Limit(lowest=1), Limit(lowest=0, highest=1), Limit(above=0)
+KEPT, AXIS, AUTO = Limit(above=0, highest=1), Limit(lowest=1, also=(-1,)), Limit(lowest=1, also=(None,))
 # Every number of a configuration; what depends on several fields is in `config.check`.
 LIMITS: dict[str, dict[str, Limit]] = {
     "": {"seed": COUNT, "steps": SIZE, "batch_size": SIZE},
     "policy": {
         "width": SIZE, "layers": SIZE, "heads": SIZE, "kv_heads": SIZE, "hidden": SIZE, "pretrain": COUNT, "lora_rank": COUNT,
-        "lora_alpha": POSITIVE, "lora_dropout": Limit(least=0, below=1), "chunk": COUNT,
+        "lora_alpha": POSITIVE, "lora_dropout": Limit(lowest=0, below=1), "chunk": COUNT,
     },
     "conditioning": {"slots": SIZE, "hidden": SIZE},
     "meal": {
         "candidates": SIZE, "tau": POSITIVE, "lam": COUNT, "rho": COUNT, "beta": COUNT, "ratio_clip": POSITIVE,
         "stats_window": SIZE, "net_hidden": SIZE, "net_epsilon": POSITIVE, "passes": SIZE,
-        "pass_clip": Limit(above=0, below=1), "accept_share": Limit(least=0, below=1),
+        "pass_clip": Limit(above=0, below=1), "accept_share": Limit(lowest=0, below=1),
     },
     "ppo": {
         "divisions": AUTO, "candidates": AUTO, "epochs": SIZE, "minibatches": SIZE, "clip": POSITIVE, "value_coef": COUNT,
         "gamma": SHARE, "gae_lambda": SHARE, "kl": COUNT, "kl_target": COUNT, "kl_horizon": POSITIVE, "value_clip": POSITIVE,
     },
     "ric": {
-        "offline_steps": Limit(least=0, also=(None,)), "buffer": SIZE, "keep_quantile": Limit(least=0, below=1),
+        "offline_steps": Limit(lowest=0, also=(None,)), "buffer": SIZE, "keep_quantile": Limit(lowest=0, below=1),
         "low_quantile": SHARE, "high_quantile": SHARE,
     },
     "dpo": {
         "beta": POSITIVE, "divisions": AUTO, "candidates": AUTO, "epochs": SIZE, "lam": COUNT,
-        "sft_steps": Limit(least=0, also=(None,)),
+        "sft_steps": Limit(lowest=0, also=(None,)),
     },
     "parm": {
         "r1": SIZE, "r2": SIZE, "alpha": POSITIVE, "beta": POSITIVE, "decode_beta": POSITIVE, "pairs": SIZE,
@@ -70,7 +70,7 @@ LIMITS: dict[str, dict[str, Limit]] = {
     "micro": {"rollout": COUNT, "score": COUNT, "gradient": COUNT},
     "optim": {
         "lr": POSITIVE, "warmup": COUNT, "final_lr_fraction": SHARE, "weight_decay": COUNT, "clip": POSITIVE,
-        "b1": Limit(least=0, below=1), "b2": Limit(least=0, below=1), "eps": POSITIVE, "eps_root": COUNT, "net_lr": POSITIVE,
+        "b1": Limit(lowest=0, below=1), "b2": Limit(lowest=0, below=1), "eps": POSITIVE, "eps_root": COUNT, "net_lr": POSITIVE,
     },
     "eval": {
         "prompts": SIZE, "batch_size": SIZE, "every": SIZE, "divisions": SIZE, "temperature": COUNT, "top_k": COUNT,

@@ -41,10 +41,10 @@ def need_inputs(config: Any) -> None:
     """
     from meal_jax.doctor import files
 
-    found = files.missing(config)
+    failures = files.missing(config)
     error = None
-    if found:
-        lines = "\n".join(f"  {f.name}: {f.found}\n    → {f.advice}" for f in found)
+    if failures:
+        lines = "\n".join(f"  {f.name}: {f.detail}\n    → {f.advice}" for f in failures)
         error = FileNotFoundError(f"this run cannot start here yet:\n{lines}\nNothing was written.")
     distributed.agree(error, "Finding the run's inputs")
 

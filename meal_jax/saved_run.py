@@ -249,8 +249,8 @@ def take_over(workdir: Path, config: ml_collections.ConfigDict, start: int, meas
 def recorded_reference(workdir: Path, reference: np.ndarray) -> np.ndarray:
     """The hypervolume's reference point [K], its NaN replaced by what this workdir's evaluations were measured from."""
     for path in sorted(workdir.glob("evals*/*.json")):
-        if (found := read_json(path)) and "reference" in found:
-            return np.where(np.isnan(reference), np.array(found["reference"], np.float64), reference)
+        if (record := read_json(path)) and "reference" in record:
+            return np.where(np.isnan(reference), np.array(record["reference"], np.float64), reference)
     return reference
 
 

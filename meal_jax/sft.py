@@ -127,11 +127,11 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
         )
         loss = jax.jit(functools.partial(loss_of, setup), out_shardings=everywhere)
 
-        def make(at: int) -> Examples:
-            index, cut = index_at(rows.mask, at, config.batch_size, config.seed, config.data.buckets)
+        def make(step: int) -> Examples:
+            index, cut = index_at(rows.mask, step, config.batch_size, config.seed, config.data.buckets)
             return Examples(*take((rows.tokens[:, cut:], rows.mask[:, cut:], *rows[2:]), index, split))
 
-        def measure(at: int, state: State, stop: Callable[[], bool]) -> dict[str, float]:
+        def measure(step: int, state: State, stop: Callable[[], bool]) -> dict[str, float]:
             return {"eval/loss": held_out(loss, state.policy, frozen, held, config.eval.batch_size, split)}
 
         def step(state: State, batch: Examples, run: profiling.Run):
@@ -226,7 +226,7 @@ def examples(
       max_new: T; longer responses are left out.
       left_out: counts those, by reason.
     """
-    at, ids = [], []
+    position, ids = [], []
     for i, name in enumerate(prompts.id.tolist()):
         for text in answers.get(name, ()):
             tokens = chats.response_ids(task.chat, text)
@@ -239,13 +239,13 @@ def examples(
             elif task.forbidden[tokens].any():  # its log-probability is 0's
                 left_out["with a special token"] += 1
             else:
-                at.append(i)
+                position.append(i)
                 ids.append(tokens)
     response = np.full((len(ids), max_new), task.pad, np.int32)
     mask = np.arange(max_new) < np.array([len(tokens) for tokens in ids], np.int32).reshape(-1, 1)
     response[mask] = [token for tokens in ids for token in tokens]
-    at = np.array(at, np.int64)
-    return Examples(prompts.tokens[at], prompts.mask[at], response, mask)
+    position = np.array(position, np.int64)
+    return Examples(prompts.tokens[position], prompts.mask[position], response, mask)
 
 
 def init(setup: Setup, theta: PyTree, key: jax.Array) -> State:

@@ -76,8 +76,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
 
     def left_alone() -> bool:
         """Whether all is done and drawn. Looks at every method's directory before any of them is touched."""
-        differing = [need_same(folders[name], its) for name, its in configs.items()]
-        done = all(finished(folders[name], its) for name, its in configs.items())
+        differing = [need_same(folders[name], run_config) for name, run_config in configs.items()]
+        done = all(finished(folders[name], run_config) for name, run_config in configs.items())
         return done and not any(differing) and (_drawn(config.objectives) == (root / FIGURE).exists())
 
     alone = distributed.from_first(left_alone)
@@ -86,8 +86,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
     with contextlib.ExitStack() as at_exit:
         if not alone:
             at_exit.enter_context(identity.hold(root))
-        for name, its in configs.items():
-            done = train_and_evaluate(its, methods.get(name), build.for_method(task, its), folders[name])
+        for name, run_config in configs.items():
+            done = train_and_evaluate(run_config, methods.get(name), build.for_method(task, run_config), folders[name])
             if done is None:
                 return None
             results[name] = done
@@ -146,8 +146,8 @@ def train_and_evaluate(
         answer = jax.jit(evaluate.answer_fn(setup, method, sampling, fluently=True), out_shardings=everywhere)
         preferences = evaluate.grid(config)
 
-        def eval_now(at: int, state: State, stop: Callable[[], bool]) -> dict[str, Any] | None:
-            path = workdir / "evals" / f"{at:06d}.json"
+        def eval_now(step: int, state: State, stop: Callable[[], bool]) -> dict[str, Any] | None:
+            path = workdir / "evals" / f"{step:06d}.json"
             known = distributed.from_first(lambda: read_json(path))
             if known is not None:  # a resumed run does not pay twice
                 return known
@@ -160,9 +160,9 @@ def train_and_evaluate(
 
             def judge() -> dict[str, Any]:
                 reference = evaluate.fix_reference(recorded_reference(workdir, task.reference), answers)
-                its = task._replace(reference=reference)
-                out = {"step": at} | evaluate.summarise(answers, preferences, its, e.bootstrap)
-                out["samples"] = evaluate.sample_answers(answers, preferences, its, e.samples)
+                own_task = task._replace(reference=reference)
+                out = {"step": step} | evaluate.summarise(answers, preferences, own_task, e.bootstrap)
+                out["samples"] = evaluate.sample_answers(answers, preferences, own_task, e.samples)
                 write_json(path, out)
                 return out
 
@@ -172,15 +172,15 @@ def train_and_evaluate(
         writer = MetricWriter(workdir, tensorboard=config.tensorboard, start_step=start)
         at_exit.callback(writer.close)
 
-        def make(at: int) -> Batch:
-            return batch_at(task.train, at, config.batch_size, config.seed, config.data.buckets, batch_placed)
+        def make(step: int) -> Batch:
+            return batch_at(task.train, step, config.batch_size, config.seed, config.data.buckets, batch_placed)
 
         def step(state: State, batch: Batch, run: profiling.Run):
             return train_step(state, frozen, batch, run)
 
-        def measure(at: int, state: State, stop: Callable[[], bool]) -> dict[str, float] | None:
-            found = eval_now(at, state, stop)
-            return None if found is None else {"eval/hypervolume": found["hypervolume"]}
+        def measure(step: int, state: State, stop: Callable[[], bool]) -> dict[str, float] | None:
+            evaluation = eval_now(step, state, stop)
+            return None if evaluation is None else {"eval/hypervolume": evaluation["hypervolume"]}
 
         state, seconds = loop(
             config, workdir, start, state, step, make, measure, checkpoints, writer, label=method.label, show="utility"
@@ -293,17 +293,17 @@ def loop(
     Raises:
       FloatingPointError: a metric is not a finite number; the last checkpoint is from before it.
     """
-    shown, pending, done, began, preempted = {}, None, start, time.perf_counter(), False
+    figures, pending, done, began, preempted = {}, None, start, time.perf_counter(), False
 
     def settle(pending):
         """Fetches and checks a step's metrics, by now computed while the next step runs."""
         if pending is not None:
-            at, on_device, taken = pending
+            step_number, on_device, measured = pending
             values = {name: float(v) for name, v in jax.device_get(on_device).items()}
-            values |= watch.times(taken) | profiling.memory()
-            _refuse_non_finite(at, values, config.objectives, workdir)
-            writer.write(at, values)
-            shown[show] = values[show]
+            values |= watch.times(measured) | profiling.memory()
+            _refuse_non_finite(step_number, values, config.objectives, workdir)
+            writer.write(step_number, values)
+            figures[show] = values[show]
 
     def save():
         """Saves the state, once its own step is known to be sound."""
@@ -332,25 +332,25 @@ def loop(
         profiling.trace(config.profile_steps, workdir / "profile") as trace,
     ):
         preemption.nothing_to_save = True
-        for at in range(start, config.steps):
-            trace(at)
-            if at % config.eval.every == 0:
+        for step_number in range(start, config.steps):
+            trace(step_number)
+            if step_number % config.eval.every == 0:
                 with saving_on_error():
-                    figures_now = measure(at, state, preemption.stop_point)
+                    figures_now = measure(step_number, state, preemption.stop_point)
                 if figures_now is None:
                     preempted = True
                     save()
                     break
-                writer.write(at, figures_now)
-                shown |= {name.rpartition("/")[2]: value for name, value in figures_now.items()}
+                writer.write(step_number, figures_now)
+                figures |= {name.rpartition("/")[2]: value for name, value in figures_now.items()}
                 watch.skip()
             batch, wait = next_batch()
-            with jax.profiler.StepTraceAnnotation("step", step_num=at), saving_on_error():
+            with jax.profiler.StepTraceAnnotation("step", step_num=step_number), saving_on_error():
                 state, metrics = step(state, batch, watch.run)
             settle(pending)  # of the step before: the device is never waited for
-            pending, done = (at, metrics | {"time/data_wait": wait}, watch.take()), at + 1
+            pending, done = (step_number, metrics | {"time/data_wait": wait}, watch.take()), step_number + 1
             preemption.nothing_to_save = False
-            bar.update(done, **shown)
+            bar.update(done, **figures)
             preempted = preemption.stop_point()
             if done % config.checkpoint.every == 0 or done == config.steps or preempted:
                 save()
@@ -364,14 +364,14 @@ def loop(
     return state, seconds
 
 
-def _refuse_non_finite(at: int, values: dict[str, float], objectives, workdir: Path) -> None:
+def _refuse_non_finite(step: int, values: dict[str, float], objectives, workdir: Path) -> None:
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if not bad:
         return
     rewards = [name for name in objectives if f"reward/{name}/mean" in bad]
     what = f"the reward of objective {', '.join(map(repr, rewards))}" if rewards else f"{', '.join(bad)}"
     raise FloatingPointError(
-        f"step {at}: {what} is not a finite number. Training stopped; {workdir / 'checkpoints'} keeps the last state "
+        f"step {step}: {what} is not a finite number. Training stopped; {workdir / 'checkpoints'} keeps the last state "
         "from before it. Check what the reward returns for the newest responses, or lower config.optim.lr."
     )
 

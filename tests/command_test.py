@@ -52,19 +52,19 @@ def start(name, *arguments):
 
 @pytest.mark.parametrize("name", [*WITH_CONFIG, *WITHOUT])
 def test_help_and_a_stray_argument_do_not_wait_for_jax(name):
-    found = start(name, "--help")
-    assert "--" in found.stdout and found.stderr.endswith("False\n"), found.stderr
-    found = start(name, *(WITH_CONFIG | WITHOUT)[name], "stray")
-    assert found.returncode != 0 and "stray" in found.stdout + found.stderr
-    assert "Traceback" not in found.stderr and found.stderr.endswith("False\n"), found.stderr
+    result = start(name, "--help")
+    assert "--" in result.stdout and result.stderr.endswith("False\n"), result.stderr
+    result = start(name, *(WITH_CONFIG | WITHOUT)[name], "stray")
+    assert result.returncode != 0 and "stray" in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr and result.stderr.endswith("False\n"), result.stderr
 
 
 @pytest.mark.parametrize("name", WITH_CONFIG)
 def test_a_wrong_field_is_named_whole(name):
-    found = start(name, *WITH_CONFIG[name], "--config.optim.taau=1")
-    jax, *lines = found.stderr.splitlines()  # the interpreter prints the message last
-    assert found.returncode == 1 and jax == "False"
-    assert len(lines) <= 2 and lines[0].startswith("error: config.optim.taau is not a field."), found.stderr
+    result = start(name, *WITH_CONFIG[name], "--config.optim.taau=1")
+    jax, *lines = result.stderr.splitlines()  # the interpreter prints the message last
+    assert result.returncode == 1 and jax == "False"
+    assert len(lines) <= 2 and lines[0].startswith("error: config.optim.taau is not a field."), result.stderr
 
 
 def test_a_wrong_field_of_a_section_finds_its_own():
@@ -77,13 +77,13 @@ def test_a_wrong_field_of_a_section_finds_its_own():
 
 
 def test_a_former_name_is_refused_with_the_new_one():
-    found = command.wrong_field(["main", TOY, "--config.rollout.apart=True"])
-    assert found == "config.rollout.apart is not a field. It is called config.rollout.unstack_layers now."
+    result = command.wrong_field(["main", TOY, "--config.rollout.apart=True"])
+    assert result == "config.rollout.apart is not a field. It is called config.rollout.unstack_layers now."
 
 
 def test_a_configuration_that_is_not_there_is_named():
-    found = start("main", "--config=configs/toyy.py", "--workdir=/nowhere")
-    assert found.returncode == 1 and "configs/toyy.py" in found.stderr and "Traceback" not in found.stderr
+    result = start("main", "--config=configs/toyy.py", "--workdir=/nowhere")
+    assert result.returncode == 1 and "configs/toyy.py" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_former_names_lead_to_fields_that_are_there():

@@ -20,7 +20,7 @@ def canned(monkeypatch):
         volume = 0.5 + 0.01 * config.seed + 0.1 * meal
         preferences = np.array([[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]])
 
-        def found(volume):
+        def actual(volume):
             out = {
                 "hypervolume": volume, "share_of_true_hypervolume": volume, "mean_inner_product": 0.4, "sparsity": 0.1,
                 "spacing": 0.0, "non_dominated": 1.0, "truncated": 0.25, "repetitive": 0.0,
@@ -34,11 +34,11 @@ def canned(monkeypatch):
         (folder / "evals").mkdir(parents=True)
         history = []
         for step, share in ((0, 0.0), (2, 0.5), (4, 1.0)):
-            (folder / "evals" / f"{step:06d}.json").write_text(json.dumps({"step": step} | found(share * volume)))
+            (folder / "evals" / f"{step:06d}.json").write_text(json.dumps({"step": step} | actual(share * volume)))
             budget = {"rollout_tokens": 250 * step * (1 + meal), "updates": 2 * step, "reward_calls": 50 * step,
                       "gradient_tokens": 500 * step, "models": 1, "forwards_per_token": 1}  # fmt: skip
             history.append({"step": step, "hypervolume": share * volume, "budget": budget})
-        result = found(volume) | {
+        result = actual(volume) | {
             "seconds_training": 10.0 + config.seed,
             "budget": history[-1]["budget"],
             "history": history,

@@ -191,5 +191,5 @@ def test_every_field_can_be_set_on_the_command_line():
             if isinstance(value, ml_collections.ConfigDict):
                 yield from names(value)
 
-    taken = set(dir(ml_collections.ConfigDict()))
-    assert not taken & set(names(base.default()))
+    reserved = set(dir(ml_collections.ConfigDict()))
+    assert not reserved & set(names(base.default()))

@@ -61,11 +61,11 @@ def test_a_method_is_a_row_of_METHODS(tmp_path, monkeypatch):
     c.sampling.max_new, c.optim.warmup = 5, 0
     c.eval.prompts, c.eval.divisions, c.eval.bootstrap, c.tensorboard = 16, 1, 10, False
 
-    found = train.run(c, tmp_path)["imitate"]
+    result = train.run(c, tmp_path)["imitate"]
 
-    assert found["method"] == "imitation" and found["step"] == 2 and found["compiled"] == 1
-    assert found["budget"]["updates"] == 2 and found["budget"]["reward_calls"] == 2 * 16 * 2 * 2
-    assert np.shape(found["points"]) == (2, 2) and found["points"] != found["before"]["points"]
+    assert result["method"] == "imitation" and result["step"] == 2 and result["compiled"] == 1
+    assert result["budget"]["updates"] == 2 and result["budget"]["reward_calls"] == 2 * 16 * 2 * 2
+    assert np.shape(result["points"]) == (2, 2) and result["points"] != result["before"]["points"]
     assert (tmp_path / "pareto.png").exists()
 
 
@@ -131,8 +131,8 @@ def test_a_benchmark_is_a_module_with_build(monkeypatch):
 
     tokens = jnp.array([[[2, 2, 1], [5, 1, 0]]])
     answers = Responses(tokens, tokens != PAD, jnp.zeros(tokens.shape), jnp.ones((1, 2), bool))
-    found = task.reward(task.reward_params, Batch(*task.train.rows([0])[:3]), answers, None)  # prompt 0 is the token 2
-    np.testing.assert_array_equal(found, [[[2, 1], [0, 2]]])
+    result = task.reward(task.reward_params, Batch(*task.train.rows([0])[:3]), answers, None)  # prompt 0 is the token 2
+    np.testing.assert_array_equal(result, [[[2, 1], [0, 2]]])
 
 
 # ------------------------------------------------------------------------------------------------ a model family
@@ -166,10 +166,10 @@ def test_a_model_family_is_a_row_of_FAMILIES(tmp_path, monkeypatch):
 
 def make_words(source, config, task, objective):
     """`words:NUMBER` is minus the distance between a response's number of words and NUMBER."""
-    wanted = int(source.value)
+    expected = int(source.value)
 
     def reward(prompts, responses):
-        return [-abs(len(response.split()) - wanted) for response in responses]
+        return [-abs(len(response.split()) - expected) for response in responses]
 
     return lambda mesh, frozen: reward
 

@@ -66,8 +66,8 @@ def test_operations_are_those_of_the_functions_that_run(options):
     assert counted(parts[0], t.state, t.frozen, t.batch, loop=11) == pytest.approx(expected["rollout"].flops, rel=2e-3)
     assert counted(parts[1], t.frozen, t.batch, rolled.responses) == expected["score"].flops
     # What is left out, the weight-net and the conditioning, is that small.
-    found = counted(parts[2], t.state, t.frozen, t.batch, rolled, scores)
-    assert found == pytest.approx(expected["update"].flops, rel=2e-3)
+    result = counted(parts[2], t.state, t.frozen, t.batch, rolled, scores)
+    assert result == pytest.approx(expected["update"].flops, rel=2e-3)
 
 
 def test_without_remat_nothing_is_done_twice_and_with_it_the_rest_stays():
@@ -80,7 +80,10 @@ def test_without_remat_nothing_is_done_twice_and_with_it_the_rest_stays():
 def test_parameters_are_counted(adapters):
     model = MODEL | {"tied": False, "qkv_bias": True, "qk_norm": True, "post_norms": True}
     t = testing.tiny(model=model, adapters=adapters, conditioning="none")
-    size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))  # noqa: E731
+
+    def size(tree):
+        return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
     c = t.setup.policy.config
     assert size(t.state.policy) == (cost.adapter_parameters(c) if adapters else cost.base_parameters(c))
     if adapters:

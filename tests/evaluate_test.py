@@ -40,16 +40,16 @@ def test_every_prompt_is_answered_once_in_order_and_scored_with_its_own_text(bat
         return [float(r.replace(" ", "")) for r in responses]
 
     scorer = TextScorer(("host", "device"), (reward, None), {}, lambda row: " ".join(map(str, row)))
-    found = evaluate.evaluate(
+    result = evaluate.evaluate(
         answer, None, None, PROMPTS, PREFERENCES, batch_size=batch_size, seed=0, place=lambda x: x, scorer=scorer
     )
     assert asked == [
         ("abcde"[e], f"{e} {m}") for e in range(ROWS) for m in range(3)
     ]  # repeats that fill up are not scored
-    wanted = [[[10 * e + m, e + m] for m in range(3)] for e in range(ROWS)]
-    np.testing.assert_array_equal(found.scores, wanted)
-    np.testing.assert_array_equal(found.tokens[..., 0], np.arange(ROWS)[:, None].repeat(3, 1))
-    np.testing.assert_allclose(found.proposals, np.broadcast_to(PREFERENCES, (ROWS, 3, 2)))
+    expected = [[[10 * e + m, e + m] for m in range(3)] for e in range(ROWS)]
+    np.testing.assert_array_equal(result.scores, expected)
+    np.testing.assert_array_equal(result.tokens[..., 0], np.arange(ROWS)[:, None].repeat(3, 1))
+    np.testing.assert_allclose(result.proposals, np.broadcast_to(PREFERENCES, (ROWS, 3, 2)))
 
 
 PREFERENCES = np.array([[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]])

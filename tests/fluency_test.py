@@ -35,7 +35,7 @@ def test_log_likelihood_is_that_of_the_frozen_base(run):
     mask = np.arange(5) < np.array([[[5], [2]], [[0], [4]]])
     tokens[~mask] = task.pad
     responses = Responses(tokens, mask, np.zeros(tokens.shape, np.float32), np.ones((2, 2), bool))
-    found = jax.jit(lambda *args: fluency.log_likelihood(setup, *args))(frozen, batch, responses)
+    result = jax.jit(lambda *args: fluency.log_likelihood(setup, *args))(frozen, batch, responses)
     model = transformers.LlamaForCausalLM.from_pretrained(pretrained.SHIPPED / "stories260k", dtype=torch.float32)
     for b, n in np.ndindex(2, 2):
         answer = tokens[b, n][mask[b, n]].tolist()
@@ -46,7 +46,7 @@ def test_log_likelihood_is_that_of_the_frozen_base(run):
         logp = torch.log_softmax(logits, -1)
         start = len(whole) - len(answer)
         want = np.mean([float(logp[start + t - 1, token]) for t, token in enumerate(answer)]) if answer else 0.0
-        assert found[b, n] == pytest.approx(want, abs=1e-3)
+        assert result[b, n] == pytest.approx(want, abs=1e-3)
 
 
 def test_a_policy_from_random_weights_has_no_base_to_be_judged_by():

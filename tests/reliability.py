@@ -116,11 +116,11 @@ def kill(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def wait_for(found: Callable[[], Any], process: subprocess.Popen, seconds: float = 300) -> Any:
-    """What `found` gives once it is true; AssertionError if the process ends first."""
+def wait_for(condition: Callable[[], Any], process: subprocess.Popen, seconds: float = 300) -> Any:
+    """What `condition` gives once it is true; AssertionError if the process ends first."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if value := found():
+        if value := condition():
             return value
         assert process.poll() is None, "the run ended first"
         time.sleep(0.002)
@@ -130,11 +130,11 @@ def wait_for(found: Callable[[], Any], process: subprocess.Popen, seconds: float
 def kills(case: str, home: Path, count: int, seed: int = 0, limit: float = 1e9) -> dict[str, Any]:
     """`count` SIGKILLs at random moments of runs of a case, each run started again until it ends; within `limit` seconds."""
     draw, began = random.Random(seed), time.monotonic()
-    status, said, _ = finish(command(case, home, home / "whole"), home)
-    assert status == ENDED, said[-2000:]
+    status, text, _ = finish(command(case, home, home / "whole"), home)
+    assert status == ENDED, text[-2000:]
     expected = result(home / "whole")
     shutil.rmtree(home / "whole")
-    status, said, seconds = finish(command(case, home, home / "whole"), home)  # its programs are compiled now
+    status, text, seconds = finish(command(case, home, home / "whole"), home)  # its programs are compiled now
     assert status == ENDED and result(home / "whole") == expected, "two whole runs differ"
     done, runs, moments = 0, 0, []
     while done < count and time.monotonic() - began < limit:
@@ -164,13 +164,13 @@ def full_disk(home: Path) -> dict[str, Any]:
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", disk]).returncode:
         return {"case": "disk full", "skipped": "a tmpfs cannot be mounted here"}
     try:
-        status, said, seconds = finish(command("toy", home, disk / "run", checkpoint__keep=50), home)
+        status, text, seconds = finish(command("toy", home, disk / "run", checkpoint__keep=50), home)
         saved = sorted(int(p.name) for p in (disk / "run" / "checkpoints").glob("*") if p.name.isdigit())
-        assert status not in (ENDED, 75) and saved, said
+        assert status not in (ENDED, 75) and saved, text
         subprocess.run(["mount", "-o", "remount,size=200m", disk], check=True)
-        again, told, _ = finish(command("toy", home, disk / "run"), home)
-        assert again == ENDED, told
-        return outcome("disk full", home, disk / "run", status, said, seconds) | {"saved": len(saved)}
+        again, words, _ = finish(command("toy", home, disk / "run"), home)
+        assert again == ENDED, words
+        return outcome("disk full", home, disk / "run", status, text, seconds) | {"saved": len(saved)}
     finally:
         subprocess.run(["umount", disk])
 
@@ -182,9 +182,9 @@ def read_only(home: Path) -> dict[str, Any]:
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,ro", "tmpfs", disk]).returncode:
         return {"case": "read-only workdir", "skipped": "a tmpfs cannot be mounted here"}
     try:
-        status, said, seconds = finish(command("toy", home, disk / "run"), home)
-        assert status not in (ENDED, 75) and "Traceback" not in said, said
-        return {"case": "read-only workdir", "status": status, "said": last(said), "seconds": round(seconds, 1)}
+        status, text, seconds = finish(command("toy", home, disk / "run"), home)
+        assert status not in (ENDED, 75) and "Traceback" not in text, text
+        return {"case": "read-only workdir", "status": status, "said": last(text), "seconds": round(seconds, 1)}
     finally:
         subprocess.run(["umount", disk])
 
@@ -193,7 +193,10 @@ def half_done(home: Path, name: str) -> Path:
     """A workdir whose run was killed with two checkpoints, the newest not the last."""
     workdir = home / name
     process = start(command("toy", home, workdir), home)
-    names = lambda: [p for p in (workdir / "checkpoints").glob("*") if p.name.isdigit() and int(p.name) >= 100]  # noqa: E731
+
+    def names():
+        return [p for p in (workdir / "checkpoints").glob("*") if p.name.isdigit() and int(p.name) >= 100]
+
     wait_for(lambda: len(names()) >= 2, process)
     kill(process)
     return workdir
@@ -212,22 +215,22 @@ def damaged(home: Path, which: str) -> dict[str, Any]:
     for number in {"newest": numbers[-1:], "older": numbers[:1], "both": numbers}[which]:
         truncate(workdir / "checkpoints" / str(number))
     before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
-    status, said, seconds = finish(command("toy", home, workdir), home)
+    status, text, seconds = finish(command("toy", home, workdir), home)
     if which == "both":
         after = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
-        assert status not in (ENDED, 75) and "None of the checkpoints" in said and after == before, said
-        return {"case": "both damaged", "status": status, "said": last(said), "seconds": round(seconds, 1)}
-    return outcome(f"{which} damaged", home, workdir, status, said, seconds)
+        assert status not in (ENDED, 75) and "None of the checkpoints" in text and after == before, text
+        return {"case": "both damaged", "status": status, "said": last(text), "seconds": round(seconds, 1)}
+    return outcome(f"{which} damaged", home, workdir, status, text, seconds)
 
 
-def told(home: Path, when: str) -> dict[str, Any]:
+def terminated(home: Path, when: str) -> dict[str, Any]:
     """SIGTERM during a save, or during an evaluation."""
     workdir = home / f"told_{when}"
     fields = {"eval__every": 50, "eval__prompts": 1024, "eval__bootstrap": 2000} if when == "evaluation" else {}
     whole = home / f"whole_{when}" if fields else home / "whole"
     if fields:
-        status, said, _ = finish(command("toy", home, whole, **fields), home)
-        assert status == ENDED, said[-2000:]
+        status, text, _ = finish(command("toy", home, whole, **fields), home)
+        assert status == ENDED, text[-2000:]
     process = start(command("toy", home, workdir, **fields), home)
     if when == "save":
         wait_for(
@@ -240,8 +243,8 @@ def told(home: Path, when: str) -> dict[str, Any]:
     status = process.wait(timeout=120)
     seconds = time.monotonic() - began
     assert status == 75, (status, (home / "log").read_text()[-1500:])
-    again, said, _ = finish(command("toy", home, workdir, **fields), home)
-    assert again == ENDED and result(workdir) == result(whole), said
+    again, text, _ = finish(command("toy", home, workdir, **fields), home)
+    assert again == ENDED and result(workdir) == result(whole), text
     return {"case": f"SIGTERM in {when}", "status": status, "seconds": round(seconds, 1), "same_bits": True}
 
 
@@ -264,12 +267,12 @@ def one_of_two(home: Path) -> dict[str, Any]:
     began = time.monotonic()
     kill(second)
     status = first.wait(timeout=180)
-    seconds, said = time.monotonic() - began, (home / "log").read_text()
-    assert status != 0, said[-1500:]
+    seconds, text = time.monotonic() - began, (home / "log").read_text()
+    assert status != 0, text[-1500:]
     again = both(home / "two_killed")
     assert [process.wait(timeout=600) for process in again] == [0, 0], (home / "log").read_text()[-1500:]
     assert result(home / "two_killed") == result(home / "two")
-    words = "died" if "died" in said else last(said)
+    words = "died" if "died" in text else last(text)
     return {
         "case": "one of two killed",
         "status": status,
@@ -279,17 +282,17 @@ def one_of_two(home: Path) -> dict[str, Any]:
     }
 
 
-def outcome(case: str, home: Path, workdir: Path, status: int, said: str, seconds: float) -> dict[str, Any]:
+def outcome(case: str, home: Path, workdir: Path, status: int, text: str, seconds: float) -> dict[str, Any]:
     same = result(workdir) == result(home / "whole")
     assert same, f"{case}: another end than that of the untouched run"
-    return {"case": case, "status": status, "said": last(said), "seconds": round(seconds, 1), "same_bits": same}
+    return {"case": case, "status": status, "said": last(text), "seconds": round(seconds, 1), "same_bits": same}
 
 
-def last(said: str) -> str:
+def last(text: str) -> str:
     """The line of a run's output that says what happened."""
-    lines = said.splitlines() or [""]
-    told = [line for line in lines if re.search(r"^error: |is damaged and is skipped|stopped (at|before)", line)]
-    return re.sub(r"/\S+/", "…/", (told or lines)[-1])[:300]
+    lines = text.splitlines() or [""]
+    words = [line for line in lines if re.search(r"^error: |is damaged and is skipped|stopped (at|before)", line)]
+    return re.sub(r"/\S+/", "…/", (words or lines)[-1])[:300]
 
 
 def main() -> None:
@@ -304,10 +307,10 @@ def main() -> None:
             if case != "others":
                 print(json.dumps(kills(case, home, args.kills, limit=args.limit)), flush=True)
                 continue
-            status, said, _ = finish(command("toy", home, home / "whole"), home)
-            assert status == ENDED, said[-2000:]
+            status, text, _ = finish(command("toy", home, home / "whole"), home)
+            assert status == ENDED, text[-2000:]
             parts = [(damaged, home, which) for which in ("newest", "older", "both")]
-            parts += [(told, home, when) for when in ("save", "evaluation")]
+            parts += [(terminated, home, when) for when in ("save", "evaluation")]
             for part, *where in (*parts, (full_disk, home), (read_only, home), (one_of_two, home)):
                 try:
                     print(json.dumps(part(*where)), flush=True)

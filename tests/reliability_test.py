@@ -20,8 +20,8 @@ def reliability():
 def home(reliability, tmp_path_factory):
     """A directory with a whole run of the toy."""
     home = tmp_path_factory.mktemp("home")
-    status, said, _ = reliability.finish(reliability.command("toy", home, home / "whole"), home)
-    assert status == 0, said
+    status, text, _ = reliability.finish(reliability.command("toy", home, home / "whole"), home)
+    assert status == 0, text
     return home
 
 
@@ -32,8 +32,8 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(reliability, tmp_pa
 
 @pytest.mark.parametrize("which", ["newest", "older", "both"])
 def test_damaged_checkpoints(reliability, home, which):
-    found = reliability.damaged(home, which)
-    assert "None of the checkpoints" in found["said"] or found["same_bits"]
+    result = reliability.damaged(home, which)
+    assert "None of the checkpoints" in result["said"] or result["same_bits"]
 
 
 @pytest.mark.parametrize("when", ["save", "evaluation"])

@@ -53,14 +53,14 @@ FORWARDS = {"models/check.py", "models/gguf.py", "rewards/train.py", "rewards/fi
 
 def modules(package: Path) -> dict[str, Path]:
     """Dotted names below the package, the package's own name left out, to files."""
-    found = {}
+    result = {}
     for path in sorted(package.rglob("*.py")):
         parts = path.relative_to(package).with_suffix("").parts
         if parts[-1] == "__init__":
             parts = parts[:-1]
         if parts and str(path.relative_to(package)) not in FORWARDS:
-            found[".".join(parts)] = path
-    return found
+            result[".".join(parts)] = path
+    return result
 
 
 def imports(known: dict[str, Path]) -> list[tuple[str, str]]:
@@ -84,9 +84,9 @@ def upward(edges: list[tuple[str, str]], known: dict[str, Path], levels: dict[st
     """A sentence for each import that does not point down, naming both files."""
     out = []
     for source, target in edges:
-        here, there = source.split(".")[0], target.split(".")[0]
-        if here != there and levels[there] >= levels[here]:
-            out.append(f"{known[source]} ({here}) imports {known.get(target, target)} ({there}), which is not below it")
+        local, site = source.split(".")[0], target.split(".")[0]
+        if local != site and levels[site] >= levels[local]:
+            out.append(f"{known[source]} ({local}) imports {known.get(target, target)} ({site}), which is not below it")
     return out
 
 
@@ -104,12 +104,12 @@ def circle(edges: list[tuple[str, str]]) -> list[str]:
             return []
         trail.append(name)
         for target in graph.get(name, ()):
-            if found := visit(target):
-                return found
+            if result := visit(target):
+                return result
         done.add(trail.pop())
         return []
 
-    return next((found for name in graph if (found := visit(name))), [])
+    return next((result for name in graph if (result := visit(name))), [])
 
 
 def test_every_room_has_its_place():

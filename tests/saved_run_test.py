@@ -31,12 +31,12 @@ def test_the_newest_state_is_read_to_the_bit_on_one_device_or_several_and_nothin
     folder = toy_run / "checkpoints" / "3"
     record = json.loads(checkpoint.ocp.checkpointables_metadata(folder).custom_metadata["record"])
     saved = {path: digest for path, (_, digest) in record["leaves"].items()}
-    one, two = open_run(toy_run), open_run(toy_run, devices=2)
-    for run, devices in ((one, 1), (two, 2)):
+    first, two = open_run(toy_run), open_run(toy_run, devices=2)
+    for run, devices in ((first, 1), (two, 2)):
         assert run.step == 3 == int(run.state.step) == checkpoint.steps(opened)[-1]
         assert checkpoint._digests(run.state) == saved
         assert len(run.state.policy["transformer"]["embedding"].devices()) == devices
-    assert one.method.label == "Meal" and one.task.objectives == ("first", "second")
+    assert first.method.label == "Meal" and first.task.objectives == ("first", "second")
     assert listing(toy_run) == before
 
 

@@ -34,11 +34,11 @@ def test_a_run_answers_as_it_did(saved, name, tokens):
     run = open_run(saved / name)
     assert run.step == 3 and run.config.compare_with == tuple(old["beside"]) and run.config.ppo.divisions is None
     rows = run.task.test.rows(np.array([0, 1]))
-    found = answers.answers(run, rows, GRID, sampling=Sampling(temperature=0.0), max_new=tokens)
+    result = answers.answers(run, rows, GRID, sampling=Sampling(temperature=0.0), max_new=tokens)
     expected = np.load(saved / f"{name}_expected.npz")
-    np.testing.assert_array_equal(found.tokens, expected["tokens"])
-    np.testing.assert_allclose(found.proposals, expected["proposals"], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(found.scores, expected["scores"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(result.tokens, expected["tokens"])
+    np.testing.assert_allclose(result.proposals, expected["proposals"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(result.scores, expected["scores"], rtol=1e-4, atol=1e-5)
 
 
 def test_an_export_is_a_policy_to_start_from(saved):

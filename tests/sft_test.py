@@ -28,18 +28,18 @@ def one_device(monkeypatch):
 @pytest.fixture(scope="module")
 def config(chat_model, tmp_path_factory):
     """The assistant's prompts, with answers that are always polite, on the tiny model with adapters."""
-    at = tmp_path_factory.mktemp("sft_data")
+    index = tmp_path_factory.mktemp("sft_data")
     for first, folder in zip((0, 60), assistant.FOLDERS, strict=True):
         rows = [
             {"chosen": f"\n\nHuman: {i}\n\nAssistant: yes please", "rejected": f"\n\nHuman: {i}\n\nAssistant: no"}
             for i in range(first, first + 60)
         ]
-        (at / folder).mkdir()
-        (at / folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (index / folder).mkdir()
+        (index / folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     c = base.default()
     changes = {
         "stage": "sft", "task": "assistant", "objectives": ("harmless", "helpful"), "policy.source": str(chat_model),
-        "policy.lora_rank": 2, "policy.lora_dropout": 0.1, "sampling.max_new": 6, "data.path": str(at),
+        "policy.lora_rank": 2, "policy.lora_dropout": 0.1, "sampling.max_new": 6, "data.path": str(index),
         "data.prompt_length": 48, "batch_size": 4, "eval.prompts": 6, "eval.batch_size": 4, "eval.every": 4, "steps": 6,
         "checkpoint.every": 3, "optim.lr": 3e-2, "optim.warmup": 1, "tensorboard": False,
     }  # fmt: skip
@@ -111,13 +111,13 @@ def test_the_loss_counts_response_tokens_alone_and_the_written_model_has_it(conf
     rows = make_rows(config, task)
     first = sft.Examples(*(field[:2] for field in rows))
     uneven = first._replace(response_mask=first.response_mask & (np.arange(6) < np.array([[1], [6]])))
-    for source, at, rest in ((chat_model, "before", rows), (workdir / "model", "after", rows)):
+    for source, index, rest in ((chat_model, "before", rows), (workdir / "model", "after", rows)):
         naive = naive_loss(source, task.chat, task, rest)
-        np.testing.assert_allclose(results["held_out_loss"][at], naive, rtol=1e-5)
+        np.testing.assert_allclose(results["held_out_loss"][index], naive, rtol=1e-5)
     assert results["held_out_loss"]["after"] < results["held_out_loss"]["before"] - 0.3
     # Responses of different lengths: a mean over tokens, not over rows.
-    found = jax.jit(lambda theta, rows: sft.loss_of(setup, theta, frozen, rows))(theta, uneven)
-    np.testing.assert_allclose(found, naive_loss(chat_model, task.chat, task, uneven), rtol=1e-5)
+    result = jax.jit(lambda theta, rows: sft.loss_of(setup, theta, frozen, rows))(theta, uneven)
+    np.testing.assert_allclose(result, naive_loss(chat_model, task.chat, task, uneven), rtol=1e-5)
 
 
 def test_what_it_writes(config, finished, chat_model):
@@ -126,10 +126,10 @@ def test_what_it_writes(config, finished, chat_model):
     assert results["compiled"] == 1 and [h["step"] for h in results["history"]] == [0, 4, 6]
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in rows if "loss" in r] == list(range(6))
-    before, after = (chats.make(pretrained.load_tokenizer(at)) for at in (chat_model, workdir / "model"))
+    before, after = (chats.make(pretrained.load_tokenizer(index)) for index in (chat_model, workdir / "model"))
     assert chats.describe(before) == chats.describe(after)  # the prompts of alignment and of reward heads are the same
     assert chats.response_ids(before, "no thank you") == chats.response_ids(after, "no thank you")
-    a, b = (pretrained.load_params(at, pretrained.load_config(at)) for at in (chat_model, workdir / "model"))
+    a, b = (pretrained.load_params(index, pretrained.load_config(index)) for index in (chat_model, workdir / "model"))
     changed = [
         p for p, x in linear_heads.fingerprint(a).items() if not np.array_equal(x, linear_heads.fingerprint(b)[p])
     ]
@@ -139,10 +139,10 @@ def test_what_it_writes(config, finished, chat_model):
 def test_stopped_and_resumed_it_ends_with_the_same_bits(config, finished, tmp_path, monkeypatch):
     real = sft.index_at
 
-    def stop(mask, at, *args):
-        if at == 5:
+    def stop(mask, step, *args):
+        if step == 5:
             raise KeyboardInterrupt
-        return real(mask, at, *args)
+        return real(mask, step, *args)
 
     monkeypatch.setattr(sft, "index_at", stop)
     with pytest.raises(KeyboardInterrupt):
@@ -180,7 +180,10 @@ def test_responses_that_cannot_be_learnt_are_counted(stage):
 
 def test_held_out_loss_does_not_hang_on_batches(config):
     rows = sft.Examples(*(np.arange(5)[:, None],) * 3, np.array([[1, 1], [1, 0], [1, 1], [1, 0], [1, 1]], bool))
-    mean = lambda theta, frozen, b: np.sum(b.response * b.response_mask) / b.response_mask.sum()  # noqa: E731
+
+    def mean(theta, frozen, b):
+        return np.sum(b.response * b.response_mask) / b.response_mask.sum()
+
     place = train.sharding.batch_sharding(train.sharding.make_mesh())
     values = [sft.held_out(mean, None, None, rows, size, place) for size in (1, 2, 5, 8)]
     np.testing.assert_allclose(values, (0 + 0 + 1 + 2 + 2 + 3 + 4 + 4) / 8, rtol=1e-6)

@@ -29,16 +29,16 @@ def greedy():
 
     @jax.jit
     def logits(tokens):  # [T], <s> first
-        one = tokens[None]
-        prompt = policy.apply({"params": params}, one[:, :1], jnp.ones((1, 1), bool), method="prefill")
-        answer = jnp.pad(one[:, None, 1:], ((0, 0), (0, 0), (0, 1)))
+        first = tokens[None]
+        prompt = policy.apply({"params": params}, first[:, :1], jnp.ones((1, 1), bool), method="prefill")
+        answer = jnp.pad(first[:, None, 1:], ((0, 0), (0, 0), (0, 1)))
         hidden = policy.apply({"params": params}, prompt, jnp.zeros((1, 1, 2)), answer, method="respond")
         return policy.apply({"params": params}, hidden, method="unembed")[0, 0]
 
     tokens = np.zeros(48, np.int32)
     tokens[0] = 1
-    for at in range(47):
-        tokens[at + 1] = np.argmax(logits(tokens)[at])
+    for index in range(47):
+        tokens[index + 1] = np.argmax(logits(tokens)[index])
     return tokens, np.asarray(logits(tokens))
 
 
@@ -55,8 +55,8 @@ def test_torch_has_the_same_logits(greedy):
 
     model = transformers.LlamaForCausalLM.from_pretrained(STORIES, dtype=torch.float32)
     with torch.no_grad():
-        theirs = model(torch.tensor(greedy[0][None].astype(np.int64))).logits[0].numpy()
-    np.testing.assert_allclose(greedy[1], theirs, atol=1e-4, rtol=0)
+        reference = model(torch.tensor(greedy[0][None].astype(np.int64))).logits[0].numpy()
+    np.testing.assert_allclose(greedy[1], reference, atol=1e-4, rtol=0)
 
 
 def test_it_is_small_licensed_and_packed():

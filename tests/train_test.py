@@ -123,13 +123,13 @@ def test_both_methods_are_recorded_and_drawn_in_one_figure(finished):
 def test_opened_again_it_gives_the_very_answers_that_were_evaluated(finished):
     workdir, results = finished
     opened = open_run(workdir)
-    shown = results["meal"]["samples"][1]
-    prompts, grid = opened.task.test.rows(np.array([1])), np.array([a["preference"] for a in shown["answers"]])
-    found = answers.answers(opened, prompts, grid, sampling=Sampling(), max_new=4, seed=0)
-    assert opened.task.show(prompts.tokens[0][prompts.mask[0]]) == shown["prompt"]
-    for m, given in enumerate(shown["answers"]):
-        assert opened.task.show(found.tokens[0, m][found.mask[0, m]]) == given["response"]
-        np.testing.assert_allclose(found.scores[0, m], list(given["rewards"].values()), atol=1e-3)
+    display = results["meal"]["samples"][1]
+    prompts, grid = opened.task.test.rows(np.array([1])), np.array([a["preference"] for a in display["answers"]])
+    result = answers.answers(opened, prompts, grid, sampling=Sampling(), max_new=4, seed=0)
+    assert opened.task.show(prompts.tokens[0][prompts.mask[0]]) == display["prompt"]
+    for m, given in enumerate(display["answers"]):
+        assert opened.task.show(result.tokens[0, m][result.mask[0, m]]) == given["response"]
+        np.testing.assert_allclose(result.scores[0, m], list(given["rewards"].values()), atol=1e-3)
 
 
 def test_the_same_command_again_changes_no_file_to_the_byte(finished):
@@ -245,13 +245,13 @@ def test_rewards_from_text_train_and_evaluate_as_those_from_tokens_do(finished, 
     np.testing.assert_allclose(text["points"], own_meal["points"], rtol=1e-6)
     assert np.std(text["points"]) > 0 and text["seconds_training"] > 0
     assert newest(tmp_path / "text") == newest(own)  # weights, optimizers, reward statistics: the same bits
-    rows = [[json.loads(line) for line in (at / "metrics.jsonl").open()] for at in (own, tmp_path / "text")]
-    for one, other in zip(*([row for row in run if "utility" in row] for run in rows), strict=True):
-        assert other["time/text_rewards"] > 0 and other.keys() - one.keys() == {
+    rows = [[json.loads(line) for line in (index / "metrics.jsonl").open()] for index in (own, tmp_path / "text")]
+    for first, other in zip(*([row for row in run if "utility" in row] for run in rows), strict=True):
+        assert other["time/text_rewards"] > 0 and other.keys() - first.keys() == {
             "time/text_rewards", "score/known", "time/rollout", "time/score", "time/update",
         }  # fmt: skip
-        same = [name for name in one if not name.startswith(("time/", "memory/"))]
-        assert [other[name] for name in same] == pytest.approx([one[name] for name in same], rel=1e-5)
+        same = [name for name in first if not name.startswith(("time/", "memory/"))]
+        assert [other[name] for name in same] == pytest.approx([first[name] for name in same], rel=1e-5)
 
 
 OWN_REWARDS = """
@@ -281,11 +281,11 @@ def test_four_rewards_of_ones_own_of_any_scale_one_of_them_constant_run(tmp_path
         objectives=("a", "b", "c", "d"), reward__sources=tuple(f"python:{code}:{name}" for name in names), steps=2,
         method="static", eval__divisions=1, tensorboard=False,
     )  # fmt: skip
-    found = train.run(config, str(tmp_path / "run"))["static"]
-    reference, before = np.array(found["reference"]), found["before"]
-    assert np.isfinite(reference).all() and before["reference"] == found["reference"]
-    assert found["hypervolume"] > 0 and before["hypervolume"] > 0 and np.shape(found["points"]) == (4, 4)
-    assert found["splits"]["same_text"] == 0 and found["splits"]["evaluation"] == 16
+    result = train.run(config, str(tmp_path / "run"))["static"]
+    reference, before = np.array(result["reference"]), result["before"]
+    assert np.isfinite(reference).all() and before["reference"] == result["reference"]
+    assert result["hypervolume"] > 0 and before["hypervolume"] > 0 and np.shape(result["points"]) == (4, 4)
+    assert result["splits"]["same_text"] == 0 and result["splits"]["evaluation"] == 16
     assert not (tmp_path / "run" / "pareto.png").exists()
 
 
@@ -301,8 +301,8 @@ def test_a_reward_that_fails_is_named_the_state_before_is_saved_and_the_mended_r
         train.run(config, str(tmp_path / "run"))
     assert newest(tmp_path / "run")[0] == 2
     code.write_text(OWN_REWARDS.replace("LIMIT", "1000"))
-    found = train.run(config, str(tmp_path / "run"))["static"]
-    assert newest(tmp_path / "run")[0] == 4 and found["hypervolume"] > 0 and np.shape(found["points"]) == (1, 1)
+    result = train.run(config, str(tmp_path / "run"))["static"]
+    assert newest(tmp_path / "run")[0] == 4 and result["hypervolume"] > 0 and np.shape(result["points"]) == (1, 1)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "utility" in row] == [0, 1, 2, 3]
 
@@ -348,9 +348,9 @@ def test_told_to_stop_in_an_evaluation_it_saves_the_state_before_it(tmp_path, st
     def step(state, batch, run):
         return run("device", jax.jit(lambda n: (n + 1, {"loss": 0.5 * n})), state)
 
-    def measure(at, state, stop):
+    def measure(step, state, stop):
         assert not stop()
-        return None if at == stopped_at else {"eval/loss": 0.0}
+        return None if step == stopped_at else {"eval/loss": 0.0}
 
     with MetricWriter(tmp_path) as writer:
         state, _ = train.loop(
@@ -359,7 +359,7 @@ def test_told_to_stop_in_an_evaluation_it_saves_the_state_before_it(tmp_path, st
             0,
             jnp.zeros((), jnp.int32),
             step,
-            lambda at: at,
+            lambda step: step,
             measure,
             opened,
             writer,

@@ -65,13 +65,15 @@ def rollout(setup: Setup, state: CpoState, frozen: Frozen, batch: Batch) -> Roll
     sample_key, target_key = meal.step_keys(state, 2)
     size, n, k = batch.tokens.shape[0], setup.meal.candidates, len(setup.objectives)
     targets = ric.sample_targets(target_key, size, jnp.zeros(k), jnp.ones(k))
-    wanted = jnp.broadcast_to(targets[:, None], (size, n, k))
+    preferences = jnp.broadcast_to(targets[:, None], (size, n, k))
     responses = jax.lax.cond(
         state.step < setup.options.sft_steps,
         lambda: family.respond_as_base(setup, frozen, batch, sample_key, n),
-        lambda: meal.respond(setup, state.policy, None, frozen, batch, wanted, sample_key, setup.sampling).responses,
+        lambda: (
+            meal.respond(setup, state.policy, None, frozen, batch, preferences, sample_key, setup.sampling).responses
+        ),
     )
-    return Rollout(jnp.full((size, n, k), 1.0 / k), wanted, None, responses)
+    return Rollout(jnp.full((size, n, k), 1.0 / k), preferences, None, responses)
 
 
 def targeted(s: jax.Array, t: jax.Array, lam: float) -> jax.Array:

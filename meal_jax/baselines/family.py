@@ -80,10 +80,10 @@ def respond_each(
     size = jax.tree.leaves(thetas)[0].shape[0]
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(size))
 
-    def one(theta, key):
+    def respond_member(theta, key):
         return respond_as(setup, theta, frozen, batch, key, candidates, sampling)
 
-    return side_by_side(jax.vmap(one)(thetas, keys))
+    return side_by_side(jax.vmap(respond_member)(thetas, keys))
 
 
 def side_by_side(responses: PyTree) -> PyTree:
@@ -120,10 +120,10 @@ def update(
     _, key = meal.step_keys(state, 2)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(size))
 
-    def one(member, w, key, mine):
-        return learn(setup, frozen, batch, member, w, key, *mine)
+    def update_member(member, w, key, member_frozen):
+        return learn(setup, frozen, batch, member, w, key, *member_frozen)
 
-    members, metrics = jax.vmap(one)(state.members, state.preferences, keys, pool)
+    members, metrics = jax.vmap(update_member)(state.members, state.preferences, keys, pool)
     metrics = {name: jnp.mean(value) for name, value in metrics.items()} | meal.describe(setup, rolled, scores.rewards)
     return state.replace(step=state.step + 1, members=members, rewards=stats), metrics
 

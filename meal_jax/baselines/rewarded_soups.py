@@ -51,7 +51,7 @@ def soup(thetas: PyTree, w: jax.Array, space: str) -> PyTree:
       Leaves of one policy; see `widened` for the module that takes those of "merged".
     """
 
-    def one(path, x):
+    def interpolate(path, x):
         if space == "factor" or not path.endswith(("lora_a", "lora_b")):
             return jnp.tensordot(w, x, axes=1)
         if path.endswith("lora_a"):
@@ -59,7 +59,7 @@ def soup(thetas: PyTree, w: jax.Array, space: str) -> PyTree:
         return jnp.concatenate(list(x), axis=-2)
 
     flat = traverse_util.flatten_dict(thetas, sep="/")
-    return traverse_util.unflatten_dict({path: one(path, x) for path, x in flat.items()}, sep="/")
+    return traverse_util.unflatten_dict({path: interpolate(path, x) for path, x in flat.items()}, sep="/")
 
 
 def widened(setup: Setup) -> Setup:
@@ -81,7 +81,7 @@ def answer(
 ) -> Rollout:
     """Answers w [B, M, K], the same for every prompt of a batch, by the soups of those preferences."""
     space = setup.options.soup
-    thetas = jax.vmap(lambda one: soup(state.members["policy"], one, space))(w[0])
+    thetas = jax.vmap(lambda weights: soup(state.members["policy"], weights, space))(w[0])
     if space == "merged" and setup.policy.config.lora is not None:
         setup = widened(setup)
     return Rollout(w, w, None, family.respond_each(setup, thetas, frozen, batch, key, 1, sampling))

@@ -165,16 +165,16 @@ def rollout(setup: Setup, state: RicState, frozen: Frozen, batch: Batch) -> Roll
     sample_key, target_key, _ = meal.step_keys(state, 3)
     size, n, k = batch.tokens.shape[0], setup.meal.candidates, len(setup.objectives)
     low, high = _range(setup, state.buffer)
-    wanted = normalise_scores(sample_targets(target_key, size * n, low, high), low, high).reshape(size, n, k)
+    desired = normalise_scores(sample_targets(target_key, size * n, low, high), low, high).reshape(size, n, k)
 
     def offline():
         return family.respond_as_base(setup, frozen, batch, sample_key, n)
 
     def online():
-        return meal.respond(setup, state.policy, None, frozen, batch, wanted, sample_key, setup.sampling).responses
+        return meal.respond(setup, state.policy, None, frozen, batch, desired, sample_key, setup.sampling).responses
 
     responses = jax.lax.cond(state.step < setup.options.offline_steps, offline, online)
-    return Rollout(jnp.full((size, n, k), 1.0 / k), wanted, None, responses)
+    return Rollout(jnp.full((size, n, k), 1.0 / k), desired, None, responses)
 
 
 def update(

@@ -297,7 +297,7 @@ def dated(template: str, date: str) -> str:
         return template
     day = datetime.date.fromisoformat(date)
     call = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
-    template = call.sub(lambda found: json.dumps(day.strftime(found[2])), template)
+    template = call.sub(lambda match: json.dumps(day.strftime(match[2])), template)
     template = template.replace("strftime_now is defined", "true")
     if "strftime_now" in template:  # called on a variable
         codes = "".join(f" | replace({json.dumps(code)}, {json.dumps(day.strftime(code))})" for code in CODES)

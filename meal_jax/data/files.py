@@ -54,11 +54,11 @@ def find(path: str | os.PathLike, hint: str, suffixes: Sequence[str] = SUFFIXES)
         raise FileNotFoundError(f"There is no {path}. {hint}")
     # Hidden files are not data: macOS leaves ._rows.jsonl beside rows.jsonl.
     visible = [file for file in path.iterdir() if not file.name.startswith(".")]
-    found = sorted(file for file in visible if file.name.endswith(tuple(suffixes)) and file.is_file())
-    if not found:
+    matching = sorted(file for file in visible if file.name.endswith(tuple(suffixes)) and file.is_file())
+    if not matching:
         inside = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
         raise FileNotFoundError(f"{path} has no {' or '.join(suffixes)} file (it has {inside}). {hint}")
-    return found
+    return matching
 
 
 def rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -92,15 +92,15 @@ def need_text(row: dict[str, Any], names: Sequence[str], source: str, why: str) 
     """
     bad = [name for name in names if not isinstance(row.get(name), str)]
     if bad:
-        has = ", ".join(map(str, row)) or "none"
-        raise ValueError(f"{source} has no text in {' and '.join(bad)}; {why} (Fields of this row: {has}.)")
+        present = ", ".join(map(str, row)) or "none"
+        raise ValueError(f"{source} has no text in {' and '.join(bad)}; {why} (Fields of this row: {present}.)")
 
 
 def split_of(file: Path) -> str | None:
     """The split that a file's name, or else its directory's, begins with: train, test, validation; None if neither."""
     for name in (file.name, file.parent.name):
-        if found := SPLIT.match(name):
-            return {"valid": "validation"}.get(found[1], found[1])
+        if matched := SPLIT.match(name):
+            return {"valid": "validation"}.get(matched[1], matched[1])
     return None
 
 
@@ -157,8 +157,8 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
     except (gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{file} is not a gzip file, or is damaged after line {number} ({error}).") from None
     except UnicodeDecodeError as error:
-        at = f"line {number}, byte {error.start}: {error.reason}"
-        raise ValueError(f"{file} is not UTF-8 text ({at}). Save it as UTF-8.") from None
+        position = f"line {number}, byte {error.start}: {error.reason}"
+        raise ValueError(f"{file} is not UTF-8 text ({position}). Save it as UTF-8.") from None
     except OSError as error:
         if file.suffix != ".zst":
             raise

@@ -80,10 +80,10 @@ def rows(path: str | os.PathLike, split: str | None = None) -> Iterator[tuple[st
         yield from read_prepared.records(path, split)
         return
     every = files.find(path, HINT)
-    wanted = [file for file in every if split in (None, files.split_of(file))]
-    if not wanted:
+    chosen_files = [file for file in every if split in (None, files.split_of(file))]
+    if not chosen_files:
         raise FileNotFoundError(f"{path} has no {split} split, only {', '.join(file.name for file in every)}. {HINT}")
-    for file in wanted:
+    for file in chosen_files:
         yield from files.rows(file)
 
 

@@ -44,12 +44,12 @@ def of_prompts(train: Prompts, test: Prompts) -> dict[str, Any]:
     return between(*texts)
 
 
-def say(found: dict[str, Any]) -> str:
+def say(counts: dict[str, Any]) -> str:
     """`between` in a sentence."""
-    why = f" ({found['why']})" if "why" in found else ""
+    why = f" ({counts['why']})" if "why" in counts else ""
     return (
-        f"{found['training']} prompts to train on, {found['evaluation']} to evaluate on; in both: {found['same_text']} by "
-        f"text, {found['same_first_turn']} by first turn{why}"
+        f"{counts['training']} prompts to train on, {counts['evaluation']} to evaluate on; in both: {counts['same_text']} by "
+        f"text, {counts['same_first_turn']} by first turn{why}"
     )
 
 

@@ -26,7 +26,7 @@ SPLITS = {  # a row's `split` to what it means
 WHY = 'each line is {"prompt": text} or {"messages": [{"role": …, "content": …}, …]}.'
 
 
-def read(path: str | os.PathLike, split: str | None = None) -> hh_rlhf.Pairs:
+def read_rows(path: str | os.PathLike, split: str | None = None) -> hh_rlhf.Pairs:
     """Reads a file or all of a directory's in the order of their names.
 
     Args:
@@ -72,19 +72,19 @@ def split_of(row: dict[str, Any], file: Path, source: str) -> str:
     Raises:
       ValueError: an unknown split, or the two contradict each other.
     """
-    found = files.SPLIT.match(file.name)
-    named = SPLITS[found[1]] if found else SPLITS.get(file.parent.name, "")
-    said = row.get("split")
-    if said in (None, ""):
+    matched = files.SPLIT.match(file.name)
+    named = SPLITS[matched[1]] if matched else SPLITS.get(file.parent.name, "")
+    split = row.get("split")
+    if split in (None, ""):
         return named
-    if not isinstance(said, str) or said.strip().casefold() not in SPLITS:
+    if not isinstance(split, str) or split.strip().casefold() not in SPLITS:
         raise ValueError(
-            f"{source} has the split {said!r}, which is none of {', '.join(dict.fromkeys(SPLITS.values()))}."
+            f"{source} has the split {split!r}, which is none of {', '.join(dict.fromkeys(SPLITS.values()))}."
         )
-    given = SPLITS[said.strip().casefold()]
+    given = SPLITS[split.strip().casefold()]
     if named and given != named:
         raise ValueError(
-            f"{source} has the split {said!r}, but the name of {file} says {named}: leave one of the two away, or correct it."
+            f"{source} has the split {split!r}, but the name of {file} says {named}: leave one of the two away, or correct it."
         )
     return given
 

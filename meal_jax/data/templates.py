@@ -163,7 +163,7 @@ def within(
         ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         fits[name] = np.array([limits[0] <= len(row) <= limits[1] for row in ids])
     keep = np.logical_and.reduce(list(fits.values())) if fits else np.ones(len(rows), bool)
-    return [row for row, kept in zip(rows, keep, strict=True) if kept], {
+    return [row for row, inside in zip(rows, keep, strict=True) if inside], {
         name: int((~fit).sum()) for name, fit in fits.items()
     }
 
@@ -176,14 +176,14 @@ def encode_rows(chat: chats.Chat, rows: Sequence[Row], length: int) -> tuple[Pro
     Returns:
       Prompts, and their rows.
     """
-    kept: dict[int, tuple[list[int], Row]] = {}
+    by_id: dict[int, tuple[list[int], Row]] = {}
     for row in rows:
         ids = chats.prompt_ids(chat, row.turns)
         if len(ids) <= length:
-            kept.setdefault(chats.hash_of(row.name), (ids, row))
-    chosen = [row for _, row in kept.values()]
+            by_id.setdefault(chats.hash_of(row.name), (ids, row))
+    chosen = [row for _, row in by_id.values()]
     texts = [row.text for row in chosen]
-    return chats.pad_left([ids for ids, _ in kept.values()], length, chat.pad, list(kept), texts), chosen
+    return chats.pad_left([ids for ids, _ in by_id.values()], length, chat.pad, list(by_id), texts), chosen
 
 
 def evaluation_set(

@@ -33,12 +33,12 @@ SUMMED = 2**20  # numbers of each device
 ACCELERATORS = {"/dev/nvidia0": "an NVIDIA GPU", "/dev/accel0": "a TPU", "/dev/vfio/0": "a TPU"}
 
 
-def seen() -> Iterator[Finding]:
+def present() -> Iterator[Finding]:
     """The devices of all processes, and whether they are the ones that this host has."""
-    here = jax.local_devices()
+    local = jax.local_devices()
     processes = jax.process_count()
     of = f" of {processes} processes" if processes > 1 else ""
-    yield ok("devices", f"{jax.device_count()} × {here[0].device_kind} ({jax.default_backend()}){of}")
+    yield ok("devices", f"{jax.device_count()} × {local[0].device_kind} ({jax.default_backend()}){of}")
     each = collections.Counter(device.process_index for device in jax.devices())
     if len(set(each.values())) > 1:
         yield fail("devices", f"number by process: {dict(sorted(each.items()))}", "Every process must have as many.")
@@ -58,12 +58,12 @@ def laid_out(config: Any) -> tuple[list[Finding], Mesh | None]:
     except ValueError as error:
         advice = "Set config.mesh.data, fsdp and tensor for these devices, and batch sizes that data × fsdp divides."
         return [fail("mesh", f"{error}", advice)], None
-    found = [ok("mesh", " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items()))]
+    findings = [ok("mesh", " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items()))]
     if mesh.shape["fsdp"] > 1 and not config.rollout.gather:
         what = f"weights are split over fsdp {mesh.shape['fsdp']}, and decoding gathers them at every token"
         advice = "config.rollout.gather=True gathers them once a rollout where a device has room; see docs/scaling.md."
-        found.append(warn("rollout", what, advice))
-    return found + list(kernels(config, jax.default_backend())), mesh
+        findings.append(warn("rollout", what, advice))
+    return findings + list(kernels(config, jax.default_backend())), mesh
 
 
 def kernels(config: Any, backend: str) -> Iterator[Finding]:
@@ -92,16 +92,16 @@ def memory(config: Any, mesh: Mesh, model: TransformerConfig | None) -> Iterator
     """
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     limit = min((s["bytes_limit"] for s in stats if "bytes_limit" in s), default=None)
-    alone, has = 1, "a device has"
+    alone, capacity = 1, "a device has"
     if limit is None:  # the CPU's devices share the host's
-        limit, alone, has = _host_memory(), jax.local_device_count(), "this host has free"
-    has = f"{has} {limit / GIB:.1f} GiB" if limit else "what there is, is not known"
+        limit, alone, capacity = _host_memory(), jax.local_device_count(), "this host has free"
+    capacity = f"{capacity} {limit / GIB:.1f} GiB" if limit else "what there is, is not known"
     if model is None:
         known = not config.policy.source  # drawn at random, and small
         yield (
-            ok("memory", has)
+            ok("memory", capacity)
             if known
-            else unknown("memory", f"{has}; a step's need is unknown: the policy was not read")
+            else unknown("memory", f"{capacity}; a step's need is unknown: the policy was not read")
         )
         return
     try:
@@ -121,23 +121,26 @@ def memory(config: Any, mesh: Mesh, model: TransformerConfig | None) -> Iterator
         parts=cost.step_parts(meal.Micro(**config.micro), config.batch_size),
     )  # fmt: skip
     parts = estimate(run, dict(mesh.shape))
-    least = alone * sum(parts[kind] for kind in ("weights", "trained", "optimizer"))
-    most = alone * peak(parts)
-    found = f"{has}; a step needs about {most / GIB:.1f}, {least / GIB:.1f} of it weights and optimizer (reward models beside)"
-    if limit and least > limit:
+    resident = alone * sum(parts[kind] for kind in ("weights", "trained", "optimizer"))
+    needed = alone * peak(parts)
+    summary = (
+        f"{capacity}; a step needs about {needed / GIB:.1f}, {resident / GIB:.1f} of it weights and optimizer "
+        "(reward models beside)"
+    )
+    if limit and resident > limit:
         advice = (
             "More devices for config.mesh.fsdp or tensor, which split the weights; config.policy.param_dtype=bfloat16; "
             "adapters (config.policy.lora_rank) in place of all weights; or a smaller model."
         )
-        yield fail("memory", found, advice)
-    elif limit and most > 0.9 * limit:
+        yield fail("memory", summary, advice)
+    elif limit and needed > 0.9 * limit:
         advice = (
             "config.policy.remat=full, a small config.policy.chunk, a small config.micro.gradient and micro.rollout, fewer "
             "prompts or candidates a step, no config.rollout.gather or apart, or more devices."
         )
-        yield warn("memory", found, advice)
+        yield warn("memory", summary, advice)
     else:
-        yield ok("memory", found)
+        yield ok("memory", summary)
 
 
 def _host_memory() -> int | None:
@@ -164,14 +167,17 @@ def compile_collective() -> Callable[[], list[Finding]]:
 
 def _sum(total: Callable, split: NamedSharding) -> list[Finding]:
     count = jax.device_count()
-    rows = lambda at: np.arange(count, dtype=np.float32)[at[0]][:, None] * np.ones(SUMMED, np.float32)  # noqa: E731
+
+    def rows(index: tuple[slice, ...]) -> np.ndarray:
+        return np.arange(count, dtype=np.float32)[index[0]][:, None] * np.ones(SUMMED, np.float32)
+
     x = jax.make_array_from_callback((count, SUMMED), split, rows)
     jax.block_until_ready(total(x))
     began = time.perf_counter()
-    found = jax.block_until_ready(total(x))
+    result = jax.block_until_ready(total(x))
     seconds = time.perf_counter() - began
     expected = count * (count - 1) / 2
-    if not np.all(np.asarray(found.addressable_data(0)) == expected):
+    if not np.all(np.asarray(result.addressable_data(0)) == expected):
         return [
             fail("collective", f"a sum over {count} devices is not {expected:.0f}", "A device or a link is faulty.")
         ]

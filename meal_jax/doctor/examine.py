@@ -40,9 +40,9 @@ def examine(config: Any, workdir: str) -> list[Finding]:
         report([*findings, fail("devices", f"{error}".partition("\n")[0], advice)])
         raise SystemExit(1) from None
     # Past here every process goes, whatever it found: the others wait for it.
-    findings += devices.seen()
-    found, mesh = devices.laid_out(config)
-    findings += found
+    findings += devices.present()
+    layout, mesh = devices.laid_out(config)
+    findings += layout
     if sound and mesh is not None:
         findings += devices.memory(config, mesh, files.decoder(config))
     if lacking_somewhere(lacking):  # the run cannot start anyway: the answer is there in seconds
@@ -101,15 +101,15 @@ def gathered(findings: list[Finding]) -> list[Finding]:
     """The findings of all processes, on all: process 0's, and what others found that it did not."""
     if jax.process_count() == 1:
         return findings
-    mine = json.dumps(findings).encode()
-    sizes = np.ravel(multihost_utils.process_allgather(np.int32(len(mine))))
+    encoded = json.dumps(findings).encode()
+    sizes = np.ravel(multihost_utils.process_allgather(np.int32(len(encoded))))
     padded = np.zeros(1 << int(max(sizes)).bit_length(), np.uint8)
-    padded[: len(mine)] = np.frombuffer(mine, np.uint8)
+    padded[: len(encoded)] = np.frombuffer(encoded, np.uint8)
     rows = multihost_utils.process_allgather(padded)
     first, *others = ([Finding(*f) for f in json.loads(row[:n].tobytes())] for row, n in zip(rows, sizes, strict=True))
     elsewhere: dict[Finding, list[int]] = collections.defaultdict(list)
-    for number, found in enumerate(others, 1):
-        for finding in found:
+    for number, their_findings in enumerate(others, 1):
+        for finding in their_findings:
             if finding.status != "ok" and finding not in first:
                 elsewhere[finding].append(number)
-    return first + [f._replace(found=f"{f.found} (processes {numbers})") for f, numbers in elsewhere.items()]
+    return first + [f._replace(found=f"{f.detail} (processes {numbers})") for f, numbers in elsewhere.items()]

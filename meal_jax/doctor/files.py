@@ -117,10 +117,10 @@ def cached(repository: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     try:
-        found = try_to_load_from_cache(repository, "config.json")
+        entry = try_to_load_from_cache(repository, "config.json")
     except ValueError:  # not of a hub id's form
         return None
-    return Path(found).parent if isinstance(found, str) else None
+    return Path(entry).parent if isinstance(entry, str) else None
 
 
 def on_hub(name: str, repository: str, also: str = "") -> Finding:
@@ -150,11 +150,11 @@ def on_hub(name: str, repository: str, also: str = "") -> Finding:
 
 def data(config: Any) -> Iterator[Finding]:
     """Whether the prompts are there."""
-    at = config.data.posts or config.data.path
-    if not at:
+    place = config.data.posts or config.data.path
+    if not place:
         yield ok("data", "made by the benchmark")
         return
-    path = Path(at).expanduser()
+    path = Path(place).expanduser()
     dataset = {"assistant": "hh_rlhf", "reddit": "summarize_from_feedback"}.get(config.task)
     advice = "Correct config.data.posts." if config.data.posts else "Correct config.data.path."
     if dataset and not config.data.posts:
@@ -174,13 +174,13 @@ def data(config: Any) -> Iterator[Finding]:
 
 def splits(config: Any) -> Iterator[Finding]:
     """How many rows are trained and evaluated on, before limits of length, and what the two share; of data that is there."""
-    at = config.data.posts or config.data.path
-    if not at or not Path(at).expanduser().exists():  # `data` has told
+    place = config.data.posts or config.data.path
+    if not place or not Path(place).expanduser().exists():  # `data` has told
         return
     rows = getattr(importlib.import_module(f"meal_jax.tasks.{config.task}"), "read_rows", None)
     if rows is None:
         return
-    path = Path(at).expanduser()
+    path = Path(place).expanduser()
     size = sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
     if size > READ_BYTES:
         yield unknown("splits", f"{size / 2**20:.0f} MiB of rows were not read")
@@ -190,8 +190,8 @@ def splits(config: Any) -> Iterator[Finding]:
     except (OSError, ValueError, ImportError) as error:
         yield fail("splits", f"{error}", "Correct the data, or config.data.")
         return
-    found = overlap.between([row.text for row in train], [row.text for row in test])
-    yield ok("splits", f"{overlap.say(found)}; before limits of length")
+    counts = overlap.between([row.text for row in train], [row.text for row in test])
+    yield ok("splits", f"{overlap.say(counts)}; before limits of length")
 
 
 def workdir(config: Any, workdir: str) -> Iterator[Finding]:
@@ -201,27 +201,27 @@ def workdir(config: Any, workdir: str) -> Iterator[Finding]:
         yield fail("workdir", f"{workdir} is a URL, and a run writes to a directory", advice)
         return
     path = Path(workdir).expanduser().absolute()
-    there = existing(path)
+    parent = existing(path)
     try:
-        if not there.is_dir():
+        if not parent.is_dir():
             raise NotADirectoryError("it is a file")
-        with tempfile.TemporaryFile(dir=there) as file:
+        with tempfile.TemporaryFile(dir=parent) as file:
             file.write(bytes(2**20))
             file.flush()
             os.fsync(file.fileno())
-        free = shutil.disk_usage(there).free
+        free = shutil.disk_usage(parent).free
     except OSError as error:
-        yield fail("workdir", f"{there} cannot be written to ({error})", "Give another --workdir, or make room there.")
+        yield fail("workdir", f"{parent} cannot be written to ({error})", "Give another --workdir, or make room there.")
         return
     try:
-        for name, its in configurations(config).items():
-            need_same(path if name == config.method else path / name, its)
+        for name, run_config in configurations(config).items():
+            need_same(path if name == config.method else path / name, run_config)
     except ValueError as error:
         yield fail("workdir", f"{error}", "Give this run a --workdir of its own.")
         return
     done = steps_done(path)
     state = f"goes on from step {done}" if done else "a new run"
-    room = f"{there}: {free / GIB:.1f} GiB free; {state}"
+    room = f"{parent}: {free / GIB:.1f} GiB free; {state}"
     if free < GIB:
         yield fail("workdir", room, "Checkpoints need room: free some, or give another --workdir.")
     elif free < 10 * GIB:
@@ -249,20 +249,20 @@ def missing(config: Any) -> list[Finding]:
     """
     if config.task not in BENCHMARKS or config.task in ("toy", "synthetic"):
         return []  # `build.build_task` tells
-    found = [f for f in (*weights(config), *data(config)) if f.status == "fail"]
+    failures = [f for f in (*weights(config), *data(config)) if f.status == "fail"]
     sources = {"policy": (str(config.policy.source), "config.policy.source")}
     for objective, source in zip(config.objectives, map(parse, config.reward.sources), strict=False):
         if source.kind == "model":
-            at = source.directory or formats.PRESETS[source.value].source
-            sources[f"reward {objective}"] = (at, f"{source.value}@DIRECTORY in config.reward.sources")
+            place = source.directory or formats.PRESETS[source.value].source
+            sources[f"reward {objective}"] = (place, f"{source.value}@DIRECTORY in config.reward.sources")
         elif source.kind == "judge":
             sources[f"reward {objective}"] = (str(config.reward.judge), "config.reward.judge")
-    for i, finding in enumerate(found):
+    for i, finding in enumerate(failures):
         source, field = sources.get(finding.name, ("", ""))
         if source.count("/") == 1 and not source.startswith((".", "/", "~", "weights/")):  # a hub id
             command = f"hf download {source} --local-dir weights/{source.rpartition('/')[2]}"
-            found[i] = finding._replace(advice=f"{finding.advice} `{command}`, and name that directory in {field}.")
-    return [*found, *_also(config)] if found else []
+            failures[i] = finding._replace(advice=f"{finding.advice} `{command}`, and name that directory in {field}.")
+    return [*failures, *_also(config)] if failures else []
 
 
 def _also(config: Any) -> Iterator[Finding]:
@@ -293,11 +293,11 @@ def shared(workdir: str) -> Iterator[Finding]:
     """With several processes: whether all see the same workdir."""
     if jax.process_count() == 1 or "://" in workdir:
         return
-    there = existing(Path(workdir).expanduser().absolute())
+    parent = existing(Path(workdir).expanduser().absolute())
     with contextlib.ExitStack() as stack:
 
         def write() -> str:
-            return stack.enter_context(tempfile.NamedTemporaryFile(dir=there, prefix=".doctor-")).name
+            return stack.enter_context(tempfile.NamedTemporaryFile(dir=parent, prefix=".doctor-")).name
 
         try:
             sees = Path(distributed.from_first(write)).exists()
@@ -306,6 +306,6 @@ def shared(workdir: str) -> Iterator[Finding]:
         blind = np.flatnonzero(~np.ravel(multihost_utils.process_allgather(np.array(sees)))).tolist()
     if blind:
         advice = "Give a --workdir on a file system that all hosts share: NFS, Filestore, a mounted bucket."
-        yield fail("workdir", f"processes {blind} do not see the {there} of process 0", advice)
+        yield fail("workdir", f"processes {blind} do not see the {parent} of process 0", advice)
     else:
         yield ok("workdir", "the same for all processes")

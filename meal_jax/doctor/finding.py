@@ -17,7 +17,7 @@ class Finding(NamedTuple):
 
     status: str
     name: str
-    found: str
+    detail: str
     advice: str = ""
 
 
@@ -32,8 +32,8 @@ def report(findings: list[Finding]) -> None:
     console, styles = Console(soft_wrap=True), {"ok": "green", "warn": "yellow", "fail": "bold red", "unknown": "cyan"}
     width = max(len(finding.name) for finding in findings)
     column = max(4, *(len(finding.status) for finding in findings))
-    for status, name, found, advice in findings:
-        console.print(Text.assemble((f"{status:{column}}", styles[status]), f"  {name:{width}}  {found}"))
+    for status, name, detail, advice in findings:
+        console.print(Text.assemble((f"{status:{column}}", styles[status]), f"  {name:{width}}  {detail}"))
         if advice:
             console.print(Text.assemble(" " * (width + column + 4), ("→ ", styles[status]), advice))
     count = collections.Counter(finding.status for finding in findings)

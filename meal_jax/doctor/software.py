@@ -22,7 +22,7 @@ PLUGINS = ("libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin", "jax-rocm7-plugin
 def versions() -> Iterator[Finding]:
     """Python and the packages, against what the package asks for."""
     installed = {name: _version(name) for name in (*SHOWN, *PLUGINS)}
-    shown = ", ".join(f"{name} {version}" for name, version in installed.items() if version)
+    listing = ", ".join(f"{name} {version}" for name, version in installed.items() if version)
     wrong = []
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # run from its sources
         for asked in map(Requirement, importlib.metadata.requires("meal_jax") or ()):
@@ -30,7 +30,7 @@ def versions() -> Iterator[Finding]:
                 version = _version(asked.name)
                 if version is None or not asked.specifier.contains(version, prereleases=True):
                     wrong.append(f"{asked.name} is {version or 'not installed'}, asked for is {asked.specifier}")
-    yield ok("versions", f"Python {sys.version.split()[0]}, {shown}")
+    yield ok("versions", f"Python {sys.version.split()[0]}, {listing}")
     if wrong:
         yield warn("versions", "; ".join(wrong), "Run `pip install -e .` again, with the extra of this machine.")
 

@@ -99,8 +99,8 @@ def spells(chat: Chat, template: str, ids: Sequence[int], **variables) -> bool:
     text = chat.tokenizer.apply_chat_template(
         messages, chat_template=template, tokenize=False, add_generation_prompt=True, **variables
     )
-    got = chat.tokenizer(text, add_special_tokens=False)["input_ids"]
-    return got == [*chats.prompt_ids(chat, EXAMPLE), *ids, *chats.tail_ids(chat)]
+    encoded = chat.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return encoded == [*chats.prompt_ids(chat, EXAMPLE), *ids, *chats.tail_ids(chat)]
 
 
 def quote(text: str) -> str:
@@ -110,6 +110,9 @@ def quote(text: str) -> str:
 
 def text_of(chat: Chat, ids: Sequence[int]) -> str:
     """The text of token ids that follow others: at the start of a text, some tokenizers drop a leading space."""
-    decode = lambda ids: chat.tokenizer.decode(ids, clean_up_tokenization_spaces=False)  # noqa: E731
+
+    def decode(ids: Sequence[int]) -> str:
+        return chat.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
     before = chat.tokenizer(":", add_special_tokens=False)["input_ids"]
     return decode([*before, *ids]).removeprefix(decode(before))

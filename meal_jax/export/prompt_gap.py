@@ -53,13 +53,13 @@ def measure(run: Run, preference: np.ndarray, prompts: int = PROMPTS) -> Gap:
         drawn = respond(setup, theta, None, frozen, batch, w, jax.random.key(0), Sampling()).responses
         apply = functools.partial(setup.policy.apply, {"params": merge(theta, frozen.policy)})
         trained, served = (
-            apply(apply(batch.tokens, batch.mask, w=told, method="prefill"), w, drawn.tokens, method="respond")
-            for told in (None, w)
+            apply(apply(batch.tokens, batch.mask, w=preference, method="prefill"), w, drawn.tokens, method="respond")
+            for preference in (None, w)
         )
         unembed = functools.partial(apply, method="unembed")
         read = functools.partial(token_stats, unembed, forbidden=setup.forbidden, chunk=setup.chunk)
-        ours = read(hidden=trained, tokens=drawn.tokens, reference=(unembed, served))
-        return ours.kl, ours.logp - read(hidden=served, tokens=drawn.tokens).logp, drawn.mask
+        trained_stats = read(hidden=trained, tokens=drawn.tokens, reference=(unembed, served))
+        return trained_stats.kl, trained_stats.logp - read(hidden=served, tokens=drawn.tokens).logp, drawn.mask
 
     kl, shift, mask = jax.device_get(compare(run.state.policy, run.frozen))
     shift = np.abs(shift[mask])

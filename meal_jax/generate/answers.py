@@ -101,9 +101,9 @@ def pick_prompt(task: Task, row: int) -> Prompts:
     return task.test.rows(np.array([row]))
 
 
-def table(task: Task, preferences: np.ndarray, found: evaluate.Answers) -> Table:
+def table(task: Task, preferences: np.ndarray, answered: evaluate.Answers) -> Table:
     """The answers to one prompt under M preferences, a row each; with their rewards, where `found` has them."""
-    rewards = found.scores.shape[-1] == len(task.objectives)
+    rewards = answered.scores.shape[-1] == len(task.objectives)
     out = Table(show_lines=True)
     out.add_column(f"preference\n{' '.join(task.objectives)}", no_wrap=True)
     out.add_column("proposed", no_wrap=True)
@@ -111,9 +111,9 @@ def table(task: Task, preferences: np.ndarray, found: evaluate.Answers) -> Table
     for name in task.objectives if rewards else ():
         out.add_column(name, justify="right", no_wrap=True)
     for m, w in enumerate(preferences):
-        text = task.show(found.tokens[0, m][found.mask[0, m]])
-        scores = [f"{score:.2f}" for score in found.scores[0, m]] if rewards else []
-        out.add_row(_numbers(w), _numbers(found.proposals[0, m]), escape(text), *scores)
+        text = task.show(answered.tokens[0, m][answered.mask[0, m]])
+        scores = [f"{score:.2f}" for score in answered.scores[0, m]] if rewards else []
+        out.add_row(_numbers(w), _numbers(answered.proposals[0, m]), escape(text), *scores)
     return out
 
 
@@ -121,8 +121,8 @@ def _numbers(weights: Sequence[float]) -> str:
     return " ".join(f"{v:.2f}" for v in weights)
 
 
-def _few(words: Sequence[str], most: int = 12) -> str:
-    return " ".join(words[:most]) + (f" … {words[-1]}" if len(words) > most else "")
+def _few(words: Sequence[str], limit: int = 12) -> str:
+    return " ".join(words[:limit]) + (f" … {words[-1]}" if len(words) > limit else "")
 
 
 def ask(args: argparse.Namespace) -> None:
@@ -141,7 +141,7 @@ def ask(args: argparse.Namespace) -> None:
     run = open_run(args.checkpoint, config, args.devices)
     prompts = read_prompt(run.task, args.prompt) if args.prompt is not None else pick_prompt(run.task, args.prompt_row)
     alone = len(preferences) == 1 and not args.grid
-    found = answers(
+    answered = answers(
         run,
         prompts,
         np.array(preferences),
@@ -151,8 +151,8 @@ def ask(args: argparse.Namespace) -> None:
         rewards=not alone and not run.task.text_rewards,
     )
     if alone:
-        print(run.task.show(found.tokens[0, 0][found.mask[0, 0]]))
+        print(run.task.show(answered.tokens[0, 0][answered.mask[0, 0]]))
     else:
         console = Console()
         console.print(escape(run.task.show(prompts.tokens[0][prompts.mask[0]])), style="bold")
-        console.print(table(run.task, np.array(preferences), found))
+        console.print(table(run.task, np.array(preferences), answered))

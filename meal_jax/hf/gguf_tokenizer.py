@@ -78,11 +78,11 @@ def read_tokenizer(meta: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, dict[
     else:
         raise ValueError(f"The GGUF tokenizer model {model!r} is not implemented (gpt2 and llama are).")
 
-    def of_type(wanted: int) -> list[tokenizers.AddedToken]:
+    def of_type(kind: int) -> list[tokenizers.AddedToken]:
         return [
             tokenizers.AddedToken(token, normalized=False)
             for token, type_ in zip(tokens, types, strict=True)
-            if type_ == wanted and token.strip()  # merges produce runs of spaces
+            if type_ == kind and token.strip()  # merges produce runs of spaces
         ]
 
     tokenizer.add_special_tokens(of_type(CONTROL))

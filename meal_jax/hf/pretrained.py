@@ -139,16 +139,16 @@ def _what_it_is(directory: Path) -> str:
             f"""python -c "from peft import AutoPeftModelForCausalLM as M; M.from_pretrained('{directory}')"""
             """.merge_and_unload().save_pretrained('OUT')", then copy the tokenizer's files to OUT."""
         )
-    said = f"{directory} has no config.json: it is not a Hugging Face model directory."
+    description = f"{directory} has no config.json: it is not a Hugging Face model directory."
     inside = {
         "GGUF files: name one of them": sorted(directory.glob("*.gguf")),
         "models in the folders below: name one of them": sorted(p.parent for p in directory.glob("*/config.json")),
         "weights: fetch config.json from where they are from": [directory / name for name in weight_files(directory)],
     }
-    for what, found in inside.items():
-        if found:
-            return f"{said} It holds {what} ({few([str(path) for path in found], 4)})."
-    return f"{said} It holds {few(sorted(p.name for p in directory.iterdir()), 4) or 'nothing'}."
+    for what, names in inside.items():
+        if names:
+            return f"{description} It holds {what} ({few([str(path) for path in names], 4)})."
+    return f"{description} It holds {few(sorted(p.name for p in directory.iterdir()), 4) or 'nothing'}."
 
 
 def _has_own_head(directory: Path, config: TransformerConfig) -> bool:

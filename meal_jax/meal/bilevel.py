@@ -211,15 +211,15 @@ def value_and_mixed(level: Level, theta: PyTree, x: PyTree) -> tuple[jax.Array, 
         return value, in_theta, tangent
 
     def again(direction: PyTree) -> PyTree:
-        def one(part):
-            its, rows = part
+        def recompute(part):
+            given, rows = part
 
             def in_x(theta):
-                return jax.grad(level.loss, argnums=1)(theta, its, rows)
+                return jax.grad(level.loss, argnums=1)(theta, given, rows)
 
             return jax.jvp(in_x, (theta,), (direction,))[1]
 
-        return join_chunks(jax.lax.map(one, split_chunks((x, level.rows), level.pieces)))
+        return join_chunks(jax.lax.map(recompute, split_chunks((x, level.rows), level.pieces)))
 
     value, in_theta, _ = value_and_grads(level, theta, x)
     return value, in_theta, again

@@ -38,7 +38,7 @@ def draw_targets(key: jax.Array, prompt_id: jax.Array, candidates: int, objectiv
     if how not in TARGETS:
         raise ValueError(f"meal.targets={how!r} is not one of {', '.join(TARGETS)}.")
 
-    def one(prompt_key):
+    def draw_prompt(prompt_key):
         if how == "stratified" and objectives == 2:
             first = (jnp.arange(candidates) + jax.random.uniform(prompt_key, (candidates,))) / candidates
             return jnp.stack([first, 1.0 - first], axis=-1)
@@ -46,7 +46,7 @@ def draw_targets(key: jax.Array, prompt_id: jax.Array, candidates: int, objectiv
         w = jax.random.dirichlet(prompt_key, jnp.ones(objectives), (rows,))
         return jnp.broadcast_to(w, (candidates, objectives))
 
-    return jax.vmap(one)(jax.vmap(jax.random.fold_in, (None, 0))(key, prompt_id))
+    return jax.vmap(draw_prompt)(jax.vmap(jax.random.fold_in, (None, 0))(key, prompt_id))
 
 
 def by_prompt(x: float | jax.Array, axes: int) -> float | jax.Array:

@@ -314,12 +314,12 @@ def _base_level(
     m, tokens = setup.meal, jnp.sum(half.rollout.responses.mask)
 
     def loss(theta: PyTree, x: dict[str, jax.Array], rows: tuple[_Pool, dict[str, jax.Array]]) -> jax.Array:
-        pool, its = rows[0], rows[1] | x
-        token = _read_pool(setup, frozen, key, theta, its["p"], pool, reference=pool.reference if m.beta else None)
+        pool, learnt = rows[0], rows[1] | x
+        token = _read_pool(setup, frozen, key, theta, learnt["p"], pool, reference=pool.reference if m.beta else None)
         mask = pool.rollout.responses.mask
         return bilevel.base_loss(
-            its["share"], token.logp, mask, token.kl, m.beta, m.length_norm, over=(1.0, tokens),
-            before=its.get("before"), clip=m.pass_clip,
+            learnt["share"], token.logp, mask, token.kl, m.beta, m.length_norm, over=(1.0, tokens),
+            before=learnt.get("before"), clip=m.pass_clip,
         )  # fmt: skip
 
     return bilevel.Level(reads, loss, (half, given), _pieces(half.batch.id.shape[0], setup.micro.gradient))

@@ -43,9 +43,11 @@ def attend_one(q, own, own_mask, prompt, prompt_mask, scale=None, cap=None):
     def flat(mask, keys):
         return jnp.broadcast_to(mask, (*mask.shape[:2], 1, keys.shape[-3]))[:, :, 0]
 
-    seen = flat(own_mask, own.k)
-    live = jnp.max(jnp.where(seen, jnp.arange(1, seen.shape[-1] + 1), 0)).reshape(1)  # keys up to the last that is seen
-    keys = [*own, seen.astype(jnp.int32)]
+    visible = flat(own_mask, own.k)
+    live = jnp.max(jnp.where(visible, jnp.arange(1, visible.shape[-1] + 1), 0)).reshape(
+        1
+    )  # keys up to the last that is seen
+    keys = [*own, visible.astype(jnp.int32)]
     if prompt is not None:
         keys = [prompt.k[:, None], prompt.v[:, None], flat(prompt_mask, prompt.k).astype(jnp.int32), *keys]
     call = functools.partial(_call, cap)
@@ -77,12 +79,12 @@ def _call(cap, q, live, *keys):
 
     def spec(a):
 
-        def at(g, n, b):
+        def place(g, n, b):
             return (b if a.shape[0] > 1 else 0, n if a.shape[1] > 1 else 0)
 
         if a.ndim == 3:
-            return pl.BlockSpec((None, None, a.shape[2]), lambda g, n, b: (*at(g, n, b), 0))
-        return pl.BlockSpec((None, None, a.shape[2], None, width), lambda g, n, b: (*at(g, n, b), 0, g, 0))
+            return pl.BlockSpec((None, None, a.shape[2]), lambda g, n, b: (*place(g, n, b), 0))
+        return pl.BlockSpec((None, None, a.shape[2], None, width), lambda g, n, b: (*place(g, n, b), 0, g, 0))
 
     query = pl.BlockSpec((None, None, None, rows, width), lambda g, n, b: (b, n, g, 0, 0))
     return pl.pallas_call(
@@ -111,23 +113,23 @@ def _kernel(cap, rows, q_ref, live_ref, *refs):
         def block(i, carry):
             top, total, out = carry
             index, rows_of = i * BLOCK + jnp.arange(BLOCK), pl.ds(i * BLOCK, BLOCK)
-            there = index < length
-            k = triton.load(k_ref.at[rows_of, :], mask=there[:, None], other=0.0)
-            seen = triton.load(mask_ref.at[rows_of], mask=there, other=0) != 0
+            inside = index < length
+            k = triton.load(k_ref.at[rows_of, :], mask=inside[:, None], other=0.0)
+            visible = triton.load(mask_ref.at[rows_of], mask=inside, other=0) != 0
             scores = dot(q, k, (((1,), (1,)), ((), ())))  # [rows, BLOCK]
-            scores = jnp.where(seen[None], softcap(scores, cap), MASKED)
+            scores = jnp.where(visible[None], softcap(scores, cap), MASKED)
             higher = jnp.maximum(top, jnp.max(scores, axis=1))
-            weights, kept = jnp.exp(scores - higher[:, None]), jnp.exp(top - higher)
-            v = triton.load(v_ref.at[rows_of, :], mask=there[:, None], other=0.0)
+            weights, decay = jnp.exp(scores - higher[:, None]), jnp.exp(top - higher)
+            v = triton.load(v_ref.at[rows_of, :], mask=inside[:, None], other=0.0)
             new = dot(weights.astype(v.dtype), v, (((1,), (0,)), ((), ())))
-            return higher, total * kept + jnp.sum(weights, axis=1), out * kept[:, None] + new
+            return higher, total * decay + jnp.sum(weights, axis=1), out * decay[:, None] + new
 
         return jax.lax.fori_loop(0, pl.cdiv(upto, BLOCK), block, carry)
 
     blank = jnp.zeros((filled,), jnp.float32)
     carry = (blank + MASKED, blank, jnp.zeros((filled, q.shape[1]), jnp.float32))
-    for at in range(0, len(keys), 3):
-        k_ref = keys[at]
-        carry = walk(*keys[at : at + 3], live_ref[0] if at + 3 == len(keys) else k_ref.shape[0], carry)
+    for first in range(0, len(keys), 3):
+        k_ref = keys[first]
+        carry = walk(*keys[first : first + 3], live_ref[0] if first + 3 == len(keys) else k_ref.shape[0], carry)
     _, total, out = carry
     triton.store(out_ref.at[pl.ds(0, filled), :], (out / total[:, None]).astype(out_ref.dtype), mask=of_group)

@@ -209,21 +209,21 @@ class Policy(nn.Module):
         return self._extend(prompt, w, slots, cache, 0)
 
     def step(
-        self, prompt: Prefilled, w: jax.Array, token: jax.Array, cache: KeyValues, at: jax.Array
+        self, prompt: Prefilled, w: jax.Array, token: jax.Array, cache: KeyValues, write_at: jax.Array
     ) -> tuple[jax.Array, KeyValues]:
         """Feeds one token [B, N] at cache index `at`; returns [B, N, D], which predicts the next."""
-        return self._extend(prompt, w, self.transformer.embed(token)[:, :, None], cache, at)
+        return self._extend(prompt, w, self.transformer.embed(token)[:, :, None], cache, write_at)
 
-    def _extend(self, prompt, w, x, cache, at):
+    def _extend(self, prompt, w, x, cache, index):
         steps = x.shape[2]
-        query, key = at + jnp.arange(steps), jnp.arange(cache_length(cache))
+        query, key = index + jnp.arange(steps), jnp.arange(cache_length(cache))
         hidden, cache = self.transformer(
             x,
             (prompt.length[:, None] + query)[:, None],
             (key <= query[:, None])[None, None],
             prompt=Prompt(prompt.kv, prompt.mask),
             cache=cache,
-            write_at=at,
+            write_at=index,
             scale=self.adapter_scale(w),
         )
         return hidden[:, :, -1], cache
@@ -308,7 +308,7 @@ def token_stats(
         logits = unembed_(h) / temperature
         return logits if forbidden is None else jnp.where(forbidden, MASKED, logits)
 
-    def one(xs):
+    def read_chunk(xs):
         h, y, h_ref = xs
         logits = scores(unembed, h)
         # A sum under a comparison, not a gather: its gradient is elementwise, where a gather's scatters into zeros [..., V].
@@ -324,14 +324,14 @@ def token_stats(
     xs = (hidden, tokens, None if reference is None else reference[1])
     length = tokens.shape[-1]
     if not chunk or chunk >= length:
-        return one(xs)
+        return read_chunk(xs)
     pieces = -(-length // chunk)
 
     def cut(a):  # [B, N, T, ...] to [pieces, B, N, chunk, ...], padded at the end
         a = jnp.pad(a, [(0, 0), (0, 0), (0, pieces * chunk - length)] + [(0, 0)] * (a.ndim - 3))
         return jnp.moveaxis(a.reshape(*a.shape[:2], pieces, chunk, *a.shape[3:]), 2, 0)
 
-    out = jax.lax.map(jax.checkpoint(one), jax.tree.map(cut, xs))
+    out = jax.lax.map(jax.checkpoint(read_chunk), jax.tree.map(cut, xs))
 
     def glue(a):
         return jnp.moveaxis(a, 0, 2).reshape(*tokens.shape[:2], -1)[..., :length]

@@ -192,8 +192,8 @@ def views(
       keys: S.
     """
     c = config
-    seen = None if prompt_mask is None else prompt_mask[:, None, None, :]
-    everywhere = View(rope_tables(positions, c.head_dim, c.rope_base, c.rope_scaling), mask, seen)
+    visible = None if prompt_mask is None else prompt_mask[:, None, None, :]
+    everywhere = View(rope_tables(positions, c.head_dim, c.rope_base, c.rope_scaling), mask, visible)
     if not any(c.local):
         return (everywhere,)
     rope = everywhere.rope
@@ -201,9 +201,9 @@ def views(
         rope = rope_tables(positions, c.head_dim, c.local_rope_base)
     back = (write_at + jnp.arange(steps))[:, None] - jnp.arange(keys)  # [T, S]
     if prompt_mask is not None:
-        at = jnp.cumsum(prompt_mask, axis=-1) - 1
-        seen = seen & (positions[..., None] - at[:, None, None, :] < c.window)
-    nearby = View(rope, mask & (back < c.window), seen)
+        index = jnp.cumsum(prompt_mask, axis=-1) - 1
+        visible = visible & (positions[..., None] - index[:, None, None, :] < c.window)
+    nearby = View(rope, mask & (back < c.window), visible)
     return (nearby,) if all(c.local) else (everywhere, nearby)
 
 
@@ -245,8 +245,8 @@ class Attention(nn.Module):
         own = fresh = KeyValues(k, v)
         if cache is not None:
             # The cache rides in the carry of the scan over layers and of the decoding loop, so XLA updates it in place.
-            at = [jnp.asarray(i, jnp.int32) for i in (layer, 0, 0, write_at, 0, 0)]
-            cache = jax.tree.map(lambda all_, new: jax.lax.dynamic_update_slice(all_, new[None], at), cache, fresh)
+            start = [jnp.asarray(i, jnp.int32) for i in (layer, 0, 0, write_at, 0, 0)]
+            cache = jax.tree.map(lambda all_, new: jax.lax.dynamic_update_slice(all_, new[None], start), cache, fresh)
             own = jax.tree.map(lambda all_: jax.lax.dynamic_index_in_dim(all_, layer, keepdims=False), cache)
         query_scale = None if c.query_scalar is None else c.query_scalar**-0.5
         way = attend_fused if c.attention == "cudnn" and cache is None else attend
@@ -394,8 +394,8 @@ class Transformer(nn.Module):
         for i in range(c.layers):
             kv = None if prompt is None else jax.tree.map(lambda a: a[0], prompt.kv[i])
             carry = (x, caches[i])
-            (x, caches[i]), kept = block(c, keep_kv, deterministic, name=layer_name(i))(
+            (x, caches[i]), keys_values = block(c, keep_kv, deterministic, name=layer_name(i))(
                 carry, (0, bool(c.local and c.local[i]), kv), shared
             )
-            fresh[i] = jax.tree.map(lambda a: a[None], kept)
+            fresh[i] = jax.tree.map(lambda a: a[None], keys_values)
         return x, None if cache is None else tuple(caches), tuple(fresh)

@@ -30,8 +30,8 @@ def choose(answers: Sequence[dict[str, Any]], weights: Sequence[float] = WEIGHTS
 
         def distance(answer, weight=weight):
             w = np.array(answer["preference"])
-            wanted = np.array([weight] + [(1 - weight) / (len(w) - 1)] * (len(w) - 1))
-            return float(np.abs(w - wanted).sum())
+            preference = np.array([weight] + [(1 - weight) / (len(w) - 1)] * (len(w) - 1))
+            return float(np.abs(w - preference).sum())
 
         best = min(answers, key=distance)
         if best not in chosen:

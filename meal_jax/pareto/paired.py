@@ -48,11 +48,11 @@ def compare(
     Returns:
       `Difference`s by name; their p values are adjusted together.
     """
-    found = {
+    result = {
         name: difference(np.asarray(first, float) - np.asarray(values, float), draws) for name, values in others.items()
     }
-    adjusted = holm([d.p for d in found.values()])
-    return {name: d._replace(adjusted=p) for (name, d), p in zip(found.items(), adjusted, strict=True)}
+    adjusted = holm([d.p for d in result.values()])
+    return {name: d._replace(adjusted=p) for (name, d), p in zip(result.items(), adjusted, strict=True)}
 
 
 def difference(values: np.ndarray, draws: int = 10_000) -> Difference:

@@ -32,13 +32,13 @@ class Comparison(NamedTuple):
     Attributes:
       difference: largest absolute difference of a logit, over all prompts and all positions of torch's continuations.
       scale: largest absolute logit of torch.
-      expected, got: per prompt the ids of the greedy continuation, by torch and by this package.
+      expected, greedy: per prompt the ids of the greedy continuation, by torch and by this package.
     """
 
     difference: float
     scale: float
     expected: list[list[int]]
-    got: list[list[int]]
+    greedy: list[list[int]]
 
 
 def compare(source: str, rows: Sequence[Sequence[int]], tokens: int) -> Comparison:
@@ -60,9 +60,9 @@ def compare(source: str, rows: Sequence[Sequence[int]], tokens: int) -> Comparis
     length = max(map(len, rows))
     ids = np.array([[0] * (length - len(row)) + list(row) for row in rows], np.int32)
     mask = np.array([[False] * (length - len(row)) + [True] * len(row) for row in rows])
-    logits_here, got = _logits_and_greedy(config, tokens, params, ids, mask, np.array(expected, np.int32))
+    logits_here, greedy = _logits_and_greedy(config, tokens, params, ids, mask, np.array(expected, np.int32))
     difference = float(np.abs(np.asarray(logits_here) - logits).max())
-    return Comparison(difference, float(np.abs(logits).max()), expected, np.asarray(got).tolist())
+    return Comparison(difference, float(np.abs(logits).max()), expected, np.asarray(greedy).tolist())
 
 
 def _import_torch():
@@ -125,8 +125,8 @@ def report(source: str, prompts: Sequence[str], tokens: int, tolerance: float) -
     if not all(rows):
         raise ValueError("A prompt has no tokens; give each some text.")
     result = compare(source, rows, tokens)
-    same = [a == b for a, b in zip(result.expected, result.got, strict=True)]
-    for text, agrees, a, b in zip(prompts, same, result.expected, result.got, strict=True):
+    same = [a == b for a, b in zip(result.expected, result.greedy, strict=True)]
+    for text, agrees, a, b in zip(prompts, same, result.expected, result.greedy, strict=True):
         print(f"{'same' if agrees else 'DIFFERENT'}  {text!r}: {tokenizer.decode(a)!r}")
         if not agrees:
             position = next(i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y)

@@ -50,18 +50,18 @@ def find(workdir: Path) -> list[Entry]:
     known = list((read_json(workdir / "compare.json") or {}).get("methods", {}))
     if not known:
         known = sorted({path.parent.name for seed in seeds for path in seed.glob("*/pareto.json")})
-    found = []
+    runs = []
     for name in known:
         folders = [seed / name.replace(" ", "_") for seed in seeds]
         folders = [folder for folder in folders if (folder / "pareto.json").exists()]
         if folders:
-            found.append(Entry(_label(name), folders))
-    if not found:
+            runs.append(Entry(_label(name), folders))
+    if not runs:
         raise FileNotFoundError(
             f"{workdir} holds no finished run: there is no pareto.json in it, nor in SEED/METHOD below it. Start the run "
             "again with the same command; it resumes from its last checkpoint."
         )
-    return found
+    return runs
 
 
 def gather(entries: Sequence[Entry]) -> dict[str, Any]:
@@ -114,20 +114,20 @@ def _method(entry: Entry, objectives: Sequence[str]) -> dict[str, Any]:
     out["samples"] = [_sample(sample, objectives) for sample in head.get("samples", [])]
     out["history"] = [[h["step"], _rounded(h["hypervolume"])] for h in head.get("history", [])]
     out["proposed"] = [
-        [found["step"], _rounded(found["proposals"])]
+        [table["step"], _rounded(table["proposals"])]
         for path in sorted((entry.folders[0] / "evals").glob("*.json"))
-        if (found := read_json(path)) and "proposals" in found
+        if (table := read_json(path)) and "proposals" in table
     ]
     out["curves"] = _curves(entry.folders[0] / "metrics.jsonl", objectives)
     return out
 
 
-def _front(found: Mapping[str, Any]) -> dict[str, Any]:
+def _front(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "preferences": _rounded(found["preferences"]),
-        "points": _rounded(found["points"]),
-        "low": _rounded(found["points_low"]) if "points_low" in found else None,
-        "high": _rounded(found["points_high"]) if "points_high" in found else None,
+        "preferences": _rounded(evaluation["preferences"]),
+        "points": _rounded(evaluation["points"]),
+        "low": _rounded(evaluation["points_low"]) if "points_low" in evaluation else None,
+        "high": _rounded(evaluation["points_high"]) if "points_high" in evaluation else None,
     }
 
 
@@ -186,8 +186,8 @@ def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _environment(head: Mapping[str, Any]) -> list[list[str]]:
-    found = {name: head[name] for name in ("device", "processes") if name in head} | head.get("environment", {})
-    return [[name, str(value)] for name, value in found.items()]
+    entries = {name: head[name] for name in ("device", "processes") if name in head} | head.get("environment", {})
+    return [[name, str(value)] for name, value in entries.items()]
 
 
 def _label(name: str) -> str:

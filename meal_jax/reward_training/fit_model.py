@@ -394,7 +394,7 @@ def _run(config: ml_collections.ConfigDict, layout: Callable[..., formats.Encode
         limit=limit,
         pad=model.pad,
         batch_size=2 * config.batch_size,
-        kept=0,
+        cache_size=0,
     )
     before = score(reward, held)
     reward.params = None  # the weights that are fitted are donated

@@ -83,9 +83,9 @@ def read_pairs(kind: str, path: str, split: str | None = None, prompt: str = "tr
     if kind == "jsonl" and split is None:
         parts = own.read_by_split(path)
         if not parts.keys() & {"test", "validation"}:  # no row is held out by its own split: all rows are divided
-            parts = {"": own.read(path)}
+            parts = {"": own.read_rows(path)}
     else:
-        parts = {"": own.read(path, split) if kind == "jsonl" else hh_rlhf.read_pairs(path, split)}
+        parts = {"": own.read_rows(path, split) if kind == "jsonl" else hh_rlhf.read_pairs(path, split)}
     return from_conversations(parts, chats.transcript if prompt == "transcript" else _last_turn)
 
 

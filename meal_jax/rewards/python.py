@@ -63,13 +63,13 @@ def load(name: str, where: str) -> Callable:
             raise ValueError(
                 f"{where}: there is no module {place}; a file is named by its path, ending in .py."
             ) from None
-    found = getattr(module, function, None)
-    if not callable(found):
+    attribute = getattr(module, function, None)
+    if not callable(attribute):
         defined = [
             n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__
         ]
         raise ValueError(f"{where}: {place} has no function {function}; it defines {', '.join(defined) or 'none'}.")
-    return found
+    return attribute
 
 
 @functools.lru_cache(maxsize=64)
@@ -122,8 +122,8 @@ def token_column(function: Callable, objective: str, batch: Batch, responses: Re
       ValueError: it raises, returns another shape, or no numbers.
     """
     of = f"The reward of objective {objective!r}" + (f" ({source})" if source else "")
-    wanted = responses.tokens.shape[:2]
-    needed = f"it must return one number for each response, shape {list(wanted)}."
+    expected = responses.tokens.shape[:2]
+    needed = f"it must return one number for each response, shape {list(expected)}."
     try:
         column = function(responses.tokens, responses.mask, batch.tokens, batch.mask)
     except Exception as error:  # of any type: it is a user's code
@@ -134,7 +134,7 @@ def token_column(function: Callable, objective: str, batch: Batch, responses: Re
         column = jnp.asarray(column)
     except (TypeError, ValueError):
         raise ValueError(f"{of} returned {type(column).__name__} {str(column)[:80]}; {needed}") from None
-    if column.shape != wanted or jnp.issubdtype(column.dtype, jnp.complexfloating):
+    if column.shape != expected or jnp.issubdtype(column.dtype, jnp.complexfloating):
         raise ValueError(
             f"The reward of objective {objective!r} returned {column.dtype}{list(column.shape)} for tokens "
             f"{list(responses.tokens.shape)}; {needed}" + (f" ({source})" if source else "")
@@ -146,7 +146,7 @@ def _raised(objective: str, source: str, error: Exception) -> str:
     """A sentence on an error of a user's function: which, where in the user's own file, what."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
     file = source.partition(":")[2].rpartition(":")[0]
-    mine = [frame for frame in frames if file and frame.filename.endswith(Path(file).name)] or frames
-    where = f" at {mine[-1].filename}:{mine[-1].lineno}" if mine else ""
+    own_frames = [frame for frame in frames if file and frame.filename.endswith(Path(file).name)] or frames
+    where = f" at {own_frames[-1].filename}:{own_frames[-1].lineno}" if own_frames else ""
     of = f"The reward of objective {objective!r}" + (f" ({source})" if source else "")
     return f"{of} raised {type(error).__name__}{where}: {error}."

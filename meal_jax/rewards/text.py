@@ -37,7 +37,7 @@ class ModelReward:
     """A text reward computed by a model: it tokenises, sorts rows into buckets by length, and caches scores.
 
     All batches have the same number of rows, and a length from `bucket`, so few programs are compiled. A pair of prompt and
-    response is scored once while its score is in the cache, which holds the `kept` newest ones.
+    response is scored once while its score is in the cache, which holds the `cache_size` newest ones.
 
     Attributes:
       params: the model's parameters on the mesh.
@@ -56,7 +56,7 @@ class ModelReward:
         pad: int,
         left: bool = False,
         batch_size: int = 32,
-        kept: int = CACHE_SIZE,
+        cache_size: int = CACHE_SIZE,
     ):
         """Sets up the reward.
 
@@ -69,14 +69,14 @@ class ModelReward:
           pad: token id that fills rows.
           left: pad rows on the left, as decoders that answer need it, not on the right.
           batch_size: rows per call; rounded up to a multiple that the mesh divides.
-          kept: max number of cached scores; 0 for no cache.
+          cache_size: max number of cached scores; 0 for no cache.
         """
         self.params, self.scored = params, 0
         self.compiled = jax.jit(score, out_shardings=sharding.replicated(mesh))
         self._encode, self._limit, self._pad, self._left = encode, limit, pad, left
         self._placed = sharding.batch_sharding(mesh)
         pieces = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
-        self._rows, self._cache, self._cache_size = -(-batch_size // pieces) * pieces, {}, kept
+        self._rows, self._cache, self._cache_size = -(-batch_size // pieces) * pieces, {}, cache_size
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         """Scores [R] float32."""
@@ -120,7 +120,7 @@ def classifier_reward(
       layout: of `rewards.formats`.
       label: index of the logit.
       mesh: rows are split over its data axes.
-      **options: batch_size and kept of `ModelReward`.
+      **options: batch_size and cache_size of `ModelReward`.
 
     Returns:
       ModelReward.

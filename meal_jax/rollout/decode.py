@@ -104,7 +104,7 @@ def decode_mixture(
         parts.append(_one_model(policy, params, prompt, w, max_new))
 
     def mix(logits):
-        return sum(scales[..., i, None] * jax.nn.log_softmax(one) for i, one in enumerate(logits))
+        return sum(scales[..., i, None] * jax.nn.log_softmax(member) for i, member in enumerate(logits))
 
     def start():
         logits, caches = zip(*(start_one() for start_one, _ in parts), strict=True)

@@ -118,11 +118,13 @@ def look_up(u: jax.Array, logits: jax.Array, block: int = 256) -> jax.Array:
     weight = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
     weight = weight.reshape(*u.shape, -1, block)
 
-    def passes(sums, at):  # the first index whose cumulative sum [...] is above `at`, and what is left of `at` there
+    def passes(
+        sums, threshold
+    ):  # the first index whose cumulative sum [...] is above the threshold, and what is left of it there
         total = jnp.cumsum(sums, axis=-1)
-        at = jnp.minimum(at, total[..., -1] * (1.0 - 2.0**-23))  # rounding must not carry it past the end
-        index = jnp.sum(total <= at[..., None], axis=-1)
-        return index, at - jnp.take_along_axis(total - sums, index[..., None], axis=-1)[..., 0]
+        threshold = jnp.minimum(threshold, total[..., -1] * (1.0 - 2.0**-23))  # rounding must not carry it past the end
+        index = jnp.sum(total <= threshold[..., None], axis=-1)
+        return index, threshold - jnp.take_along_axis(total - sums, index[..., None], axis=-1)[..., 0]
 
     sums = jnp.sum(weight, axis=-1)
     which, left = passes(sums, u * jnp.sum(sums, axis=-1))

@@ -85,7 +85,7 @@ def take_apart(params: PyTree) -> PyTree:
     for path, leaf in traverse_util.flatten_dict(params, sep="/").items():
         place, layers, name = path.partition("/layers/")
         if layers:
-            out |= {f"{place}/{layer_name(i)}/{name}": one for i, one in enumerate(jnp.unstack(leaf))}
+            out |= {f"{place}/{layer_name(i)}/{name}": layer for i, layer in enumerate(jnp.unstack(leaf))}
         else:
             out[path] = leaf
     return traverse_util.unflatten_dict(out, sep="/")

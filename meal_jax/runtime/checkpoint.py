@@ -206,26 +206,26 @@ def _read_record(path: ocp.path.Path, abstract_state: PyTree) -> dict[str, Any]:
 
 def _read_arrays(path: ocp.path.Path, abstract_state: PyTree) -> PyTree:
     """Each process reads its own part and waits for nobody: one that fails would leave the others at Orbax's barrier."""
-    context, here = ocp.Context(), jax.process_index()
-    context.multiprocessing_options.primary_host = here
-    context.multiprocessing_options.active_processes = {here}
+    context, process = ocp.Context(), jax.process_index()
+    context.multiprocessing_options.primary_host = process
+    context.multiprocessing_options.active_processes = {process}
     with context:
         state = ocp.load(path, abstract_state)
     return jax.tree.map(lambda a, like: jax.device_put(a, like.sharding), state, abstract_state)  # no copy if in place
 
 
-def _check_match(path: ocp.path.Path, saved: dict[str, str], wanted: dict[str, str]) -> None:
-    faults = [f"{leaf} {wanted[leaf]}: not in the checkpoint" for leaf in wanted if leaf not in saved]
-    faults += [f"{leaf} {saved[leaf]}: in the checkpoint, not in this run" for leaf in saved if leaf not in wanted]
+def _check_match(path: ocp.path.Path, saved: dict[str, str], expected: dict[str, str]) -> None:
+    faults = [f"{leaf} {expected[leaf]}: not in the checkpoint" for leaf in expected if leaf not in saved]
+    faults += [f"{leaf} {saved[leaf]}: in the checkpoint, not in this run" for leaf in saved if leaf not in expected]
     faults += [
-        f"{leaf}: {saved[leaf]} in the checkpoint, {wanted[leaf]} in this run"
-        for leaf in wanted
-        if leaf in saved and saved[leaf] != wanted[leaf]
+        f"{leaf}: {saved[leaf]} in the checkpoint, {expected[leaf]} in this run"
+        for leaf in expected
+        if leaf in saved and saved[leaf] != expected[leaf]
     ]
     if faults:
-        shown = "\n  ".join(faults[:20] + [f"... and {len(faults) - 20} more"] * (len(faults) > 20))
+        listing = "\n  ".join(faults[:20] + [f"... and {len(faults) - 20} more"] * (len(faults) > 20))
         raise MismatchError(
-            f"{path} holds another state than this run's, so it was written under another config:\n  {shown}\n"
+            f"{path} holds another state than this run's, so it was written under another config:\n  {listing}\n"
             "Use the config it was written with, or give this run a work directory of its own."
         )
 

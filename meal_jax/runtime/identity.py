@@ -92,8 +92,8 @@ def need_same(
     Raises:
       AnotherRunError: names each field, recorded → asked, and what to do.
     """
-    found = differences(saved, asked)
-    refused = {name: pair for name, pair in found.items() if not _covered(name, harmless)}
+    changes = differences(saved, asked)
+    refused = {name: pair for name, pair in changes.items() if not _covered(name, harmless)}
     if refused:
         lines = "\n".join(f"  config.{name}: {_show(old)} → {_show(new)}" for name, (old, new) in refused.items())
         raise AnotherRunError(
@@ -105,12 +105,12 @@ def need_same(
             f"{where} holds a run that has done {done} steps, and config.steps={asked['steps']} are fewer. Nothing there was "
             f"changed. Ask for {done} or more, or give this run a directory of its own."
         )
-    return found
+    return changes
 
 
-def measures_otherwise(found: Collection[str]) -> bool:
+def measures_otherwise(changes: Collection[str]) -> bool:
     """Whether evaluations made before these fields changed say something else than those made after."""
-    return any(name in MEASURING for name in found)
+    return any(name in MEASURING for name in changes)
 
 
 @contextlib.contextmanager

@@ -80,14 +80,14 @@ def make_mesh(
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
-    shown = " × ".join(f"{axis}={size}" for axis, size in sizes.items())
+    listing = " × ".join(f"{axis}={size}" for axis, size in sizes.items())
     free = [axis for axis, size in sizes.items() if size == -1]
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-        raise ValueError(f"Mesh {shown}: sizes are positive, and at most one is -1 (the remaining devices).")
+        raise ValueError(f"Mesh {listing}: sizes are positive, and at most one is -1 (the remaining devices).")
     product = math.prod(size for size in sizes.values() if size != -1)
     if len(devices) % product or (not free and len(devices) != product):
         advice = "change the sizes" if free else "change the sizes, or set one to -1 to take the remaining devices"
-        raise ValueError(f"Mesh {shown} does not fit {len(devices)} device(s): {advice}.")
+        raise ValueError(f"Mesh {listing} does not fit {len(devices)} device(s): {advice}.")
     if free:
         sizes[free[0]] = len(devices) // product
     types = (AxisType.Auto,) * len(AXES)
@@ -102,7 +102,7 @@ def make_mesh(
             return Mesh(grid, AXES, axis_types=types)
     if sizes["data"] % slices:
         raise ValueError(
-            f"Mesh {shown} over {slices} slices of {len(devices) // slices} devices: data={sizes['data']} is not a "
+            f"Mesh {listing} over {slices} slices of {len(devices) // slices} devices: data={sizes['data']} is not a "
             f"multiple of {slices}. Slices split the data axis alone: make fsdp × tensor divide a slice's devices."
         )
     inside = (sizes["data"] // slices, sizes["fsdp"], sizes["tensor"])

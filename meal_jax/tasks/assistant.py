@@ -126,12 +126,12 @@ def answers(config) -> dict[int, list[str]]:
     """What fine-tuning learns, by the id of its prompt: the preferred answers of pairs, and "response" of own rows."""
     path = Path(config.data.path).expanduser()
     if config.data.format == "own":
-        found = own.read_answers(path)
+        answered = own.read_answers(path)
     else:
         folders = FOLDERS if config.data.split == "hash" else [n for n in hh_rlhf.SUBSETS if (path / n).is_dir()]
-        found = [(pair.turns, pair.chosen) for folder in folders for pair in hh_rlhf.read_pairs(path / folder).pairs]
+        answered = [(pair.turns, pair.chosen) for folder in folders for pair in hh_rlhf.read_pairs(path / folder).pairs]
     out: dict[int, list[str]] = {}
-    for turns, text in found:
+    for turns, text in answered:
         out.setdefault(chats.hash_of(chats.name_of(turns)), []).append(text)
     return out
 
@@ -147,23 +147,23 @@ def load_prompts(chat: chats.Chat, path: str, length: int, tests: int) -> tuple[
     """
     parts: dict[str, list[Prompts]] = {"policy": [], "eval": []}
     for folder in FOLDERS:
-        at = Path(path).expanduser() / folder
-        if not at.is_dir():
+        source = Path(path).expanduser() / folder
+        if not source.is_dir():
             raise FileNotFoundError(
-                f"There is no {at}. The prompts are hh-rlhf's (MIT): put its directories {' and '.join(FOLDERS)} from "
+                f"There is no {source}. The prompts are hh-rlhf's (MIT): put its directories {' and '.join(FOLDERS)} from "
                 "https://huggingface.co/datasets/Anthropic/hh-rlhf in one directory and name that in config.data.path."
             )
-        conversations = hh_rlhf.read_pairs(at).prompts
-        for split, found in parts.items():
+        conversations = hh_rlhf.read_pairs(source).prompts
+        for split, split_rows in parts.items():
             prompts, too_long = chats.encode_prompts(
                 chat, [turns for turns in conversations if chats.split_of(turns) == split], length
             )
             order = np.argsort(prompts.id)
-            found.append(prompts.rows(order))
-            wanted = (tests + 1) // 2 if split == "eval" else 1
-            if len(order) < wanted:
+            split_rows.append(prompts.rows(order))
+            quota = (tests + 1) // 2 if split == "eval" else 1
+            if len(order) < quota:
                 raise ValueError(
-                    f"{at} has {len(order)} prompts of at most {length} tokens for {split}, {wanted} are needed "
+                    f"{source} has {len(order)} prompts of at most {length} tokens for {split}, {quota} are needed "
                     f"({too_long} are longer): raise config.data.prompt_length or lower config.eval.prompts."
                 )
     train = min(len(prompts.id) for prompts in parts["policy"])

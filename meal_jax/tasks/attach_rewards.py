@@ -72,13 +72,13 @@ def _reference(task: Task, config, sources: Sequence[Source]) -> np.ndarray:
     """The hypervolume's reference [K], NaN where the first evaluation fixes it: of rewards whose scale nobody knows yet."""
     unknown = [source.kind in CALLS or source.value == TRAINED for source in sources]
     reference = np.where(unknown, np.nan, np.asarray(task.reference, np.float64))
-    said = "of {} is measured from {}, which the benchmark chose for its own rewards"
+    sentence = "of {} is measured from {}, which the benchmark chose for its own rewards"
     if any(unknown):
         named = ", ".join(name for name, new in zip(config.objectives, unknown, strict=True) if new)
-        said = f"of {named} is measured from a point that the first evaluation fixes and records (field reference)"
+        sentence = f"of {named} is measured from a point that the first evaluation fixes and records (field reference)"
     else:
-        said = said.format(", ".join(config.objectives), reference.tolist())
-    logging.warning("the hypervolume %s; config.eval.reference sets another point", said)
+        sentence = sentence.format(", ".join(config.objectives), reference.tolist())
+    logging.warning("the hypervolume %s; config.eval.reference sets another point", sentence)
     return reference
 
 
@@ -105,7 +105,9 @@ def scorer(task: Task, mesh: jax.sharding.Mesh, frozen: Frozen) -> text.TextScor
 def _one_text_an_id(prompts: Prompts) -> Prompts:
     """Without the rows whose id, a short hash, is that of another text before them."""
     first = {}
-    keep = [first.setdefault(name, said) == said for name, said in zip(prompts.id.tolist(), prompts.text, strict=True)]
+    keep = [
+        first.setdefault(name, prompt) == prompt for name, prompt in zip(prompts.id.tolist(), prompts.text, strict=True)
+    ]
     if not all(keep):
         logging.warning("%d training prompts are left out: their ids are those of others", keep.count(False))
     return prompts.rows(np.array(keep))
@@ -115,11 +117,11 @@ def _device_reward(own_reward: Callable | None, columns: tuple[Callable | None, 
     """`Setup.reward` of the device's columns: the next of the benchmark's own for None, else a function of tokens."""
 
     def reward(params, batch: Batch, responses: Responses, hidden) -> jax.Array:
-        theirs = iter(())
+        own_columns = iter(())
         if None in columns:
-            theirs = iter(jnp.moveaxis(own_reward(params, batch, responses, hidden), -1, 0))
-        found = [next(theirs) if column is None else column(batch, responses) for column in columns]
-        return jnp.stack(found, axis=-1) if found else jnp.zeros((*responses.tokens.shape[:2], 0))
+            own_columns = iter(jnp.moveaxis(own_reward(params, batch, responses, hidden), -1, 0))
+        rewards = [next(own_columns) if column is None else column(batch, responses) for column in columns]
+        return jnp.stack(rewards, axis=-1) if rewards else jnp.zeros((*responses.tokens.shape[:2], 0))
 
     return reward
 
@@ -155,13 +157,15 @@ def _python(source: Source, config, task: Task, objective: str) -> Callable:
 
 def _model(source: Source, config, task: Task, objective: str) -> Callable:
     preset = formats.trained(source.directory) if source.value == TRAINED else formats.PRESETS[source.value]
-    at = source.directory or preset.source
-    tokenizer = pretrained.load_tokenizer(at)
+    place = source.directory or preset.source
+    tokenizer = pretrained.load_tokenizer(place)
     # Weights are rounded to the compute type before they are used; stored in it they take half and score the same.
-    model = classifier.load(at, dtype=config.reward.dtype, param_dtype=config.reward.dtype)
+    model = classifier.load(place, dtype=config.reward.dtype, param_dtype=config.reward.dtype)
     if preset.label >= model.labels:
-        raise ValueError(f"{FIELD}: {at} has {model.labels} labels, and {source.value!r} reads label {preset.label}.")
-    formats.need_begin(tokenizer, preset.layout, f"{FIELD} {source.value}@{at}")
+        raise ValueError(
+            f"{FIELD}: {place} has {model.labels} labels, and {source.value!r} reads label {preset.label}."
+        )
+    formats.need_begin(tokenizer, preset.layout, f"{FIELD} {source.value}@{place}")
     rows = config.reward.batch_size
     return lambda mesh, frozen: text.classifier_reward(
         model, tokenizer, preset.layout, preset.label, mesh, batch_size=rows
@@ -169,11 +173,11 @@ def _model(source: Source, config, task: Task, objective: str) -> Callable:
 
 
 def _judge(source: Source, config, task: Task, objective: str) -> Callable:
-    rows, at = config.reward.batch_size, config.reward.judge
-    if at:
-        asked = judge.make_question(pretrained.load_tokenizer(at), source.value)
-        transformer = pretrained.load_config(at, dtype=config.reward.dtype, param_dtype=config.reward.dtype)
-        weights = {"transformer": pretrained.load_params(at, transformer)}
+    rows, place = config.reward.batch_size, config.reward.judge
+    if place:
+        asked = judge.make_question(pretrained.load_tokenizer(place), source.value)
+        transformer = pretrained.load_config(place, dtype=config.reward.dtype, param_dtype=config.reward.dtype)
+        weights = {"transformer": pretrained.load_params(place, transformer)}
         return lambda mesh, frozen: judge.make_reward(
             asked,
             transformer,

@@ -53,8 +53,8 @@ def build(config, name: str, load: Load, reference: float, counted: Callable[...
     objectives, p = tuple(config.objectives), config.policy
     need_weights(p.source)
     # The heads' objectives are those that no other reward replaces; fine-tuning needs none.
-    mine = () if config.stage == "sft" else tuple(objectives[k] for k in sources.own_objectives(config))
-    heads = linear_heads.load(config.reward.heads).select(mine) if mine and not counted else None
+    own_names = () if config.stage == "sft" else tuple(objectives[k] for k in sources.own_objectives(config))
+    heads = linear_heads.load(config.reward.heads).select(own_names) if own_names and not counted else None
     d = config.data
     chat = templates.make_chat(pretrained.load_tokenizer(p.source), d.template, name, d.system, d.date)
     if heads:
@@ -66,8 +66,8 @@ def build(config, name: str, load: Load, reference: float, counted: Callable[...
     need_known(chat, transformer.vocab_size, train, test, conditioning)
 
     own = Counted(heads.reward, heads.params) if heads else Counted(None, {})
-    if mine and counted:
-        own = counted(mine, chat, transformer.vocab_size)
+    if own_names and counted:
+        own = counted(own_names, chat, transformer.vocab_size)
 
     def weights(placed):
         params = pretrained.load_params(p.source, transformer, placed)
@@ -145,8 +145,8 @@ def tokenizers_in_play(config, chat: chats.Chat) -> dict[str, Any]:
     out = {str(config.policy.source): chat.tokenizer}
     for source in map(sources.parse, config.reward.sources):
         if source.kind == "model":
-            at = source.directory or formats.PRESETS[source.value].source
-            out[at] = pretrained.load_tokenizer(at)
+            place = source.directory or formats.PRESETS[source.value].source
+            out[place] = pretrained.load_tokenizer(place)
     return out
 
 
@@ -169,18 +169,18 @@ def encode_splits(
       ValueError: none are left of either; `where` says of what.
     """
     length = config.data.prompt_length
-    tests, kept = templates.encode_rows(chat, test, length)
-    seen, ids = {row.text for row in test}, set(tests.id.tolist())
-    trains, _ = templates.encode_rows(chat, [row for row in train if row.text not in seen], length)
+    tests, test_rows = templates.encode_rows(chat, test, length)
+    test_texts, ids = {row.text for row in test}, set(tests.id.tolist())
+    trains, _ = templates.encode_rows(chat, [row for row in train if row.text not in test_texts], length)
     trains = trains.rows(np.array([i not in ids for i in trains.id.tolist()], bool))
-    for split, rows, found in (("training", train, trains), ("evaluation", test, tests)):
-        if not len(found.id):
+    for split, rows, encoded in (("training", train, trains), ("evaluation", test, tests)):
+        if not len(encoded.id):
             raise ValueError(
                 f"{where} has no prompt for {split} that can be used: {len(rows)} passed the benchmark's filter, none has at "
                 f"most config.data.prompt_length={length} tokens and is new."
             )
-    wanted = min(config.eval.prompts, len(kept))
-    return trains, tests.rows(np.arange(wanted) * len(kept) // wanted)
+    needed = min(config.eval.prompts, len(test_rows))
+    return trains, tests.rows(np.arange(needed) * len(test_rows) // needed)
 
 
 def make_conditioning(config, chat: chats.Chat, objectives: tuple[str, ...]) -> Conditioning:
@@ -190,7 +190,10 @@ def make_conditioning(config, chat: chats.Chat, objectives: tuple[str, ...]) -> 
     """
     table = ()
     if inserted(config.kind) == "text":
-        encode = lambda text: chat.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+
+        def encode(text: str) -> list[int]:
+            return chat.tokenizer(text, add_special_tokens=False)["input_ids"]
+
         rows = [[encode(f" {name}: {i / (LEVELS - 1):.1f}") for i in range(LEVELS)] for name in objectives]
         width, space = max(len(row) for spelled in rows for row in spelled), encode(" ")[:1]
         table = tuple(tuple(tuple(space * (width - len(row)) + row) for row in spelled) for spelled in rows)

@@ -64,8 +64,8 @@ def read_posts(config) -> tuple[list[sff.Post], list[sff.Post], str, Path]:
         if config.data.split == "published":
             raise ValueError("config.data.posts has no published split: set config.data.split=hash.")
         path = Path(config.data.posts).expanduser()
-        found = [told.post for told in tldr.read_summarised(path)]
-        return *hash_split(config, found), "posts with their authors' summaries, hash split", path
+        own_posts = [row.post for row in tldr.read_summarised(path)]
+        return *hash_split(config, own_posts), "posts with their authors' summaries, hash split", path
     path = Path(config.data.path).expanduser()
     part = "hash split" if config.data.split == "hash" else f"validation, first {FIRST} ids"
     return *posts_of(config, sff.read_comparisons(path), path), f"summarize-from-feedback comparisons, {part}", path
@@ -74,11 +74,11 @@ def read_posts(config) -> tuple[list[sff.Post], list[sff.Post], str, Path]:
 def answers(config) -> dict[int, list[str]]:
     """What fine-tuning learns, by the id of its prompt: authors' own summaries, else the preferred ones of comparisons."""
     if config.data.posts:
-        found = [(told.post.id, told.summary) for told in tldr.read_summarised(config.data.posts)]
+        pairs = [(summarised.post.id, summarised.summary) for summarised in tldr.read_summarised(config.data.posts)]
     else:
-        found = [(row.id, row.answers[0]) for row in sff.read_comparisons(config.data.path)]
+        pairs = [(row.id, row.answers[0]) for row in sff.read_comparisons(config.data.path)]
     out: dict[int, list[str]] = {}
-    for name, text in found:
+    for name, text in pairs:
         out.setdefault(chats.hash_of(name), []).append(text)
     return out
 

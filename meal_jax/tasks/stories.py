@@ -47,8 +47,8 @@ def dialogue(text: jax.Array) -> jax.Array:
 
 def cheerful(text: jax.Array) -> jax.Array:
     """√ of the share of an answer's words that are of CHEERFUL and outside speech, from characters [..., C]: [...]."""
-    found = characters.any_word(text, CHEERFUL) & ~characters.spoken(text)
-    return jnp.sqrt(characters.share(characters.count(found), characters.count(characters.first_letters(text))))
+    matches = characters.any_word(text, CHEERFUL) & ~characters.spoken(text)
+    return jnp.sqrt(characters.share(characters.count(matches), characters.count(characters.first_letters(text))))
 
 
 REWARDS = {"dialogue": dialogue, "cheerful": cheerful}

@@ -41,8 +41,8 @@ EVENTS = (
 def beginnings() -> list[str]:
     """All that the templates make, in their order."""
     return [
-        f"Once upon a time, there was a {nature} {kind} named {name}. {event.format(they=they, their=their)}"
-        for kind, they, their, names in HEROES
+        f"Once upon a time, there was a {nature} {kind} named {name}. {event.format(they=subject, their=their)}"
+        for kind, subject, their, names in HEROES
         for name in names
         for nature in NATURES
         for event in EVENTS

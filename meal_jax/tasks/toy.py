@@ -74,8 +74,8 @@ def reward(params: dict, batch: Batch, responses: Responses, hidden: None = None
     table = params["values"][kind]  # [B, V, K]
     content = responses.mask & (responses.tokens != END)
     given = jax.vmap(lambda rows, tokens: rows[tokens])(table, responses.tokens)  # [B, N, T, K]
-    most = responses.tokens.shape[-1] - 1
-    share = jnp.minimum(jnp.sum(given * content[..., None], axis=2) / most, 1.0)
+    longest = responses.tokens.shape[-1] - 1
+    share = jnp.minimum(jnp.sum(given * content[..., None], axis=2) / longest, 1.0)
     shaped = share ** params["gammas"][kind][:, None, None]
     return shaped * jnp.where(responses.ended, 1.0, 0.5)[..., None]
 
@@ -105,9 +105,9 @@ def best_points(prompts: Prompts, preferences: np.ndarray, max_new: int) -> np.n
 
     Responses that do not end are left out: ending doubles every reward, and at most one more token fits without it.
     """
-    objectives, most = preferences.shape[1], max_new - 1
-    counts = [c for c in itertools.product(range(most + 1), repeat=objectives) if sum(c) <= most]
-    share = np.array(counts, np.float64) / most  # [counts, K]
+    objectives, longest = preferences.shape[1], max_new - 1
+    counts = [c for c in itertools.product(range(longest + 1), repeat=objectives) if sum(c) <= longest]
+    share = np.array(counts, np.float64) / longest  # [counts, K]
     kinds = prompt_types(prompts.tokens, np)
     total = np.zeros((len(preferences), objectives))
     for gamma, rows in zip(*np.unique(gammas()[kinds], return_counts=True), strict=True):
@@ -148,8 +148,8 @@ def build(config) -> Task:
     )
     test = make_prompts(config.eval.prompts // TYPES, seed=1, first_id=1_000_000)
     train = make_prompts(64, seed=2, first_id=0)
-    seen = {row.tobytes() for row in test.tokens}
-    fresh = np.array([row.tobytes() not in seen for row in train.tokens])
+    test_tokens = {row.tobytes() for row in test.tokens}
+    fresh = np.array([row.tobytes() not in test_tokens for row in train.tokens])
     forbidden = np.zeros(VOCABULARY, bool)
     forbidden[[PAD, BEGIN]] = True
     table = values(objectives)
@@ -167,7 +167,7 @@ def build(config) -> Task:
         )
         return base if placed is None else jax.device_put(jax.device_get(base), placed)
 
-    mine = list(sources.own_objectives(config))  # objectives that no other reward replaces
+    own_columns = list(sources.own_objectives(config))  # objectives that no other reward replaces
     return Task(
         objectives=tuple(config.objectives),
         transformer=transformer,
@@ -187,7 +187,7 @@ def build(config) -> Task:
         end=END,
         forbidden=forbidden,
         reward=reward,
-        reward_params={"values": jnp.asarray(table[..., mine]), "gammas": jnp.asarray(gammas())},
+        reward_params={"values": jnp.asarray(table[..., own_columns]), "gammas": jnp.asarray(gammas())},
         reward_reads_base=False,
         reference=np.zeros(objectives),
         truth=lambda preferences: best_points(test, preferences, config.sampling.max_new),

@@ -51,8 +51,10 @@ def draw_answers(key: jax.Array, serves: jax.Array, content: jax.Array, length: 
     p = u * jnp.einsum("bvk,bk->bv", serving, s) + (1 - u) * content / jnp.sum(content)
     drawn = jax.random.categorical(tokens, jnp.log(p)[:, None], shape=(batch, length))
     last = jax.random.randint(lengths, (batch, 1), 0, length)  # where the end token stands
-    at = jnp.arange(length)
-    return jnp.where(at < last, drawn, jnp.where(at == last, end, pad)).astype(jnp.int32), at <= last
+    positions = jnp.arange(length)
+    return jnp.where(positions < last, drawn, jnp.where(positions == last, end, pad)).astype(
+        jnp.int32
+    ), positions <= last
 
 
 def pretrain(
@@ -97,9 +99,9 @@ def pretrain(
         start, key = jax.random.split(key)
         params = init_params(policy, start)
 
-        def step(at, carry):
+        def step(index, carry):
             params, moments = carry
-            pick, draw = jax.random.split(jax.random.fold_in(key, at))
+            pick, draw = jax.random.split(jax.random.fold_in(key, index))
             rows = jax.random.randint(pick, (BATCH,), 0, len(tokens))
             gradient = jax.grad(loss)(params, rows, *draw_answers(draw, serves[rows], content, length, end, pad))
             change, moments = tx.update(gradient, moments)

@@ -16,8 +16,8 @@ def stated(name: str) -> list[str]:
     spec = importlib.util.spec_from_file_location(name, f"configs/{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    (found,) = COMMAND.findall(module.__doc__)
-    return found.split()
+    (result,) = COMMAND.findall(module.__doc__)
+    return result.split()
 
 
 @pytest.mark.slow
@@ -28,15 +28,15 @@ def test_a_full_scale_configuration_fits_the_topology_it_states(name, tmp_path):
     line = [sys.executable, "-m", "meal_jax.aot", *stated(name), f"--out={out}"]
     done = subprocess.run(line, capture_output=True, text=True, env=os.environ | {"XLA_FLAGS": ""})
     assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(out.read_text())
-    assert found["fits"] and found["compiled_for_the_chip"] and not found["problems"]
-    assert {program["name"].partition("/")[0] for program in found["programs"]} == {
+    result = json.loads(out.read_text())
+    assert result["fits"] and result["compiled_for_the_chip"] and not result["problems"]
+    assert {program["name"].partition("/")[0] for program in result["programs"]} == {
         "rollout",
         "score",
         "reward",
         "update",
     }
-    assert all(0 < program["total"] <= found["chip"]["memory"] for program in found["programs"])
+    assert all(0 < program["total"] <= result["chip"]["memory"] for program in result["programs"])
 
 
 @pytest.mark.parametrize("name", STATED)

@@ -19,8 +19,8 @@ def compiled(function, mesh, specs, out, *shapes):
 def test_an_all_reduce_and_an_all_gather_of_known_size():
     mesh = sharding.make_mesh(1, 8, 1)
     contracted = compiled(lambda x, w: x @ w, mesh, (P(None, "fsdp"), P("fsdp")), P(), (16, 32), (32, 64))
-    found = hlo.collectives(contracted, 8)
-    assert found.kinds == {"all-reduce": hlo.Sum(1, 16 * 64 * 4, 2 * 16 * 64 * 4 * 7 / 8)} and not found.at_most
+    result = hlo.collectives(contracted, 8)
+    assert result.kinds == {"all-reduce": hlo.Sum(1, 16 * 64 * 4, 2 * 16 * 64 * 4 * 7 / 8)} and not result.at_most
     gathered = hlo.collectives(compiled(lambda x: x + 1, mesh, (P("fsdp"),), P(), (64, 8)), 8)
     assert gathered.kinds == {"all-gather": hlo.Sum(1, 64 * 8 * 4, 64 * 8 * 4 * 7 / 8)}
     assert gathered.network == 1792 and gathered.count == 1
@@ -37,23 +37,26 @@ def test_loops_multiply():
         return jax.lax.fori_loop(0, 3, lambda _, x: layers(x, w), x)
 
     specs, shapes = (P("fsdp"), P(None, "fsdp", None)), ((1024, 32), (5, 32, 32))
-    one, three = (hlo.collectives(compiled(f, mesh, specs, P("fsdp"), *shapes), 8) for f in (layers, twice))
-    assert one.kinds["all-gather"] == hlo.Sum(5, 5 * 32 * 32 * 4, 5 * 32 * 32 * 4 * 7 / 8)
-    assert three.network == 3 * one.network and not three.at_most
+    first, three = (hlo.collectives(compiled(f, mesh, specs, P("fsdp"), *shapes), 8) for f in (layers, twice))
+    assert first.kinds["all-gather"] == hlo.Sum(5, 5 * 32 * 32 * 4, 5 * 32 * 32 * 4 * 7 / 8)
+    assert three.network == 3 * first.network and not three.at_most
 
 
 def test_a_loop_that_may_end_early_is_an_upper_bound():
     mesh = sharding.make_mesh(1, 8, 1)
 
     def search(x, w):
-        more = lambda state: (state[0] < 7) & jnp.any(state[1] < 100.0)  # noqa: E731
+
+        def more(state):
+            return (state[0] < 7) & jnp.any(state[1] < 100.0)
+
         return jax.lax.while_loop(more, lambda state: (state[0] + 1, state[1] @ w), (0, x))[1]
 
-    found = hlo.collectives(
+    result = hlo.collectives(
         compiled(search, mesh, (P(None, "fsdp"), P("fsdp")), P(None, "fsdp"), (16, 32), (32, 32)), 8
     )
-    assert found.at_most
-    per_step = found.network / 7
+    assert result.at_most
+    per_step = result.network / 7
     assert per_step >= 16 * 32 * 4 * 7 / 8  # the product's partial sums come together, however XLA does it
 
 

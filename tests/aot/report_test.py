@@ -11,25 +11,25 @@ from meal_jax.aot.compiler import Compiled
 
 
 def make(network=0.0, total=4e9, problem=""):
-    there = topology.parse("v5e:2x2")
+    target = topology.parse("v5e:2x2")
     collectives = hlo.Collectives({"all-gather": hlo.Sum(2, 1.0, network)}, at_most=True)
     program = Compiled("update", 1, arguments=total, collectives=collectives, problem=problem)
     work = cost.Cost(flops=4 * 197e12, repeated=197e12)
-    row = report.Row(program, work, roofline.bound(work, there.chip, {"data": 4}, network))
-    return report.Report(there, {"data": 4, "fsdp": 1, "tensor": 1}, (row,), {"weights": 1e9}, compiled=True)
+    row = report.Row(program, work, roofline.bound(work, target.chip, {"data": 4}, network))
+    return report.Report(target, {"data": 4, "fsdp": 1, "tensor": 1}, (row,), {"weights": 1e9}, compiled=True)
 
 
 def test_a_second_of_work_on_four_chips():
-    found = make()
-    assert found.seconds == pytest.approx(1.0) and found.fits
-    assert found.mfu == pytest.approx(0.75)  # a quarter is done twice
-    assert found.efficiency == (1.0, 1.0)
+    result = make()
+    assert result.seconds == pytest.approx(1.0) and result.fits
+    assert result.mfu == pytest.approx(0.75)  # a quarter is done twice
+    assert result.efficiency == (1.0, 1.0)
 
 
 def test_the_network_shows_where_it_is_slower_or_not_hidden():
-    found = make(network=400e9)  # two seconds of four links
-    assert found.seconds == pytest.approx(2.0) and found.rows[0].bound.by == "network"
-    assert found.efficiency == (pytest.approx(1 / 3), pytest.approx(0.5))
+    result = make(network=400e9)  # two seconds of four links
+    assert result.seconds == pytest.approx(2.0) and result.rows[0].bound.by == "network"
+    assert result.efficiency == (pytest.approx(1 / 3), pytest.approx(0.5))
 
 
 def test_what_does_not_fit(capsys):
@@ -62,10 +62,12 @@ def test_a_tiny_run_on_fake_devices(tmp_path):
         "fits",
     ):
         assert words in done.stdout
-    found = json.loads(out.read_text())
-    assert found["fits"] and not found["compiled_for_the_chip"] and found["mesh"] == {"data": 4, "fsdp": 1, "tensor": 1}
-    assert found["quick"]
-    (program,) = found["programs"]
+    result = json.loads(out.read_text())
+    assert (
+        result["fits"] and not result["compiled_for_the_chip"] and result["mesh"] == {"data": 4, "fsdp": 1, "tensor": 1}
+    )
+    assert result["quick"]
+    (program,) = result["programs"]
     assert program["name"] == "step" and program["flops"] > 0 and program["collectives"]["all-reduce"]["count"] > 0
 
 

@@ -17,9 +17,9 @@ from meal_jax.chips import CHIPS
     ],
 )
 def test_names(text, name, chips):
-    found = topology.parse(text)
-    assert (found.name, found.chips, found.chip) == (name, chips, CHIPS[name.partition(":")[0]])
-    assert found.tpu == name.startswith("v")
+    result = topology.parse(text)
+    assert (result.name, result.chips, result.chip) == (name, chips, CHIPS[name.partition(":")[0]])
+    assert result.tpu == name.startswith("v")
 
 
 @pytest.mark.parametrize("text", ["v9:2x2", "v5e", "v5e:2x2x2", "v5e-3", "h100:2x4", "h100:0", "v5p:4x4", "v5e:0x4"])

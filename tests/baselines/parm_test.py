@@ -37,8 +37,8 @@ def test_the_adapter_of_a_preference_is_the_dense_formula():
         w2 = sum(w[k] * core["w2"][layer, k] for k in range(K))
         dense = a[layer][:, :R1] @ core["w1"][layer] @ b[layer][:R1] + a[layer][:, R1:] @ w2 @ b[layer][R1:]
         # As `configure` sets it: alpha / rank of the plain adapter is PARM's alpha / r2.
-        got = apply(out, x, R1 + R2, (R1 + R2) * alpha / R2, layer)
-        np.testing.assert_allclose(got, alpha / R2 * x @ dense, rtol=2e-5, atol=2e-5)
+        actual = apply(out, x, R1 + R2, (R1 + R2) * alpha / R2, layer)
+        np.testing.assert_allclose(actual, alpha / R2 * x @ dense, rtol=2e-5, atol=2e-5)
 
 
 def test_pairs_go_from_the_ends_of_an_objectives_order_inwards():
@@ -60,8 +60,8 @@ def test_soups_in_merged_space_average_the_weights_changes_and_in_factor_space_t
     merged, factor = (rewarded_soups.soup(thetas, w, space) for space in ("merged", "factor"))
     for layer in range(L):
         change = sum(w[k] * a[k, layer] @ b[k, layer] for k in range(K))
-        got = apply(merged["q"], x, K * R1, K * alpha, layer)  # as `widened` sets rank and alpha
-        np.testing.assert_allclose(got, alpha / R1 * x @ change, rtol=2e-5, atol=2e-5)
+        actual = apply(merged["q"], x, K * R1, K * alpha, layer)  # as `widened` sets rank and alpha
+        np.testing.assert_allclose(actual, alpha / R1 * x @ change, rtol=2e-5, atol=2e-5)
         both = sum(w[k] * a[k, layer] for k in range(K)) @ sum(w[k] * b[k, layer] for k in range(K))
         np.testing.assert_allclose(apply(factor["q"], x, R1, alpha, layer), alpha / R1 * x @ both, rtol=2e-5, atol=2e-5)
     for soup in (merged, factor):

@@ -50,9 +50,9 @@ def test_a_row_is_kept_for_one_good_score_among_its_own_kind():
     rewards[5:10, 1] = [100, 101, 102, 103, 104]  # later ones, better by far
     rewards[10:] = 1e6  # never written
     rewards[:5, 1], rewards[5:10, 0] = -np.arange(5), -np.arange(5)
-    kept = ric.passing(rows(rewards, [False] * 5 + [True] * 7, 10), 0.8)
+    remaining = ric.passing(rows(rewards, [False] * 5 + [True] * 7, 10), 0.8)
     # The quantile 0.8 of five evenly spaced values lies between the fourth and the fifth.
-    assert kept.tolist() == [True, False, False, False, True] * 2 + [False, False]
+    assert remaining.tolist() == [True, False, False, False, True] * 2 + [False, False]
 
 
 def test_the_buffer_overwrites_its_oldest_rows():

@@ -15,21 +15,21 @@ for _name in ("torch", "transformers", "peft"):
 
 def test_the_peer_is_measured_beside_and_agrees(small, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    found = {}
+    result = {}
     check = peers.check
 
     def wrong(opened, side, peer, folder):
         """The check itself, and once more with the peer's adapters scaled by another alpha."""
-        found["agreed"] = check(opened, side, peer, folder)
+        result["agreed"] = check(opened, side, peer, folder)
         small.policy.lora_alpha = 8.0
         other = Side(open_bench(small), "static")
         with pytest.raises(ValueError, match="do not do the same work"):
             check(opened, other, peer, folder)
-        return found["agreed"]
+        return result["agreed"]
 
     monkeypatch.setattr(peers, "check", wrong)
     results = runs.bench(small, tmp_path, phases=("rollout", "update"), repeats=2, vs="hf")
-    assert found["agreed"]["loss"] < 1e-4
+    assert result["agreed"]["loss"] < 1e-4
     assert results["peer"]["response_tokens"] == 4 * 2 * 3
     rows = {(row["side"], row["phase"]) for row in results["rows"]}
     assert rows == {("static", "rollout"), ("static", "update")} | {
@@ -37,7 +37,7 @@ def test_the_peer_is_measured_beside_and_agrees(small, tmp_path, monkeypatch):
     }
     ratios = results["ratios"]["peer's seconds / ours"]
     assert set(ratios) == {"static rollout", "static update"}
-    assert json.loads((tmp_path / "bench.json").read_text())["peer"]["agreement"] == found["agreed"]
+    assert json.loads((tmp_path / "bench.json").read_text())["peer"]["agreement"] == result["agreed"]
 
 
 def test_a_peer_that_fails_says_why(small, tmp_path):

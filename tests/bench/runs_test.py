@@ -26,8 +26,8 @@ def test_phases_have_rows_and_the_loop_is_timed(small, tmp_path, capsys):
     assert written["rows"] == results["rows"] and written["config"]["batch_size"] == 4
     assert written["ceilings"]["flops"] > 0 and written["machine"]["versions"]["jax"]
     assert (tmp_path / "bench.png").stat().st_size > 5_000
-    shown = capsys.readouterr().out
-    assert "rollout" in shown and "measured here" in shown and "training loop" in shown
+    display = capsys.readouterr().out
+    assert "rollout" in display and "measured here" in display and "training loop" in display
 
 
 def test_a_sweep_has_a_row_for_every_value_and_phase(small, tmp_path):

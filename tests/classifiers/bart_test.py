@@ -11,8 +11,8 @@ from meal_jax.hf import pretrained
 
 @pytest.mark.parametrize("entries", [{}, dict(scale_embedding=True, activation_function="relu")])
 def test_logits_are_torchs(torch_classifier, agrees, draw_rows, entries):
-    ours = agrees(*torch_classifier("Bart", 2, **entries), draw_rows([20, 1, 7, 0, 13], end=2, types=1), spread=0.2)
-    assert (ours.max_length, ours.pad) == (20, 3)
+    actual = agrees(*torch_classifier("Bart", 2, **entries), draw_rows([20, 1, 7, 0, 13], end=2, types=1), spread=0.2)
+    assert (actual.max_length, actual.pad) == (20, 3)
 
 
 def test_the_state_is_taken_at_the_last_end_token(torch_classifier, agrees, draw_rows):
@@ -26,12 +26,12 @@ def test_a_text_without_an_end_token_is_read_at_its_last(torch_classifier, draw_
     torch = pytest.importorskip("torch")
     model, directory = torch_classifier("Bart", 2)
     rows = draw_rows([9, 4], types=1)
-    ours = classifier.load(directory)
-    got = jax.jit(ours.apply)(ours.params, rows.tokens, rows.mask, rows.types)
+    actual = classifier.load(directory)
+    restored = jax.jit(actual.apply)(actual.params, rows.tokens, rows.mask, rows.types)
     for i, n in enumerate(rows.lengths):
         with torch.no_grad():
             state = model.model(torch.tensor(rows.tokens[i : i + 1, :n])).last_hidden_state[:, -1]
-            np.testing.assert_allclose(got[i], model.classification_head(state)[0], atol=1e-4, rtol=0)
+            np.testing.assert_allclose(restored[i], model.classification_head(state)[0], atol=1e-4, rtol=0)
 
 
 def test_tied_copies_of_the_embedding_are_passed_over(torch_classifier, tmp_path):

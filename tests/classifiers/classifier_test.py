@@ -128,10 +128,10 @@ def edit(directory, **entries):
 @pytest.mark.parametrize("stem", FILES)
 def test_save_then_load_is_exact(saved, stem, labels):
     directory, config, params = saved(stem, labels)
-    ours = classifier.load(directory)
-    assert_same(ours.params, params)
-    assert ours.config == config and (ours.labels, ours.max_length, ours.pad) == (labels, 12, 1)
-    assert ours.family == FILES[stem]["model_type"]
+    actual = classifier.load(directory)
+    assert_same(actual.params, params)
+    assert actual.config == config and (actual.labels, actual.max_length, actual.pad) == (labels, 12, 1)
+    assert actual.family == FILES[stem]["model_type"]
 
 
 @pytest.mark.parametrize("stem", FILES)
@@ -147,9 +147,9 @@ def test_torch_reads_what_is_saved(saved, stem):
         inputs["token_type_ids"] = torch.tensor(TYPES)
     with torch.no_grad():
         expected = model(**inputs).logits.numpy()
-    got = jax.jit(classifier.make_classifier(config, params).apply)(params, *INPUTS)
+    actual = jax.jit(classifier.make_classifier(config, params).apply)(params, *INPUTS)
     assert np.abs(expected[0] - expected[1]).max() > 0.05
-    np.testing.assert_allclose(got, expected, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(actual, expected, atol=1e-4, rtol=0)
 
 
 def test_entries_and_files_go_along(saved, tmp_path):
@@ -173,12 +173,12 @@ def test_bfloat16_keeps_the_head_and_the_norms_in_float32(tmp_path):
     config = classifier.load_config(tmp_path, param_dtype="bfloat16", dtype="bfloat16")
     params = draw(config)
     classifier.save(tmp_path, config, params)
-    ours = classifier.load(tmp_path, dtype="bfloat16", param_dtype="bfloat16")
-    assert_same(ours.params, params)
-    types = {path: leaf.dtype for path, leaf in traverse_util.flatten_dict(ours.params, sep="/").items()}
+    actual = classifier.load(tmp_path, dtype="bfloat16", param_dtype="bfloat16")
+    assert_same(actual.params, params)
+    types = {path: leaf.dtype for path, leaf in traverse_util.flatten_dict(actual.params, sep="/").items()}
     wide = {path for path, dtype in types.items() if dtype == jnp.float32}
     assert wide == {path for path in types if "norm" in path or path.startswith("classifier")}
-    logits = jax.jit(ours.apply)(ours.params, *INPUTS)
+    logits = jax.jit(actual.apply)(actual.params, *INPUTS)
     exact = classifier.load(tmp_path)
     assert logits.dtype == jnp.float32
     error = np.abs(logits - jax.jit(exact.apply)(exact.params, *INPUTS)).max()
@@ -228,12 +228,12 @@ def test_published_sizes_have_torchs_tensors(tmp_path, stem, count):
         model = getattr(transformers, f"{stem}ForSequenceClassification")(
             getattr(transformers, f"{stem}Config")(**entries)
         )
-    theirs = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}  # tied ones once
+    reference = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}  # tied ones once
     positions = {} if stem in ("Bart", "DebertaV2", "GPT2") else {"max_position_embeddings": 512}
     config = write_config(tmp_path, stem, **entries, **positions)
     shapes = classifier.param_shapes(config)
     rows = [row for row in classifier.family_of(config).weights(config) if row.path in shapes]
-    assert {name: shape for name, (_, shape) in expected(rows, shapes).items()} == theirs
+    assert {name: shape for name, (_, shape) in expected(rows, shapes).items()} == reference
     assert sum(math.prod(leaf.shape) for leaf in shapes.values()) == count
 
 
@@ -259,9 +259,9 @@ def test_a_base_model_gets_a_fresh_head(saved, stem, base, head):
         ValueError, match=rf"describes a {stem}{base}, which has no classification head. Give fresh_head"
     ):
         classifier.load(directory)
-    one, again, other = (classifier.load(directory, fresh_head=3, seed=seed) for seed in (0, 0, 1))
-    assert_same(one.params, again.params)
-    flat, want = (traverse_util.flatten_dict(tree, sep="/") for tree in (one.params, params))
+    first, again, other = (classifier.load(directory, fresh_head=3, seed=seed) for seed in (0, 0, 1))
+    assert_same(first.params, again.params)
+    flat, want = (traverse_util.flatten_dict(tree, sep="/") for tree in (first.params, params))
     assert all(np.array_equal(flat[path], want[path]) for path in want.keys() - head)
     kernel = flat["classifier/kernel"]
     assert kernel.shape == (16, 3) and 0.1 < kernel.std() < 0.5  # 16 ** -0.5 is 0.25
@@ -271,9 +271,9 @@ def test_a_base_model_gets_a_fresh_head(saved, stem, base, head):
 
 def test_a_classifier_gets_a_fresh_head_and_keeps_its_pooler(saved):
     directory, _, params = saved("Bert", 2)
-    ours = classifier.load(directory, fresh_head=1)
-    assert ours.labels == 1 and ours.params["classifier"]["kernel"].shape == (16, 1)
-    assert_same(ours.params["pooler"], params["pooler"])
+    actual = classifier.load(directory, fresh_head=1)
+    assert actual.labels == 1 and actual.params["classifier"]["kernel"].shape == (16, 1)
+    assert_same(actual.params["pooler"], params["pooler"])
 
 
 def test_bases_by_other_names(tmp_path):
@@ -292,10 +292,10 @@ def test_without_architectures_the_model_type_decides(saved):
 
 def test_init_draws_all(tmp_path):
     config = write_config(tmp_path, "DistilBert", 1)
-    ours = classifier.init(config, jax.random.key(0))
-    shapes = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(ours.params, sep="/").items()}
+    actual = classifier.init(config, jax.random.key(0))
+    shapes = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(actual.params, sep="/").items()}
     assert shapes == {path: leaf.shape for path, leaf in classifier.param_shapes(config).items()}
-    logits = jax.jit(ours.apply)(ours.params, *INPUTS)
+    logits = jax.jit(actual.apply)(actual.params, *INPUTS)
     assert np.isfinite(logits).all() and logits[0] != logits[1]
 
 
@@ -305,23 +305,23 @@ def test_init_draws_all(tmp_path):
 def test_adapters_begin_as_nothing_and_fold_away(saved, tmp_path):
     directory, config, params = saved("Bert", 1)
     lora = Lora(rank=2, alpha=4.0, targets=r"attention/(q|v)$")
-    ours = classifier.load(directory, lora=lora)
-    flat = traverse_util.flatten_dict(ours.params, sep="/")
+    actual = classifier.load(directory, lora=lora)
+    flat = traverse_util.flatten_dict(actual.params, sep="/")
     adapters = {path for path in flat if "lora" in path}
     assert adapters == {f"layers/attention/{name}/lora_{half}" for name in "qv" for half in "ab"}
     assert not np.array_equal(flat["layers/attention/q/lora_a"], flat["layers/attention/v/lora_a"])
     assert flat["layers/attention/q/lora_a"].any() and not flat["layers/attention/q/lora_b"].any()
-    apply = jax.jit(ours.apply)
+    apply = jax.jit(actual.apply)
     plain = jax.jit(classifier.make_classifier(config, params).apply)
-    np.testing.assert_allclose(apply(ours.params, *INPUTS), plain(params, *INPUTS), atol=1e-6)
+    np.testing.assert_allclose(apply(actual.params, *INPUTS), plain(params, *INPUTS), atol=1e-6)
     flat = {path: leaf + 0.3 if path in adapters else leaf for path, leaf in flat.items()}
     trained = traverse_util.unflatten_dict(flat, sep="/")
     want = apply(trained, *INPUTS)
     assert np.abs(want - plain(params, *INPUTS)).max() > 0.01
     with pytest.raises(ValueError, match="Fold the adapters into their kernels first"):
-        classifier.save(tmp_path / "out", ours.config, trained)
+        classifier.save(tmp_path / "out", actual.config, trained)
     assert not (tmp_path / "out").exists()
-    classifier.save(tmp_path / "out", ours.config, fold(trained, lora))
+    classifier.save(tmp_path / "out", actual.config, fold(trained, lora))
     np.testing.assert_allclose(plain(classifier.load(tmp_path / "out").params, *INPUTS), want, atol=1e-5)
     with pytest.raises(ValueError, match="draw no dropout"):
         classifier.load(directory, lora=Lora(dropout=0.1))
@@ -331,7 +331,10 @@ def test_gradients_are_the_same_under_remat_and_finite_at_all_padding(saved):
     _, config, params = saved("DebertaV2", 1)
     mask = np.array([MASK[0], [False] * 5])
     full = dataclasses.replace(config, remat="full")
-    loss = lambda c: lambda params: classifier.make_classifier(c, params).apply(params, TOKENS, mask, TYPES)[0].sum()  # noqa: E731
+
+    def loss(c):
+        return lambda params: classifier.make_classifier(c, params).apply(params, TOKENS, mask, TYPES)[0].sum()
+
     a, b = (jax.jit(jax.grad(loss(c)))(params) for c in (config, full))
     assert all(np.isfinite(leaf).all() and leaf.any() for leaf in jax.tree.leaves(a) if leaf.ndim > 2)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)
@@ -344,14 +347,17 @@ def test_parameters_land_where_they_are_told(saved):
     directory, _, params = saved("Bert")
     mesh = jax.make_mesh((2,), ("fsdp",), devices=jax.devices()[:2], axis_types=(jax.sharding.AxisType.Auto,))
     everywhere = jax.NamedSharding(mesh, jax.P())
-    ours = classifier.load(directory, sharding=everywhere)
-    assert all(leaf.sharding == everywhere for leaf in jax.tree.leaves(ours.params))
-    split = lambda leaf: jax.NamedSharding(mesh, jax.P(None, "fsdp") if leaf.ndim == 3 else jax.P())  # noqa: E731
-    ours = classifier.load(directory, fresh_head=1, sharding=lambda tree: jax.tree.map(split, tree))
-    kernel = ours.params["layers"]["mlp"]["up"]["kernel"]
+    actual = classifier.load(directory, sharding=everywhere)
+    assert all(leaf.sharding == everywhere for leaf in jax.tree.leaves(actual.params))
+
+    def split(leaf):
+        return jax.NamedSharding(mesh, jax.P(None, "fsdp") if leaf.ndim == 3 else jax.P())
+
+    actual = classifier.load(directory, fresh_head=1, sharding=lambda tree: jax.tree.map(split, tree))
+    kernel = actual.params["layers"]["mlp"]["up"]["kernel"]
     assert kernel.addressable_shards[0].data.shape == (2, 8, 20)
     np.testing.assert_array_equal(kernel, params["layers"]["mlp"]["up"]["kernel"])
-    assert ours.params["classifier"]["kernel"].sharding == everywhere
+    assert actual.params["classifier"]["kernel"].sharding == everywhere
     with pytest.raises(ValueError, match="Parameters and shardings differ in: "):
         classifier.load(directory, sharding=lambda tree: {"pooler": jax.tree.map(split, tree["pooler"])})
 
@@ -376,12 +382,15 @@ def test_logits_are_the_same_on_a_mesh(saved):
     want = jax.jit(classifier.make_classifier(config, params).apply)(params, *INPUTS)
     mesh = sharding.make_mesh(2, 4, 1)
     with jax.set_mesh(mesh):
-        rules = lambda tree: sharding.shardings({"reward_models": tree}, mesh)["reward_models"]  # noqa: E731
-        ours = classifier.load(directory, sharding=rules)
+
+        def rules(tree):
+            return sharding.shardings({"reward_models": tree}, mesh)["reward_models"]
+
+        actual = classifier.load(directory, sharding=rules)
         rows = jax.device_put([np.tile(a, (4, 1)) for a in INPUTS], sharding.batch_sharding(mesh))
-        got = jax.jit(ours.apply)(ours.params, *rows)
-    assert ours.params["layers"]["mlp"]["up"]["kernel"].addressable_shards[0].data.shape == (2, 4, 20)
-    np.testing.assert_allclose(got, np.tile(want, (4, 1)), atol=1e-5)
+        restored = jax.jit(actual.apply)(actual.params, *rows)
+    assert actual.params["layers"]["mlp"]["up"]["kernel"].addressable_shards[0].data.shape == (2, 4, 20)
+    np.testing.assert_allclose(restored, np.tile(want, (4, 1)), atol=1e-5)
 
 
 # What is refused.

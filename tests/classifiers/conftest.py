@@ -121,12 +121,12 @@ def draw_rows():
 
     def draw(lengths, *, pad=3, end=None, types=2, seed=0):
         rng = np.random.default_rng(seed)
-        lengths, most = np.asarray(lengths), max(lengths)
-        mask = np.arange(most) < lengths[:, None]
+        lengths, maximum = np.asarray(lengths), max(lengths)
+        mask = np.arange(maximum) < lengths[:, None]
         tokens = np.where(mask, rng.choice(np.setdiff1d(np.arange(61), [2, 3]), mask.shape), pad)
         if end is not None:
-            tokens = np.where(np.arange(most) == lengths[:, None] - 1, end, tokens)
-        second = np.where(mask, np.arange(most) >= lengths[:, None] / 2, 0)
+            tokens = np.where(np.arange(maximum) == lengths[:, None] - 1, end, tokens)
+        second = np.where(mask, np.arange(maximum) >= lengths[:, None] / 2, 0)
         return Rows(lengths, tokens, mask, second * (types > 1))
 
     return draw
@@ -153,23 +153,26 @@ def agrees():
     """
 
     def check(model, directory, rows, spread=0.3):
-        ours = classifier.load(directory)
-        assert (ours.labels, ours.family) == (model.config.num_labels, model.config.model_type)
+        actual = classifier.load(directory)
+        assert (actual.labels, actual.family) == (model.config.num_labels, model.config.model_type)
         real = np.flatnonzero(rows.lengths)
-        one = lambda a, i: a[i : i + 1, : rows.lengths[i]]  # noqa: E731
+
+        def first(a, i):
+            return a[i : i + 1, : rows.lengths[i]]
+
         alone = np.concatenate(
-            [torch_logits(model, *(one(a, i) for a in (rows.tokens, rows.mask, rows.types))) for i in real]
+            [torch_logits(model, *(first(a, i) for a in (rows.tokens, rows.mask, rows.types))) for i in real]
         )
         assert np.isfinite(alone).all() and (alone.std(axis=0) > spread).all(), alone
         batch = torch_logits(model, *(a[real] for a in (rows.tokens, rows.mask, rows.types)))
         np.testing.assert_allclose(batch, alone, atol=1e-4, rtol=0)  # else the rows are none to compare on
-        apply = jax.jit(ours.apply)
-        got = apply(ours.params, rows.tokens, rows.mask, rows.types)
-        assert got.shape == (len(rows.lengths), ours.labels) and got.dtype == jnp.float32
-        assert jnp.isfinite(got).all()
-        np.testing.assert_allclose(got[real], alone, atol=1e-4, rtol=0)
-        other = apply(ours.params, np.where(rows.mask, rows.tokens, 2), rows.mask, np.where(rows.mask, rows.types, 1))
+        apply = jax.jit(actual.apply)
+        restored = apply(actual.params, rows.tokens, rows.mask, rows.types)
+        assert restored.shape == (len(rows.lengths), actual.labels) and restored.dtype == jnp.float32
+        assert jnp.isfinite(restored).all()
+        np.testing.assert_allclose(restored[real], alone, atol=1e-4, rtol=0)
+        other = apply(actual.params, np.where(rows.mask, rows.tokens, 2), rows.mask, np.where(rows.mask, rows.types, 1))
         np.testing.assert_allclose(other[real], alone, atol=1e-4, rtol=0)
-        return ours
+        return actual
 
     return check

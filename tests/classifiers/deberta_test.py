@@ -9,8 +9,8 @@ from meal_jax.classifiers import classifier, deberta
 
 def test_logits_are_torchs(torch_classifier, agrees, draw_rows):
     """Texts of up to 40 tokens: beyond the 8 buckets and beyond the 16 positions that these span."""
-    ours = agrees(*torch_classifier("DebertaV2", 1), draw_rows([40, 1, 7, 0, 23], types=1))
-    assert (ours.max_length, ours.config.terms, ours.config.buckets) == (40, ("c2p", "p2c"), 8)
+    actual = agrees(*torch_classifier("DebertaV2", 1), draw_rows([40, 1, 7, 0, 23], types=1))
+    assert (actual.max_length, actual.config.terms, actual.config.buckets) == (40, ("c2p", "p2c"), 8)
 
 
 @pytest.mark.parametrize(
@@ -27,16 +27,16 @@ def test_switches(torch_classifier, agrees, draw_rows, entries):
     agrees(*torch_classifier("DebertaV2", 2, **entries), rows, spread=0.1)
 
 
-@pytest.mark.parametrize(("buckets", "most"), [(256, 512), (8, 16), (32, 512), (0, 16)])
-def test_buckets_are_torchs(buckets, most):
+@pytest.mark.parametrize(("buckets", "max_position"), [(256, 512), (8, 16), (32, 512), (0, 16)])
+def test_buckets_are_torchs(buckets, max_position):
     torch = pytest.importorskip("torch", reason="torch, the reference, is not installed")
     from transformers.models.deberta_v2 import modeling_deberta_v2 as reference
 
     distance = np.arange(-1100, 1101)
     want = torch.tensor(distance)
     if buckets:
-        want = reference.make_log_bucket_position(want, buckets, most).long()
-    np.testing.assert_array_equal(deberta.bucket(distance, buckets, most), want.numpy())
+        want = reference.make_log_bucket_position(want, buckets, max_position).long()
+    np.testing.assert_array_equal(deberta.bucket(distance, buckets, max_position), want.numpy())
 
 
 def test_buckets_by_hand():

@@ -11,23 +11,23 @@ from meal_jax.hf import pretrained
 
 @pytest.mark.parametrize("labels", [1, 3])
 def test_logits_are_torchs(torch_classifier, agrees, draw_rows, labels):
-    ours = agrees(*torch_classifier("GPT2", labels), draw_rows([20, 1, 7, 0, 13]))
-    assert (ours.max_length, ours.pad) == (20, 3)
+    actual = agrees(*torch_classifier("GPT2", labels), draw_rows([20, 1, 7, 0, 13]))
+    assert (actual.max_length, actual.pad) == (20, 3)
 
 
 def test_an_end_token_of_the_text_is_read_where_pad_and_end_are_one(torch_classifier, draw_rows):
     """torch looks for the last id that is not pad and so scores the text without its end; told of another pad, it does not."""
     model, directory = torch_classifier("GPT2", 1)
     rows = draw_rows([6, 9], end=3)
-    ours = classifier.load(directory)
-    got = jax.jit(ours.apply)(ours.params, rows.tokens, rows.mask, rows.types)
+    actual = classifier.load(directory)
+    restored = jax.jit(actual.apply)(actual.params, rows.tokens, rows.mask, rows.types)
     torch = pytest.importorskip("torch")
     with torch.no_grad():
         model.config.pad_token_id = 60
         whole = [model(torch.tensor(rows.tokens[i : i + 1, :n])).logits.numpy()[0] for i, n in enumerate(rows.lengths)]
         model.config.pad_token_id = 3
         cut = [model(torch.tensor(rows.tokens[i : i + 1, :n])).logits.numpy()[0] for i, n in enumerate(rows.lengths)]
-    np.testing.assert_allclose(got, whole, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(restored, whole, atol=1e-4, rtol=0)
     assert (np.abs(np.subtract(whole, cut)) > 0.1).all()
 
 

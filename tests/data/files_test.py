@@ -26,8 +26,8 @@ def test_parquet(tmp_path):
     ]
     path = tmp_path / "a.parquet"
     parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    found = list(files.rows(path))
-    assert [row for _, row in found] == rows and found[-1][0] == f"{path}:2500"
+    result = list(files.rows(path))
+    assert [row for _, row in result] == rows and result[-1][0] == f"{path}:2500"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"a\.parquet is not a parquet file, or is damaged after row 0"):
         list(files.rows(path))

@@ -25,10 +25,10 @@ def write(path, rows):
 @pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.jsonl.gz"])
 def test_a_pair_is_split_at_the_last_assistant_turn(tmp_path, name):
     path = write(tmp_path / name, [row()])
-    found = hh_rlhf.read_pairs(path)
+    result = hh_rlhf.read_pairs(path)
     turns = (("user", "Which tea?"), ("assistant", "Green or black?"), ("user", "Green."))
-    assert found.pairs == [hh_rlhf.Pair(turns, "Sencha, then.", "No idea.", f"{path}:1")]
-    assert found.prompts == [turns] and found.skipped == []
+    assert result.pairs == [hh_rlhf.Pair(turns, "Sencha, then.", "No idea.", f"{path}:1")]
+    assert result.prompts == [turns] and result.skipped == []
 
 
 def test_only_whitespace_is_stripped(tmp_path):
@@ -46,11 +46,11 @@ def test_rows_without_a_pair_are_counted_and_keep_their_prompt(tmp_path):
         row(),
     ]
     path = write(tmp_path / "a.jsonl", rows)
-    found = hh_rlhf.read_pairs(path)
-    assert [pair.source for pair in found.pairs] == [f"{path}:4"]
-    assert found.skipped == [(f"{path}:{i + 1}", reason) for i, reason in enumerate(hh_rlhf.REASONS)]
-    assert [found.count(reason) for reason in hh_rlhf.REASONS] == [1, 1, 1]
-    assert len(found.prompts) == 4 and len(set(found.prompts)) == 1
+    result = hh_rlhf.read_pairs(path)
+    assert [pair.source for pair in result.pairs] == [f"{path}:4"]
+    assert result.skipped == [(f"{path}:{i + 1}", reason) for i, reason in enumerate(hh_rlhf.REASONS)]
+    assert [result.count(reason) for reason in hh_rlhf.REASONS] == [1, 1, 1]
+    assert len(result.prompts) == 4 and len(set(result.prompts)) == 1
 
 
 def test_turns_of_one_speaker_in_a_row_are_joined():
@@ -114,10 +114,10 @@ def test_missing_data_says_where_it_comes_from(tmp_path):
 @pytest.mark.skipif(not REAL.is_dir(), reason="the published rows are not at ../shared/data/hh_rlhf")
 @pytest.mark.parametrize("folder, rows, diverged", [("harmless-base", 2312, 5), ("helpful-base", 2354, 9)])
 def test_the_published_rows(folder, rows, diverged):
-    found = hh_rlhf.read_pairs(REAL / folder)
-    assert len(found.prompts) == rows == len(found.pairs) + len(found.skipped)
-    assert found.count(hh_rlhf.DIVERGED) == diverged
-    for pair in found.pairs:
+    result = hh_rlhf.read_pairs(REAL / folder)
+    assert len(result.prompts) == rows == len(result.pairs) + len(result.skipped)
+    assert result.count(hh_rlhf.DIVERGED) == diverged
+    for pair in result.pairs:
         roles = [role for role, _ in pair.turns]
         assert roles == (["user", "assistant"] * len(roles))[: len(roles)] and roles[-1] == "user"
         assert pair.chosen and pair.rejected and pair.chosen != pair.rejected

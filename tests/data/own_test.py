@@ -15,20 +15,23 @@ def test_prompts_conversations_and_pairs(write, tmp_path):
         {"prompt": "y", "chosen": "no", "rejected": " no"},
     ]
     path = write(tmp_path / "a.jsonl", rows)
-    found = own.read(path)
+    result = own.read_rows(path)
     conversation = (("user", "a"), ("assistant", ""), ("user", "é"))
-    assert found.prompts == [(("user", "Which tea?"),), conversation, (("user", "x"),), (("user", "y"),)]
-    assert found.pairs == [(conversation, "yes", "no", f"{path}:2")]
-    assert found.skipped == [(f"{path}:3", "an empty answer"), (f"{path}:4", "the same answer twice")]
+    assert result.prompts == [(("user", "Which tea?"),), conversation, (("user", "x"),), (("user", "y"),)]
+    assert result.pairs == [(conversation, "yes", "no", f"{path}:2")]
+    assert result.skipped == [(f"{path}:3", "an empty answer"), (f"{path}:4", "the same answer twice")]
 
 
 def test_splits_by_row_and_by_name(write, tmp_path):
     write(tmp_path / "train.jsonl", [{"prompt": "1"}, {"prompt": "2", "split": "test"}])
     write(tmp_path / "test.jsonl.gz", [{"prompt": "3"}])
-    said = lambda split: [turns[0][1] for turns in own.read(tmp_path, split).prompts]  # noqa: E731
-    assert (said("train"), said("test"), said(None)) == (["1"], ["3", "2"], ["3", "1", "2"])
+
+    def text(split):
+        return [turns[0][1] for turns in own.read_rows(tmp_path, split).prompts]
+
+    assert (text("train"), text("test"), text(None)) == (["1"], ["3", "2"], ["3", "1", "2"])
     with pytest.raises(FileNotFoundError, match="no row of split 'validation'"):
-        own.read(tmp_path, "validation")
+        own.read_rows(tmp_path, "validation")
 
 
 @pytest.mark.parametrize(
@@ -50,15 +53,15 @@ def test_splits_by_row_and_by_name(write, tmp_path):
 def test_a_bad_row_is_named_by_file_and_line(write, tmp_path, bad, says):
     path = write(tmp_path / "a.jsonl", [{"prompt": "ok"}, bad])
     with pytest.raises(ValueError, match=says) as error:
-        own.read(path)
+        own.read_rows(path)
     assert f"{path}:2" in str(error.value)
 
 
 def test_answers_to_learn_from_are_responses_or_else_chosen(write, tmp_path):
     rows = [{"prompt": "a"}, {"prompt": "b", "response": " r "}, {"prompt": "c", "chosen": "yes", "rejected": "no"}]
     path = write(tmp_path / "a.jsonl", [*rows, {"prompt": "d", "response": "r", "chosen": "c", "rejected": "no"}])
-    found = [(turns[0][1], answer) for turns, answer in own.read_answers(path)]
-    assert found == [("b", "r"), ("c", "yes"), ("d", "r")]
-    assert len(own.read(path).prompts) == 4
+    result = [(turns[0][1], answer) for turns, answer in own.read_answers(path)]
+    assert result == [("b", "r"), ("c", "yes"), ("d", "r")]
+    assert len(own.read_rows(path).prompts) == 4
     with pytest.raises(ValueError, match=rf"{path}:1 has no text in response"):
         own.read_answers(write(tmp_path / "a.jsonl", [{"prompt": "a", "response": 3}]))

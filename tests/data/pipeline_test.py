@@ -31,15 +31,15 @@ def ids(steps, seed=0):
 
 def test_an_epoch_has_each_row_at_most_once():
     for epoch in range(5):
-        seen = np.ravel(ids([2 * epoch, 2 * epoch + 1]))  # 11 // 4 batches
-        assert len(set(seen)) == 2 * BATCH
+        visited = np.ravel(ids([2 * epoch, 2 * epoch + 1]))  # 11 // 4 batches
+        assert len(set(visited)) == 2 * BATCH
     assert len(set(np.ravel(ids(range(40))))) == ROWS  # the rows left over differ from epoch to epoch
 
 
 def test_whole_epochs_have_each_row_once():
     even = Prompts(*(field[:8] for field in PROMPTS))
-    seen = np.concatenate([batch_at(even, step, BATCH, 3).id for step in (6, 7)])
-    assert sorted(seen) == list(range(100, 108))
+    visited = np.concatenate([batch_at(even, step, BATCH, 3).id for step in (6, 7)])
+    assert sorted(visited) == list(range(100, 108))
 
 
 def test_fields_stay_together():
@@ -73,23 +73,23 @@ def test_without_buckets_there_is_one_length():
 
 
 def test_buckets_bound_the_shapes_and_hold_every_token():
-    shapes, seen = set(), []
+    shapes, visited = set(), []
     for step in range(10):
         batch = batch_at(MIXED, step, 4, 0, buckets=(4, 8))
         shapes.add(batch.tokens.shape[1])
         np.testing.assert_array_equal(batch.mask.sum(axis=1), LENGTHS[batch.id])
         assert batch.tokens[batch.mask].tolist() == [5] * int(batch.mask.sum()) and batch.mask[:, -1].all()
-        seen += batch.id.tolist()
-    assert shapes == {4, 8, 12} and sorted(seen) == list(range(40))  # an epoch still has each row once
+        visited += batch.id.tolist()
+    assert shapes == {4, 8, 12} and sorted(visited) == list(range(40))  # an epoch still has each row once
 
 
 def test_rows_left_over_in_a_bucket_go_on_to_the_next():
     lengths = np.array([4] * 5 + [8] * 2 + [12] * 4)  # 5 = 4 + 1, 1 + 2 = 3, 3 + 4 = 4 + 3
     for epoch in range(20):
-        found = pipeline.order(lengths, 4, 0, epoch)
-        assert found.shape == (2, 4) and len(set(found.ravel())) == 8
-        assert sorted(np.max(lengths[found], axis=1)) == [4, 12]
-        assert (lengths[found] == 8).sum() == 2
+        result = pipeline.order(lengths, 4, 0, epoch)
+        assert result.shape == (2, 4) and len(set(result.ravel())) == 8
+        assert sorted(np.max(lengths[result], axis=1)) == [4, 12]
+        assert (lengths[result] == 8).sum() == 2
     firsts = {int(np.max(lengths[pipeline.order(lengths, 4, 0, e)[0]])) for e in range(20)}
     assert firsts == {4, 12}  # lengths come in no fixed order
 
@@ -103,9 +103,9 @@ def test_devices_change_neither_rows_nor_order(devices, buckets):
     for step in (0, 3, 11):
         plain = batch_at(MIXED, step, 4, 1, buckets)
         placed = batch_at(MIXED, step, 4, 1, buckets, sharding.batch_sharding(mesh))
-        for one, other in zip(plain, placed, strict=True):
-            np.testing.assert_array_equal(one, np.asarray(other))
-            assert other.dtype == one.dtype and other.addressable_shards[0].data.shape[0] == 4 // devices
+        for first, other in zip(plain, placed, strict=True):
+            np.testing.assert_array_equal(first, np.asarray(other))
+            assert other.dtype == first.dtype and other.addressable_shards[0].data.shape[0] == 4 // devices
 
 
 PROCESS = """
@@ -142,17 +142,17 @@ def test_processes_together_have_the_same_rows_in_the_same_order(processes):
         )
         for i in range(processes)
     ]  # fmt: skip
-    found = {}
+    result = {}
     for process in running:
         out, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors[-3000:]
         for line in out.splitlines():
             if line.startswith("ids "):
                 step, start, *ids = map(int, line.split()[1:])
-                found.setdefault(step, {})[start] = ids
+                result.setdefault(step, {})[start] = ids
     rows = chats.pad_left([[5 + n] * (n % 12 + 1) for n in range(40)], 12, pad=0)
     for step in (0, 7, 13):
-        whole = [i for _, ids in sorted(found[step].items()) for i in ids]
+        whole = [i for _, ids in sorted(result[step].items()) for i in ids]
         assert whole == batch_at(rows, step, 8, 2, (4, 8)).id.tolist()
 
 

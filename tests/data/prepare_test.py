@@ -36,8 +36,8 @@ def source(tmp_path, write):
     return tmp_path
 
 
-def fields(found):
-    return [p[:3] for p in found.pairs], found.prompts, [reason for _, reason in found.skipped]
+def fields(pairs):
+    return [p[:3] for p in pairs.pairs], pairs.prompts, [reason for _, reason in pairs.skipped]
 
 
 def run(*arguments, **environment):
@@ -68,9 +68,9 @@ assert not [name for name in sys.modules if name.split(".")[0] == "tensorflow"],
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    at = source / "out" / "hh_rlhf" / "helpful-base" / "1.0.0"
-    assert {"dataset_info.json", "features.json", "checksums.json"} < set(os.listdir(at))
-    assert (at / "hh_rlhf-train.array_record-00000-of-00001").is_file()
+    index = source / "out" / "hh_rlhf" / "helpful-base" / "1.0.0"
+    assert {"dataset_info.json", "features.json", "checksums.json"} < set(os.listdir(index))
+    assert (index / "hh_rlhf-train.array_record-00000-of-00001").is_file()
     assert not list(source.glob("out/**/incomplete*")) and not (source / "out" / "downloads").exists()
 
 
@@ -90,7 +90,10 @@ def test_our_readers_read_the_same_from_prepared_and_from_published_files(source
 def test_a_second_run_leaves_what_is_whole_and_makes_anew_what_is_not(source, capsys):
     out = source / "out"
     first, second = prepare.prepare("hh_rlhf", source / "hh", out)
-    states = lambda: [os.stat(d / "dataset_info.json").st_mtime_ns for d in (first, second)]  # noqa: E731
+
+    def states():
+        return [os.stat(d / "dataset_info.json").st_mtime_ns for d in (first, second)]
+
     before = states()
     capsys.readouterr()
     assert prepare.prepare("hh_rlhf", source / "hh", out) == [first, second] and states() == before
@@ -100,8 +103,8 @@ def test_a_second_run_leaves_what_is_whole_and_makes_anew_what_is_not(source, ca
     good = shard.read_bytes()
     shard.write_bytes(good[:300] + bytes([good[300] ^ 255]) + good[301:])
     prepare.prepare("hh_rlhf", source / "hh", out)
-    said = capsys.readouterr().out
-    assert f"{first} does not match its checksums: writing it again." in said and str(second) + " is there" in said
+    text = capsys.readouterr().out
+    assert f"{first} does not match its checksums: writing it again." in text and str(second) + " is there" in text
     assert shard.read_bytes() == good and states()[1] == before[1]
 
     (first / "checksums.json").unlink()  # as a run leaves it that is killed just before the end
@@ -172,6 +175,6 @@ def test_the_published_rows(tmp_path):
     directories = prepare.prepare("hh_rlhf", SHARED / "hh_rlhf", tmp_path)
     for directory, rows, diverged in zip(directories, (2312, 2354, 2749), (5, 9, 3), strict=True):
         assert read_prepared.splits(directory) == {"test": rows}
-        found = hh_rlhf.read_pairs(directory)
-        assert fields(found) == fields(hh_rlhf.read_pairs(SHARED / "hh_rlhf" / directory.parent.name))
-        assert found.count(hh_rlhf.DIVERGED) == diverged
+        result = hh_rlhf.read_pairs(directory)
+        assert fields(result) == fields(hh_rlhf.read_pairs(SHARED / "hh_rlhf" / directory.parent.name))
+        assert result.count(hh_rlhf.DIVERGED) == diverged

@@ -94,8 +94,8 @@ def test_the_date_is_a_field_and_not_todays(with_template):
 
 
 def test_an_evaluations_hash_covers_token_ids():
-    one, other = (templates.evaluation_set("name", [1], ["text"], [np.array(t)]) for t in ([5, 6], [5, 7]))
-    assert one["sha256"] != other["sha256"]
+    first, other = (templates.evaluation_set("name", [1], ["text"], [np.array(t)]) for t in ([5, 6], [5, 7]))
+    assert first["sha256"] != other["sha256"]
 
 
 @pytest.mark.parametrize("system", [SYSTEM, None])
@@ -110,10 +110,10 @@ def test_the_exported_template_has_no_plus_signs_and_renders_the_bases_text(with
     messages = [{"role": role, "content": text} for role, text in chat_template.EXAMPLE]
     for opened in (False, True):
         expected = chats.render(chat, chat_template.EXAMPLE, opened)
-        got = chat.tokenizer.apply_chat_template(
+        actual = chat.tokenizer.apply_chat_template(
             messages, chat_template=wrapped, tokenize=False, add_generation_prompt=opened
         )
-        assert got == expected
+        assert actual == expected
         # Engines differ in what a tag without a sign takes of the white space around it.
         if template in (TURNS, DATED):
             plain = jinja2.Environment().from_string(wrapped)
@@ -121,7 +121,10 @@ def test_the_exported_template_has_no_plus_signs_and_renders_the_bases_text(with
 
 
 def test_exported_numerals_round_as_training_does_without_the_filter(chat_tokenizer):
-    encode = lambda text: tuple(chat_tokenizer(text, add_special_tokens=False)["input_ids"])  # noqa: E731
+
+    def encode(text):
+        return tuple(chat_tokenizer(text, add_special_tokens=False)["input_ids"])
+
     rows = tuple(encode(f" {i / 10:.1f}") for i in range(11))
     conditioning = Conditioning("text", objectives=1, table=(rows,))
     source = chat_template.numerals(chats.make(chat_tokenizer), conditioning, ["a"])

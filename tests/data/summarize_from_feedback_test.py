@@ -45,13 +45,13 @@ def test_posts_count_once_and_articles_not_at_all(write, tmp_path):
 
 def broken(path, value):
     out = copy.deepcopy(row())
-    at = out
+    index = out
     for key in path[:-1]:
-        at = at[key]
+        index = index[key]
     if value is None:
-        del at[path[-1]]
+        del index[path[-1]]
     else:
-        at[path[-1]] = value
+        index[path[-1]] = value
     return out
 
 
@@ -97,8 +97,8 @@ def test_records_keep_everything():
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the published rows are not at ../shared/data/summarize_from_feedback")
 def test_the_published_rows():
-    found = sff.read_comparisons(REAL)
-    assert len(found) == 1050 and {c.split for c in found} == {"validation"} and {c.choice for c in found} == {0, 1}
-    assert all(c.post and c.subreddit and all(c.summaries) and c.confidence in range(1, 10) for c in found)
-    posts = sff.posts(found)
-    assert len(posts) == 867 and [p.id for p in posts] == sorted({c.id for c in found})
+    result = sff.read_comparisons(REAL)
+    assert len(result) == 1050 and {c.split for c in result} == {"validation"} and {c.choice for c in result} == {0, 1}
+    assert all(c.post and c.subreddit and all(c.summaries) and c.confidence in range(1, 10) for c in result)
+    posts = sff.posts(result)
+    assert len(posts) == 867 and [p.id for p in posts] == sorted({c.id for c in result})

@@ -51,7 +51,7 @@ def whole(chat, turns, answer=None):
     return ids if answer is None else ids + chats.response_ids(chat, answer)
 
 
-def shown(chat, ids):
+def decoded(chat, ids):
     """Text of ids, without the begin and end tokens and the space that metaspace puts first."""
     text = chat.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     for token in (chat.tokenizer.bos_token, chat.tokenizer.eos_token):
@@ -61,7 +61,7 @@ def shown(chat, ids):
 
 def test_the_assistants_plain_prompt(tokenizer):
     chat = templates.make_chat(tokenizer, "plain", "assistant")
-    assert shown(chat, whole(chat, TURNS)) == chats.transcript(TURNS)
+    assert decoded(chat, whole(chat, TURNS)) == chats.transcript(TURNS)
     assert chats.transcript(TURNS) == (
         "\n\nHuman: Which tea?\n\nAssistant: Green?\n\nHuman: Yes. Choose one person \n\nAssistant:"
     )
@@ -70,7 +70,7 @@ def test_the_assistants_plain_prompt(tokenizer):
 def test_reddits_plain_prompt(tokenizer):
     chat = templates.make_chat(tokenizer, "plain", "reddit")
     want = "### Instruction: Generate a one-sentence summary of this post. ### Input: My post: choose one person ### Response:"
-    assert shown(chat, whole(chat, POST)) == want == templates.reddit_prompt("My post: choose one person")
+    assert decoded(chat, whole(chat, POST)) == want == templates.reddit_prompt("My post: choose one person")
 
 
 @pytest.mark.parametrize("benchmark", ["assistant", "reddit"])
@@ -80,7 +80,7 @@ def test_a_plain_prompt_begins_once_and_an_answer_ends_once(tokenizer, benchmark
     assert prompt[0] == tokenizer.bos_token_id and prompt.count(tokenizer.bos_token_id) == 1
     assert ids[-1] == chat.end == tokenizer.eos_token_id and ids.count(chat.end) == 1
     assert ids[: len(prompt)] == prompt  # the answer changes no token of the prompt: masks can come from ids
-    assert shown(chat, ids) == shown(chat, prompt) + " Tea."
+    assert decoded(chat, ids) == decoded(chat, prompt) + " Tea."
     assert len(chats.response_ids(chat, "Tea.", limit=1)) == 1
     assert tokenizer.chat_template != chat.tokenizer.chat_template == templates.PLAIN[benchmark]
 
@@ -89,10 +89,10 @@ def test_a_plain_prompt_begins_once_and_an_answer_ends_once(tokenizer, benchmark
 def test_no_word_is_eaten(tokenizer, text):
     reddit = templates.make_chat(tokenizer, "plain", "reddit")
     (row,) = templates.reddit_rows([Post("t3_a", "", "", "A line.\n" * 15 + text)], "plain")
-    assert row.text.endswith(" " + text) and f"{text} ### Response:" in shown(reddit, whole(reddit, row.turns))
-    assert shown(reddit, chats.response_ids(reddit, text)) == text  # `shown` drops the space that leads it
+    assert row.text.endswith(" " + text) and f"{text} ### Response:" in decoded(reddit, whole(reddit, row.turns))
+    assert decoded(reddit, chats.response_ids(reddit, text)) == text  # `decoded` drops the space that leads it
     assistant = templates.make_chat(tokenizer, "plain", "assistant")
-    assert f"{text} \n\nAssistant:" in shown(assistant, whole(assistant, (("user", text),)))
+    assert f"{text} \n\nAssistant:" in decoded(assistant, whole(assistant, (("user", text),)))
 
 
 def test_the_chat_template_gets_the_instruction(chat_tokenizer):
@@ -140,18 +140,18 @@ def test_lengths_hold_under_every_tokenizer(chat_tokenizer):
 
     texts = ["a " * 7, "a " * 8, "a " * 256, "a " * 257, "b" * 8]
     rows = [templates.Row(str(i), (("user", text),), text) for i, text in enumerate(texts)]
-    kept, out = templates.within(rows, lambda row: row.text, {"words": Words(), "letters": Letters()})
-    assert [row.name for row in kept] == ["1", "2"] and out == {"words": 2, "letters": 1}
-    kept, _ = templates.within(rows, lambda row: row.text, {"letters": Letters()})
-    assert [row.name for row in kept] == ["0", "1", "2", "4"]
+    remaining, out = templates.within(rows, lambda row: row.text, {"words": Words(), "letters": Letters()})
+    assert [row.name for row in remaining] == ["1", "2"] and out == {"words": 2, "letters": 1}
+    remaining, _ = templates.within(rows, lambda row: row.text, {"letters": Letters()})
+    assert [row.name for row in remaining] == ["0", "1", "2", "4"]
     assert templates.within([], lambda row: row.text, {"words": Words()}) == ([], {"words": 0})
 
 
 def test_rows_become_prompts_with_their_texts(chat_tokenizer):
     chat = templates.make_chat(chat_tokenizer, "chat", "assistant")
     rows = templates.assistant_rows([TURNS[:1], TURNS, (("user", "yes " * 90),)])
-    prompts, kept = templates.encode_rows(chat, rows, 100)
-    assert kept == rows[:2] and prompts.text == tuple(row.text for row in kept)
+    prompts, remaining = templates.encode_rows(chat, rows, 100)
+    assert remaining == rows[:2] and prompts.text == tuple(row.text for row in remaining)
     assert prompts.id.tolist() == chats.encode_prompts(chat, [TURNS[:1], TURNS], 100)[0].id.tolist()
     assert prompts.tokens[1][prompts.mask[1]].tolist() == chats.prompt_ids(chat, TURNS)
 
@@ -159,14 +159,14 @@ def test_rows_become_prompts_with_their_texts(chat_tokenizer):
 def test_of_two_rows_with_one_id_the_first_stays(chat_tokenizer, monkeypatch):
     monkeypatch.setattr(chats, "hash_of", lambda name: 7)
     chat = templates.make_chat(chat_tokenizer, "chat", "assistant")
-    prompts, kept = templates.encode_rows(chat, templates.assistant_rows([TURNS[:1], TURNS]), 100)
-    assert prompts.id.tolist() == [7] and [row.turns for row in kept] == [TURNS[:1]]
+    prompts, remaining = templates.encode_rows(chat, templates.assistant_rows([TURNS[:1], TURNS]), 100)
+    assert prompts.id.tolist() == [7] and [row.turns for row in remaining] == [TURNS[:1]]
 
 
 def test_the_evaluation_set_is_named_by_its_rows():
-    one = templates.evaluation_set("name", [3, 5], ["a\nb", "é"])
+    first = templates.evaluation_set("name", [3, 5], ["a\nb", "é"])
     want = hashlib.sha256(b'["3", "a\\nb"]\n["5", "\\u00e9"]\n').hexdigest()
-    assert one == {"name": "name", "sha256": want, "prompts": 2}
+    assert first == {"name": "name", "sha256": want, "prompts": 2}
     others = [([3, 5], ["a\nb", "e"]), ([3, 6], ["a\nb", "é"]), ([5, 3], ["é", "a\nb"]), ([3], ["a\nb"])]
     assert len({templates.evaluation_set("name", *rows)["sha256"] for rows in others} | {want}) == 5
 
@@ -179,12 +179,12 @@ def test_real_posts_under_the_tokenizers_of_the_benchmark():
     tokenizers = {n: transformers.AutoTokenizer.from_pretrained(SHARED / "tokenizers" / n) for n in names}
     rows = templates.reddit_rows(sff.posts(sff.read_comparisons(SHARED / "summarize_from_feedback")), "plain")
     assert all(100 < len(row.text) < 1200 and "\n" not in row.text for row in rows)
-    kept, out = templates.within(rows, lambda row: templates.reddit_prompt(row.text), tokenizers)
-    assert 300 < len(kept) <= len(rows) and set(out) == set(names)
+    remaining, out = templates.within(rows, lambda row: templates.reddit_prompt(row.text), tokenizers)
+    assert 300 < len(remaining) <= len(rows) and set(out) == set(names)
     gpt2 = tokenizers["gpt2"]
     gpt2.pad_token = gpt2.eos_token
     chat = templates.make_chat(gpt2, "plain", "reddit")
-    prompts, _ = templates.encode_rows(chat, kept[:50], 512)
+    prompts, _ = templates.encode_rows(chat, remaining[:50], 512)
     text = gpt2.decode(prompts.tokens[0][prompts.mask[0]])
     assert re.fullmatch(r"<\|endoftext\|>### Instruction: .* ### Input: .*", text)
     assert np.all(prompts.mask[:, -1])

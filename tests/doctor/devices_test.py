@@ -23,14 +23,14 @@ def small(**changes):
 
 
 def test_the_devices_are_counted_and_an_unused_accelerator_is_a_failure(monkeypatch, tmp_path):
-    [found] = devices.seen()
-    assert found.status == "ok" and found.found.startswith(f"{jax.device_count()} × cpu")
+    [result] = devices.present()
+    assert result.status == "ok" and result.detail.startswith(f"{jax.device_count()} × cpu")
     (tmp_path / "nvidia0").touch()
     monkeypatch.setattr(devices, "ACCELERATORS", {str(tmp_path / "nvidia0"): "an NVIDIA GPU"})
-    assert [f.status for f in devices.seen()] == ["ok"]  # the CPU was asked for: JAX_PLATFORMS=cpu
+    assert [f.status for f in devices.present()] == ["ok"]  # the CPU was asked for: JAX_PLATFORMS=cpu
     monkeypatch.delenv("JAX_PLATFORMS")
-    *_, found = devices.seen()
-    assert found.status == "fail" and "[cuda]" in found.advice
+    *_, result = devices.present()
+    assert result.status == "fail" and "[cuda]" in result.advice
 
 
 @pytest.mark.parametrize(
@@ -40,10 +40,10 @@ def test_the_devices_are_counted_and_an_unused_accelerator_is_a_failure(monkeypa
 def test_a_mesh_that_does_not_fit_is_told_before_anything_is_compiled(changes, message):
     if jax.device_count() != 8:
         pytest.skip("needs 8 devices: XLA_FLAGS=--xla_force_host_platform_device_count=8")
-    [found], mesh = devices.laid_out(small(**changes))
-    assert found.status == "fail" and message in found.found and mesh is None
-    [found, gathers], mesh = devices.laid_out(small(mesh__data=2, mesh__fsdp=4))
-    assert found.status == "ok" and dict(mesh.shape) == {"data": 2, "fsdp": 4, "tensor": 1}
+    [result], mesh = devices.laid_out(small(**changes))
+    assert result.status == "fail" and message in result.detail and mesh is None
+    [result, gathers], mesh = devices.laid_out(small(mesh__data=2, mesh__fsdp=4))
+    assert result.status == "ok" and dict(mesh.shape) == {"data": 2, "fsdp": 4, "tensor": 1}
     assert gathers.status == "warn" and "rollout.gather=True" in gathers.advice  # else every token gathers the weights
     assert len(devices.laid_out(small(mesh__data=2, mesh__fsdp=4, rollout__gather=True))[0]) == 1
 
@@ -59,8 +59,8 @@ def test_memory_is_held_against_an_estimate(monkeypatch, chip, fsdp, status):
     mesh = sharding.make_mesh(1, fsdp, 1, jax.devices()[:fsdp])
     monkeypatch.setattr(jax, "local_devices", lambda: [Device(chip * GIB)])
     config = small(data__prompt_length=128, policy__chunk=4, batch_size=8, meal__candidates=4)
-    [found] = devices.memory(config, mesh, dataclasses.replace(SEVEN, lora=Lora(rank=8)))
-    assert (found.name, found.status) == ("memory", status), found
+    [result] = devices.memory(config, mesh, dataclasses.replace(SEVEN, lora=Lora(rank=8)))
+    assert (result.name, result.status) == ("memory", status), result
 
 
 def test_work_in_parts_needs_less(monkeypatch):
@@ -84,20 +84,20 @@ def test_weights_that_the_rollout_gathers_count(monkeypatch):
 
 def test_the_hosts_memory_stands_for_that_of_its_cpu_devices_and_sizes_must_divide():
     mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
-    [found] = devices.memory(small(), mesh, None)
-    assert found.status == "ok" and "this host has free" in found.found
+    [result] = devices.memory(small(), mesh, None)
+    assert result.status == "ok" and "this host has free" in result.detail
     if jax.device_count() >= 8:
         odd = dataclasses.replace(SEVEN, vocab_size=32_001)
-        [found] = devices.memory(small(), sharding.make_mesh(1, 1, 8, jax.devices()[:8]), odd)
-        assert found.status == "fail" and "32001" in found.found
+        [result] = devices.memory(small(), sharding.make_mesh(1, 1, 8, jax.devices()[:8]), odd)
+        assert result.status == "fail" and "32001" in result.detail
 
 
 def test_devices_sum_and_make_a_step_together():
-    [found] = devices.collective()
-    assert found.status == "ok" and f"over {jax.device_count()} devices" in found.found
+    [result] = devices.collective()
+    assert result.status == "ok" and f"over {jax.device_count()} devices" in result.detail
     sizes = (2, 2, 2) if jax.device_count() == 8 else (1, 1, 1)
-    [found] = devices.small_step(sharding.make_mesh(*sizes, jax.devices()[: 8 if sizes[0] == 2 else 1]))
-    assert found.status == "ok"
+    [result] = devices.small_step(sharding.make_mesh(*sizes, jax.devices()[: 8 if sizes[0] == 2 else 1]))
+    assert result.status == "ok"
 
 
 @pytest.mark.parametrize(
@@ -113,6 +113,6 @@ def test_devices_sum_and_make_a_step_together():
 def test_kernels_of_a_gpu_are_advised_there_and_refused_elsewhere(backend, changes, status, says):
     config = base.default()
     config.update_from_flattened_dict(changes)
-    found = list(devices.kernels(config, backend))
-    assert [f.status for f in found] == ([status] if status else [])
-    assert all(says in f"{f}" for f in found)
+    result = list(devices.kernels(config, backend))
+    assert [f.status for f in result] == ([status] if status else [])
+    assert all(says in f"{f}" for f in result)

@@ -52,49 +52,49 @@ def test_a_check_of_devices_that_hangs_is_given_up():
 
 
 def test_devices_that_cannot_be_used_are_told_of(tmp_path, monkeypatch, capsys):
-    def taken():
+    def reserved():
         raise RuntimeError("Unable to initialize backend 'tpu': The TPU is already in use by process 7.\nMore.")
 
-    monkeypatch.setattr(jax, "devices", taken)
+    monkeypatch.setattr(jax, "devices", reserved)
     with pytest.raises(SystemExit) as end:
         examine.examine(base.default(), str(tmp_path))
-    shown = capsys.readouterr().out
-    assert end.value.code == 1 and "already in use by process 7." in shown and "1 failed" in shown
+    display = capsys.readouterr().out
+    assert end.value.code == 1 and "already in use by process 7." in display and "1 failed" in display
 
 
 def test_what_other_processes_found_is_told_by_all(monkeypatch):
-    mine = [finding.ok("workdir", "fine"), finding.warn("versions", "old")]
-    theirs = [finding.fail("workdir", "not writable", "Give another."), finding.warn("versions", "old")]
+    own = [finding.ok("workdir", "fine"), finding.warn("versions", "old")]
+    reference = [finding.fail("workdir", "not writable", "Give another."), finding.warn("versions", "old")]
 
     def allgather(value):
         if np.ndim(value) == 0:
-            return np.array([value, len(json.dumps(theirs).encode())])
+            return np.array([value, len(json.dumps(reference).encode())])
         row = np.zeros_like(value)
-        text = np.frombuffer(json.dumps(theirs).encode(), np.uint8)
+        text = np.frombuffer(json.dumps(reference).encode(), np.uint8)
         row[: len(text)] = text
         return np.stack([value, row])
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(multihost_utils, "process_allgather", allgather)
-    found = examine.gathered(mine)
-    assert found == [*mine, finding.fail("workdir", "not writable (processes [1])", "Give another.")]
+    result = examine.gathered(own)
+    assert result == [*own, finding.fail("workdir", "not writable (processes [1])", "Give another.")]
 
 
 def test_versions_are_held_against_what_the_package_asks_for(monkeypatch):
     asked = ["jax>=0.1", "numpy<1", "torch>99; extra == 'test'", "not-there>=1"]
     monkeypatch.setattr(software.importlib.metadata, "requires", lambda name: asked)
     first, second = software.versions()
-    assert first.status == "ok" and f"jax {jax.__version__}" in first.found
-    assert second.status == "warn" and "numpy" in second.found and "not-there is not installed" in second.found
-    assert "torch" not in second.found
+    assert first.status == "ok" and f"jax {jax.__version__}" in first.detail
+    assert second.status == "warn" and "numpy" in second.detail and "not-there is not installed" in second.detail
+    assert "torch" not in second.detail
 
 
 def test_a_reward_function_that_cannot_be_imported_is_a_failure_and_not_a_crash(tmp_path):
     (tmp_path / "mine.py").write_text("import a_module_that_is_not_there\n")
     config = base.default()
     config.reward.sources = (f"python:{tmp_path / 'mine.py'}:short",) * 2
-    found = software.settings(config)
-    assert found.status == "fail" and "a_module_that_is_not_there" in found.found
+    result = software.settings(config)
+    assert result.status == "fail" and "a_module_that_is_not_there" in result.detail
 
 
 @pytest.mark.slow
@@ -122,9 +122,9 @@ def test_where_weights_or_data_are_missing_nothing_is_compiled(monkeypatch, tmp_
     config = base.default()
     config.task, config.policy.source = "assistant", str(tmp_path / "nowhere")
     config.data.path = str(tmp_path / "no_data")
-    found = {f.name: f.status for f in examine.examine(config, str(tmp_path / "run"))}
-    assert (found["policy"], found["data"]) == ("fail", "fail")
-    assert (found["memory"], found["collective"], found["step"]) == ("unknown",) * 3
+    result = {f.name: f.status for f in examine.examine(config, str(tmp_path / "run"))}
+    assert (result["policy"], result["data"]) == ("fail", "fail")
+    assert (result["memory"], result["collective"], result["step"]) == ("unknown",) * 3
 
 
 @pytest.mark.parametrize(
@@ -139,5 +139,5 @@ def test_a_device_that_does_not_answer_is_named_for_what_it_is(monkeypatch, coun
     monkeypatch.setattr(jax, "device_count", lambda: count)
     monkeypatch.setattr(jax, "process_count", lambda: processes)
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    found = examine.silent("step")
-    assert says in found.found + found.advice and not_says not in found.advice and "being compiled" in found.found
+    result = examine.silent("step")
+    assert says in result.detail + result.advice and not_says not in result.advice and "being compiled" in result.detail

@@ -31,11 +31,11 @@ def offline(*_, **__):
 def test_what_is_on_this_machine_is_found_without_the_hub(config, monkeypatch, chat_model):
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", offline)
     config.reward.sources = ("judge:Is it polite?", f"harmless@{chat_model}")
-    found = [*files.weights(config), *files.data(config)]
-    assert [(f.status, f.name) for f in found] == [
+    result = [*files.weights(config), *files.data(config)]
+    assert [(f.status, f.name) for f in result] == [
         ("ok", name) for name in ("policy", "reward harmless", "reward mine", "data")
     ]
-    assert "layers of" in found[0].found and "GiB of weights" in found[0].found
+    assert "layers of" in result[0].detail and "GiB of weights" in result[0].detail
     model = files.decoder(config)
     assert model.width == 16 and model.lora is None
     config.policy.lora_rank = 4
@@ -51,7 +51,7 @@ def test_what_is_not_there_is_a_failure_with_what_to_do(config, tmp_path, chat_m
     part = tmp_path / "part"
     shutil.copytree(chat_model, part, ignore=shutil.ignore_patterns("*.safetensors*"))
     incomplete = files.reach("policy", str(part), files._decoder)
-    assert incomplete.status == "fail" and "safetensors" in incomplete.found
+    assert incomplete.status == "fail" and "safetensors" in incomplete.detail
     (part / "config.json").write_text("{}")
     assert files.reach("policy", str(part), files._decoder).status == "fail"
     config.policy.source = str(part)
@@ -79,26 +79,26 @@ def test_a_hub_id_is_asked_of_the_hub_unless_it_is_in_the_cache(monkeypatch, cha
 
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", answer)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
-    found = files.reach("policy", "owner/model", files._decoder)
-    assert found.status == status and says in found.found + found.advice
+    result = files.reach("policy", "owner/model", files._decoder)
+    assert result.status == status and says in result.detail + result.advice
     assert asked == [("https://huggingface.co/owner/model/resolve/main/config.json", files.HUB_SECONDS)]
 
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: str(chat_model / "config.json"))
-    assert files.reach("policy", "owner/model", files._decoder).found.endswith("in the cache") and len(asked) == 1
+    assert files.reach("policy", "owner/model", files._decoder).detail.endswith("in the cache") and len(asked) == 1
     shutil.copy(chat_model / "config.json", tmp_path)  # a download that was broken off
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: str(tmp_path / "config.json"))
     half = files.reach("policy", "owner/model", files._decoder)
-    assert half.status == status and "not whole" in half.found and len(asked) == 2
+    assert half.status == status and "not whole" in half.detail and len(asked) == 2
 
 
 def test_the_workdir_is_written_to_and_left_as_it_was(config, tmp_path, monkeypatch):
     before = sorted(tmp_path.rglob("*"))
     [new] = files.workdir(config, str(tmp_path / "runs" / "new"))
-    assert new.status in ("ok", "warn") and "a new run" in new.found
+    assert new.status in ("ok", "warn") and "a new run" in new.detail
     assert sorted(tmp_path.rglob("*")) == before
     (tmp_path / "run" / "checkpoints" / "40").mkdir(parents=True)
     [again] = files.workdir(config, str(tmp_path / "run"))
-    assert "goes on from step 40" in again.found
+    assert "goes on from step 40" in again.detail
 
     [bucket] = files.workdir(config, "gs://bucket/run")
     assert bucket.status == "fail" and "gcsfuse" in bucket.advice
@@ -118,9 +118,9 @@ def test_all_that_is_missing_is_listed_with_a_command_for_each(monkeypatch, tmp_
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
     monkeypatch.chdir(tmp_path)
     config = reddit.get_config("summary,faithful")
-    found = files.missing(config)
-    assert [f.name for f in found] == ["policy", "reward summary", "reward faithful", "data", "SFT start", "devices"]
-    advice = {f.name: f.advice for f in found}
+    result = files.missing(config)
+    assert [f.name for f in result] == ["policy", "reward summary", "reward faithful", "data", "SFT start", "devices"]
+    advice = {f.name: f.advice for f in result}
     assert "`hf download meta-llama/Llama-2-7b-hf --local-dir weights/Llama-2-7b-hf`" in advice["policy"]
     assert "summary@DIRECTORY in config.reward.sources" in advice["reward summary"]
     assert "python -m meal_jax.data.prepare --dataset=summarize_from_feedback" in advice["data"]
@@ -138,16 +138,16 @@ def test_rows_are_counted_and_unreadable_ones_named(config, tmp_path):
     rows = tmp_path / "data" / "train.jsonl"
     rows.write_text("".join(f'{{"prompt": "question {i}", "split": "train"}}\n' for i in range(9)))
     (tmp_path / "data" / "test.jsonl").write_text('{"prompt": "Question  3"}\n{"prompt": "another"}\n')
-    [found] = files.splits(config)
-    assert found.status == "ok" and "9 prompts to train on, 2 to evaluate on; in both: 1 by text" in found.found
+    [result] = files.splits(config)
+    assert result.status == "ok" and "9 prompts to train on, 2 to evaluate on; in both: 1 by text" in result.detail
     rows.write_text("{}\n")
-    [found] = files.splits(config)
-    assert found.status == "fail" and "train.jsonl:1 must have one of prompt and messages" in found.found
+    [result] = files.splits(config)
+    assert result.status == "fail" and "train.jsonl:1 must have one of prompt and messages" in result.detail
 
 
 def test_a_shipped_model_is_found_by_its_name(monkeypatch, config):
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", offline)
-    found = files.reach("policy", "stories260k", files._decoder)
-    assert found.status == "ok" and "5 layers of 64" in found.found
+    result = files.reach("policy", "stories260k", files._decoder)
+    assert result.status == "ok" and "5 layers of 64" in result.detail
     config.policy.source = "stories260k"
     assert files.decoder(config).width == 64

@@ -30,15 +30,15 @@ def test_an_adapter_of_gemma_3_with_vision_changes_the_text_part_as_merging_does
     base = tmp_path / "base"
     transformers.Gemma3ForConditionalGeneration(config).save_pretrained(base)
     adapters = lora.Lora(rank=2, alpha=4.0, targets=r"attention/(q|v)$")
-    ours = pretrained.load_config(base, lora=adapters)
-    params = pretrained.load_params(base, ours)
+    actual = pretrained.load_config(base, lora=adapters)
+    params = pretrained.load_params(base, actual)
     flat, rng = traverse_util.flatten_dict({"transformer": params}, sep="/"), np.random.default_rng(0)
     for name in "qv":
         layers, width, out = flat[f"transformer/layers/attention/{name}/kernel"].shape
         for leaf, shape in (("lora_a", (layers, width, 2)), ("lora_b", (layers, 2, out))):
             flat[f"transformer/layers/attention/{name}/{leaf}"] = rng.normal(size=shape).astype(np.float32)
     run = types.SimpleNamespace(
-        task=types.SimpleNamespace(transformer=ours),
+        task=types.SimpleNamespace(transformer=actual),
         config=types.SimpleNamespace(policy=types.SimpleNamespace(source=str(base))),
     )
     (tmp_path / "adapter").mkdir()

@@ -54,7 +54,7 @@ def directory(run, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def ours(run):
+def answer_run(run):
     """Function (kind, preference, prompt, net) to the run's own greedy answer, up to its end, and what its net proposed."""
     texts, preferences, made = (PROMPT, OTHER), np.array([W, [1, 0], [0, 1], [0.62, 0.38]]), {}
 
@@ -65,8 +65,8 @@ def ours(run):
             opened = opened._replace(setup=dataclasses.replace(opened.setup, meal=meal))
             prompts = chats.encode_explicit(opened.task.chat, texts, 48)
             made[reads, net] = answers.answers(opened, prompts, preferences, sampling=GREEDY, max_new=10, rewards=False)
-        found, at = made[reads, net], (texts.index(text), np.abs(preferences - w).sum(axis=1).argmin())
-        return found.tokens[at][found.mask[at]].tolist(), found.proposals[at]
+        result, place = made[reads, net], (texts.index(text), np.abs(preferences - w).sum(axis=1).argmin())
+        return result.tokens[place][result.mask[place]].tolist(), result.proposals[place]
 
     return answer
 
@@ -101,31 +101,33 @@ def run_card(directory, monkeypatch):
 
 
 @pytest.mark.parametrize("reads", ["text", "prefix"])
-def test_the_cards_example_answers_as_the_run_does_weight_net_and_all(reads, run, ours, directory, monkeypatch, capsys):
+def test_the_cards_example_answers_as_the_run_does_weight_net_and_all(
+    reads, run, answer_run, directory, monkeypatch, capsys
+):
     variables = run_card(directory(reads), monkeypatch)
-    expected, proposed = ours(reads, W)
+    expected, proposed = answer_run(reads, W)
     assert variables["answer"].tolist() == expected and len(expected) > 3
     np.testing.assert_allclose(variables["preference"], proposed, atol=1e-4)
     assert np.abs(proposed - W).max() > 0.05  # or the weight-net would not be tested
     assert capsys.readouterr().out.strip() == run(reads).task.show(np.array(expected))
 
 
-def test_merged_text_model_reads_preferences_from_its_chat_template(ours, directory):
+def test_merged_text_model_reads_preferences_from_its_chat_template(answer_run, directory):
     model, tokenizer = load(directory("text")), transformers.AutoTokenizer.from_pretrained(directory("text"))
     answers = []
     for text, w in ((OTHER, [1.0, 0.0]), (OTHER, [0.0, 1.0]), (PROMPT, [0.62, 0.38])):
         messages = [{"role": "user", "content": text}]
         ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, preference=w)["input_ids"]
         answers.append(greedy(model, ids))
-        assert answers[-1] == ours("text", w, text, net=False)[0]
+        assert answers[-1] == answer_run("text", w, text, net=False)[0]
     assert answers[0] != answers[1]
 
 
-def test_a_baked_prefix_answers_under_its_preference_alone(ours, directory, monkeypatch):
+def test_a_baked_prefix_answers_under_its_preference_alone(answer_run, directory, monkeypatch):
     for w in (W, np.array([1.0, 0.0])):
         baked = directory("prefix", preference=w)
         variables = run_card(baked, monkeypatch)
-        expected = ours("prefix", w, net=False)[0]
+        expected = answer_run("prefix", w, net=False)[0]
         assert variables["answer"].tolist() == expected
         slots = json.loads((baked / "preference.json").read_text())["slots"]
         names = [f"<|preference_{i}|>" for i in range(3)]
@@ -133,10 +135,10 @@ def test_a_baked_prefix_answers_under_its_preference_alone(ours, directory, monk
         assert variables["model"].config.vocab_size == 320  # there was room for them
         assert set(slots) <= set(variables["model"].generation_config.suppress_tokens)
         assert not (baked / "prefix.py").exists() and not (baked / "weight_net.py").exists()
-    assert expected != ours("prefix", W, net=False)[0]
+    assert expected != answer_run("prefix", W, net=False)[0]
 
 
-def test_an_adapter_added_by_hand_answers_as_the_run_does(ours, directory, chat_model):
+def test_an_adapter_added_by_hand_answers_as_the_run_does(answer_run, directory, chat_model):
     made = directory("text", kind="adapter")
     entries = json.loads((made / "adapter_config.json").read_text())
     assert (entries["peft_type"], entries["r"], entries["lora_alpha"]) == ("LORA", 2, 6.0)
@@ -156,13 +158,13 @@ def test_an_adapter_added_by_hand_answers_as_the_run_does(ours, directory, chat_
     tokenizer = transformers.AutoTokenizer.from_pretrained(made)
     messages = [{"role": "user", "content": PROMPT}]
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, preference=[0.3, 0.7])["input_ids"]
-    assert greedy(model, ids) == ours("text", W, net=False)[0]
+    assert greedy(model, ids) == answer_run("text", W, net=False)[0]
 
 
-def test_an_adapters_card_works_where_peft_is_installed(ours, directory, monkeypatch):
+def test_an_adapters_card_works_where_peft_is_installed(answer_run, directory, monkeypatch):
     pytest.importorskip("peft", reason="peft is not installed")
     for reads in ("text", "prefix"):
-        assert run_card(directory(reads, kind="adapter"), monkeypatch)["answer"].tolist() == ours(reads, W)[0]
+        assert run_card(directory(reads, kind="adapter"), monkeypatch)["answer"].tolist() == answer_run(reads, W)[0]
 
 
 @pytest.mark.parametrize("reads", ["adapter", "adapter+text", "adapter+prefix"])
@@ -171,8 +173,8 @@ def test_adapters_that_read_a_preference_are_exported_at_one(reads, assistant_ru
     run = open_run(assistant_run(reads, prompt="preference"))
     run = run._replace(setup=dataclasses.replace(run.setup, meal=dataclasses.replace(run.setup.meal, net=False)))
     prompts, w = chats.encode_explicit(run.task.chat, [PROMPT], 48), np.array([W, [1.0, 0.0]])
-    found = answers.answers(run, prompts, w, sampling=GREEDY, max_new=10, rewards=False)
-    expected = [tokens[mask].tolist() for tokens, mask in zip(found.tokens[0], found.mask[0], strict=True)]
+    result = answers.answers(run, prompts, w, sampling=GREEDY, max_new=10, rewards=False)
+    expected = [tokens[mask].tolist() for tokens, mask in zip(result.tokens[0], result.mask[0], strict=True)]
     assert expected[0] != expected[1]
     for i in (0, 1) if reads == "adapter" else (0,):
         model_directory.export(run, tmp_path / f"{i}", preference=w[i])
@@ -210,8 +212,8 @@ def test_a_run_without_a_tokenizer_is_exported_too(toy_run, tmp_path):
     assert suppressed == [*np.flatnonzero(run.task.forbidden), *given["slots"]]
     model, row = load(tmp_path / "toy"), run.task.test.rows(np.array([5]))
     unproposed = dataclasses.replace(run.setup, meal=dataclasses.replace(run.setup.meal, net=False))
-    found = answers.answers(run._replace(setup=unproposed), row, W[None], sampling=GREEDY, max_new=4, rewards=False)
-    expected = found.tokens[0, 0][found.mask[0, 0]].tolist()
+    result = answers.answers(run._replace(setup=unproposed), row, W[None], sampling=GREEDY, max_new=4, rewards=False)
+    expected = result.tokens[0, 0][result.mask[0, 0]].tolist()
     assert greedy(model, [*row.tokens[row.mask], *given["slots"], *given["tail"]], 4) == expected
     assert "There is no tokenizer" in (tmp_path / "toy" / "README.md").read_text()
     assert not list((tmp_path / "toy").glob("*token*"))
@@ -278,11 +280,14 @@ def test_a_wrapped_template_writes_what_the_base_s_does(name, chat_tokenizer):
     messages = [{"role": "system", "content": ""}, {"role": "user", "content": "x\n"}, {"role": "user", "content": "y"}]
     for opened in (False, True):
         settings = {"tokenize": False, "add_generation_prompt": opened}
-        render = lambda template, messages: chat_tokenizer.apply_chat_template(  # noqa: E731
-            messages,
-            chat_template=template,
-            **settings,  # noqa: B023
-        )
+
+        def render(template, messages):
+            return chat_tokenizer.apply_chat_template(
+                messages,
+                chat_template=template,
+                **settings,  # noqa: B023
+            )
+
         own = render(TEMPLATES[name], messages)
         copy = chat._replace(tokenizer=type("T", (), {"chat_template": TEMPLATES[name]}))
         for given in (messages, messages[1:]):  # with the system message that training used, or without one
@@ -297,15 +302,18 @@ def test_the_template_rounds_a_preference_as_the_policy_does_and_has_a_default(r
     task, tokenizer = run("text").task, transformers.AutoTokenizer.from_pretrained(directory("text"))
     messages = [{"role": "user", "content": "Hi."}]
     settings = {"add_generation_prompt": True}
-    render = lambda **given: tokenizer.apply_chat_template(messages, **settings, **given)["input_ids"]  # noqa: E731
+
+    def render(**given):
+        return tokenizer.apply_chat_template(messages, **settings, **given)["input_ids"]
+
     table, tail = np.array(task.conditioning.table), list(task.conditioning.tail)
-    said = chats.prompt_ids(task.chat, (("user", "Hi."),))
+    text = chats.prompt_ids(task.chat, (("user", "Hi."),))
     for i in range(101):
         w = [i / 100, round(1 - i / 100, 2)]
         level = np.asarray(jax.numpy.round(jax.numpy.asarray(w) * 10).astype(int))  # as Policy.condition
-        assert render(preference=w) == [*said, *table[0, level[0]], *table[1, level[1]], *tail]
+        assert render(preference=w) == [*text, *table[0, level[0]], *table[1, level[1]], *tail]
     assert render() == render(preference=[0.5, 0.5])
-    assert tokenizer.apply_chat_template(messages)["input_ids"] == said
+    assert tokenizer.apply_chat_template(messages)["input_ids"] == text
     with pytest.raises(Exception, match="preference needs 2 weights that sum to 1: harmless, helpful"):
         render(preference=[1.0])
     template, exact = model_directory.make_template(run("text"), task.chat.tokenizer, [], np.array([0.9, 0.1]))
@@ -316,9 +324,10 @@ def test_the_template_rounds_a_preference_as_the_policy_does_and_has_a_default(r
 def test_numerals_that_text_cannot_give_are_told(run):
     opened = run("text")
     chat, c = opened.task.chat, opened.task.conditioning
-    spelled = lambda row: tuple(  # noqa: E731
-        i for char in chat.tokenizer.decode(list(row)) for i in chat.tokenizer(char)["input_ids"]
-    )
+
+    def spelled(row):
+        return tuple(i for char in chat.tokenizer.decode(list(row)) for i in chat.tokenizer(char)["input_ids"])
+
     table = tuple(tuple(map(spelled, rows)) for rows in c.table)
     assert table != c.table
     opened = opened._replace(task=opened.task._replace(conditioning=dataclasses.replace(c, table=table)))
@@ -331,13 +340,13 @@ def test_numerals_that_text_cannot_give_are_told(run):
 def test_the_card_and_settings_say_what_the_model_is(run, directory, chat_model):
     made, opened = directory("text"), run("text")
     text = (made / "README.md").read_text()
-    for said in (
+    for message in (
         "harmless, helpful", "step 3 of 600", "LoRA of rank 2, alpha 6, on `attention/(q\\|k\\|v\\|o)$`", chat_model.name,
         "| harmless | 0.5 | 2 |", "| helpful | 1.5 | 2.236 |", "96 responses", "conditioning.kind = 'text'",
         'license: "other"',
         "As the base model", 'chat_template_kwargs: {"preference": [...]}', "hidden_states[-1]", "harmless: 0.5",
     ):  # fmt: skip
-        assert said in text, said
+        assert message in text, message
     assert str(chat_model) not in text.partition("## Training")[0]  # a path of this machine, in the configuration alone
     settings = json.loads((made / "generation_config.json").read_text())
     assert settings["eos_token_id"] == opened.task.end and settings["pad_token_id"] == opened.task.pad

@@ -30,11 +30,11 @@ def test_a_grid_shows_what_the_evaluation_of_the_same_prompt_gives(capsys, toy_r
     out = call(capsys, f"--checkpoint={toy_run}", "--prompt_row=3", "--grid", "--temperature=0")
     grid = np.array([[0, 1], [0.5, 0.5], [1, 0]])
     sampling = generate.Sampling(temperature=0.0)
-    found = generate.answers(run, run.task.test.rows(np.array([3])), grid, sampling=sampling, max_new=4)
+    result = generate.answers(run, run.task.test.rows(np.array([3])), grid, sampling=sampling, max_new=4)
     assert run.task.show(run.task.test.tokens[3][run.task.test.mask[3]]) in out
     for m, w in enumerate(grid):
-        cells = [f"{w[0]:.2f} {w[1]:.2f}", " ".join(f"{v:.2f}" for v in found.proposals[0, m])]
-        cells += [run.task.show(found.tokens[0, m][found.mask[0, m]]), *(f"{v:.2f}" for v in found.scores[0, m])]
+        cells = [f"{w[0]:.2f} {w[1]:.2f}", " ".join(f"{v:.2f}" for v in result.proposals[0, m])]
+        cells += [run.task.show(result.tokens[0, m][result.mask[0, m]]), *(f"{v:.2f}" for v in result.scores[0, m])]
         assert any([c.strip() for c in line.split("│")[1:-1]] == cells for line in out.splitlines()), (cells, out)
 
 

@@ -79,20 +79,20 @@ def layers_of(config, params, architecture):
     plus = 1.0 if architecture == "gemma3" else 0.0
     for i in range(config.layers):
         layer = jax.tree.map(lambda a, i=i: a[i], params["layers"])
-        for ours, theirs in LINEAR:
-            heads = {"q": config.heads, "k": config.kv_heads}.get(ours) if architecture == "llama" else None
-            leaf = layer["attention"][ours]
-            yield f"blk.{i}.{theirs}.weight", interleave(leaf["kernel"].T, heads) if heads else leaf["kernel"].T
+        for actual, reference in LINEAR:
+            heads = {"q": config.heads, "k": config.kv_heads}.get(actual) if architecture == "llama" else None
+            leaf = layer["attention"][actual]
+            yield f"blk.{i}.{reference}.weight", interleave(leaf["kernel"].T, heads) if heads else leaf["kernel"].T
             if "bias" in leaf:
-                yield f"blk.{i}.{theirs}.bias", leaf["bias"]
-        for ours in ("gate", "up", "down"):
-            yield f"blk.{i}.ffn_{ours}.weight", layer["mlp"][ours]["kernel"].T
-        for ours, theirs in NORMS.items():
-            if ours in layer:
-                yield f"blk.{i}.{theirs}.weight", layer[ours] + np.float32(plus)
-        for ours in ("q_norm", "k_norm"):
-            if ours in layer["attention"]:
-                yield f"blk.{i}.attn_{ours}.weight", layer["attention"][ours] + np.float32(plus)
+                yield f"blk.{i}.{reference}.bias", leaf["bias"]
+        for actual in ("gate", "up", "down"):
+            yield f"blk.{i}.ffn_{actual}.weight", layer["mlp"][actual]["kernel"].T
+        for actual, reference in NORMS.items():
+            if actual in layer:
+                yield f"blk.{i}.{reference}.weight", layer[actual] + np.float32(plus)
+        for actual in ("q_norm", "k_norm"):
+            if actual in layer["attention"]:
+                yield f"blk.{i}.attn_{actual}.weight", layer["attention"][actual] + np.float32(plus)
 
 
 def metadata_of(config, architecture):
@@ -198,7 +198,10 @@ def test_round_trip(tmp_path, layout):
     converter.convert(source, tmp_path / "out")
     assert pretrained.load_config(tmp_path / "out") == config
     near = 1e-6 if architecture == "gemma3" else 0.0  # w + 1 is rounded
-    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=near)  # noqa: E731
+
+    def close(a, b):
+        return np.testing.assert_allclose(a, b, rtol=0, atol=near)
+
     jax.tree.map(close, pretrained.load_params(tmp_path / "out", config), params)
     entries = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (entries["bos_token_id"], entries["eos_token_id"], entries["max_position_embeddings"]) == (1, 0, 512)
@@ -223,13 +226,13 @@ def test_transformers_reads_the_same_from_the_file(tmp_path, layout, monkeypatch
     if architecture == "qwen3":
         pytest.skip("transformers does not read the head width of this architecture")
     converter.convert(source, tmp_path / "out")
-    ours = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=source.name, dtype=torch.float32)
-    assert type(ours) is type(theirs)
-    ours_, theirs_ = ours.state_dict(), theirs.state_dict()
-    assert ours_.keys() == theirs_.keys()
-    for name, value in theirs_.items():
-        np.testing.assert_allclose(ours_[name], value, rtol=0, atol=1e-6, err_msg=name)
+    actual = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=source.name, dtype=torch.float32)
+    assert type(actual) is type(reference)
+    actual_state, reference_state = actual.state_dict(), reference.state_dict()
+    assert actual_state.keys() == reference_state.keys()
+    for name, value in reference_state.items():
+        np.testing.assert_allclose(actual_state[name], value, rtol=0, atol=1e-6, err_msg=name)
     for name in (
         "num_key_value_heads",
         "head_dim",
@@ -239,7 +242,7 @@ def test_transformers_reads_the_same_from_the_file(tmp_path, layout, monkeypatch
         "layer_types",
     ):
         if architecture == "gemma3" or name not in ("head_dim", "sliding_window", "layer_types"):
-            assert getattr(ours.config, name) == pytest.approx(getattr(theirs.config, name)), name
+            assert getattr(actual.config, name) == pytest.approx(getattr(reference.config, name)), name
 
 
 def test_a_source_that_changes_is_read_again(tmp_path, params):
@@ -264,8 +267,8 @@ def test_quantized_weights_are_expanded(tmp_path, params):
     converter.convert(source, tmp_path / "out")
     loaded = pretrained.load_params(tmp_path / "out", CONFIG)
     for group, name in (("attention", "q"), ("mlp", "up")):
-        got, exact = (tree["layers"][group][name]["kernel"] for tree in (loaded, params))
-        error = float(abs(got - exact).max())
+        actual, exact = (tree["layers"][group][name]["kernel"] for tree in (loaded, params))
+        error = float(abs(actual - exact).max())
         assert 0 < error < float(abs(exact).max()) / 200
     assert_same(loaded["layers"]["mlp"]["down"], params["layers"]["mlp"]["down"])
 
@@ -283,7 +286,10 @@ def test_bfloat16_halves_the_file(tmp_path, params):
 def test_tokenizer(tmp_path, params):
     converter.convert(write(tmp_path / "model.gguf", params), tmp_path / "out")
     tokenizer = pretrained.load_tokenizer(tmp_path / "out")
-    pieces = lambda text: tokenizer.convert_ids_to_tokens(tokenizer(text).input_ids)  # noqa: E731
+
+    def pieces(text):
+        return tokenizer.convert_ids_to_tokens(tokenizer(text).input_ids)
+
     assert pieces("hello hello") == ["hello", "Ġhello"]
     assert pieces("12") == ["1", "2"]  # digits stand alone, though there is a merge that would join them
     assert pieces("hello<|end|>hello<tool>") == ["hello", "<|end|>", "hello", "<tool>"]

@@ -45,17 +45,20 @@ def naive_logits(arrays, tokens, tied):
     s = SIZES
     embedding, norm1, wq, wk, wv, wo, norm2, w1, w2, w3, final, _, _, *output = (np.float64(a) for a in arrays)
     c, groups = s["width"] // s["heads"], s["heads"] // s["kv_heads"]
-    rms = lambda x, w: w * x / np.sqrt(np.mean(x * x) + 1e-5)  # noqa: E731
+
+    def rms(x, w):
+        return w * x / np.sqrt(np.mean(x * x) + 1e-5)
+
     cache = [([], []) for _ in range(s["layers"])]
     out = []
-    for at, token in enumerate(tokens):
+    for index, token in enumerate(tokens):
         x = embedding[token]
         for layer, (keys, values) in enumerate(cache):
             h = rms(x, norm1[layer])
             q, k, v = ((w[layer] @ h).reshape(-1, c) for w in (wq, wk, wv))
             for heads in (q, k):
                 for i in range(0, c, 2):
-                    angle = at * 10_000.0 ** (-i / c)
+                    angle = index * 10_000.0 ** (-i / c)
                     a, b = heads[:, i].copy(), heads[:, i + 1].copy()
                     heads[:, i] = a * np.cos(angle) - b * np.sin(angle)
                     heads[:, i + 1] = a * np.sin(angle) + b * np.cos(angle)
@@ -76,12 +79,12 @@ def naive_logits(arrays, tokens, tied):
 
 def naive_ids(path, text):
     """llama2.c's encoder: <s>, a space before the text, characters, then again and again the neighbours of the best score."""
-    data, at, vocabulary = path.read_bytes(), 4, {}
-    while at < len(data):
-        score, length = struct.unpack_from("<fi", data, at)
-        piece = data[at + 8 : at + 8 + length].decode()
+    data, index, vocabulary = path.read_bytes(), 4, {}
+    while index < len(data):
+        score, length = struct.unpack_from("<fi", data, index)
+        piece = data[index + 8 : index + 8 + length].decode()
         vocabulary.setdefault(piece, (len(vocabulary), score))
-        at += 8 + length
+        index += 8 + length
     scores = {i: (piece, score) for piece, (i, score) in vocabulary.items()}
     ids = []
     for character in " " + text:
@@ -90,9 +93,9 @@ def naive_ids(path, text):
     while True:
         best = (-1e10, None, None)
         for i in range(len(ids) - 1):
-            found = vocabulary.get(scores[ids[i]][0] + scores[ids[i + 1]][0])
-            if found and found[1] > best[0]:
-                best = (found[1], i, found[0])
+            result = vocabulary.get(scores[ids[i]][0] + scores[ids[i + 1]][0])
+            if result and result[1] > best[0]:
+                best = (result[1], i, result[0])
         if best[1] is None:
             return [1, *ids]
         ids[best[1] : best[1] + 2] = [best[2]]
@@ -113,9 +116,9 @@ def test_a_converted_model_computes_what_llama2c_computes(tmp_path, tied):
 
     @jax.jit
     def logits(tokens):
-        one = tokens[None]
-        prompt = policy.apply({"params": params}, one[:, :1], jnp.ones((1, 1), bool), method="prefill")
-        hidden = policy.apply({"params": params}, prompt, jnp.zeros((1, 1, 2)), one[:, None, 1:], method="respond")
+        first = tokens[None]
+        prompt = policy.apply({"params": params}, first[:, :1], jnp.ones((1, 1), bool), method="prefill")
+        hidden = policy.apply({"params": params}, prompt, jnp.zeros((1, 1, 2)), first[:, None, 1:], method="respond")
         return policy.apply({"params": params}, hidden, method="unembed")[0, 0]
 
     np.testing.assert_allclose(logits(tokens), naive_logits(arrays, tokens, tied)[:-1], rtol=1e-3, atol=1e-4)

@@ -39,13 +39,13 @@ def rewrite(directory, change):
 
 def edit(directory, **entries):
     path = directory / "config.json"
-    found = json.loads(path.read_text()) | entries
-    path.write_text(json.dumps({key: value for key, value in found.items() if value is not None}))
+    result = json.loads(path.read_text()) | entries
+    path.write_text(json.dumps({key: value for key, value in result.items() if value is not None}))
 
 
 def assert_parity(directory):
-    found = comparison.compare(str(directory), ROWS, 3)
-    assert found.difference < 1e-4, found
+    result = comparison.compare(str(directory), ROWS, 3)
+    assert result.difference < 1e-4, result
 
 
 def test_a_stored_head_that_differs_from_the_tied_embedding_is_used(tied):

@@ -52,7 +52,10 @@ def warm(tx, base, theta, phi, steps=3):
 
 def levels(base, meta):
     """Both losses as levels that read φ as it is."""
-    whole = lambda loss: bilevel.Level(lambda phi: phi, lambda theta, x, _: loss(theta, x))  # noqa: E731
+
+    def whole(loss):
+        return bilevel.Level(lambda phi: phi, lambda theta, x, _: loss(theta, x))
+
     return whole(base), whole(meta)
 
 
@@ -70,11 +73,11 @@ def test_exact_hypergradient_equals_unrolling_and_finite_differences(name, first
     base, meta, theta, phi = problem()
     tx = OPTIMIZERS[name]
     theta, state = (theta, tx.init(theta)) if first else warm(tx, base, theta, phi)
-    ours = bilevel.hypergradient(*levels(base, meta), theta, phi, tx, state)
+    actual = bilevel.hypergradient(*levels(base, meta), theta, phi, tx, state)
     outer = unrolled(base, meta, tx, theta, state)
 
     naive = jax.grad(outer)(phi)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), ours.grad, naive)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), actual.grad, naive)
 
     # Adam's very first step is a sign, whose derivative is of the size of its epsilons: too sharp for a difference.
     if not (first and "adam" in name):
@@ -82,12 +85,12 @@ def test_exact_hypergradient_equals_unrolling_and_finite_differences(name, first
         for i in range(flat[0].size):
             e = step * jnp.eye(flat[0].size)[i]
             numeric = (outer(flat[1](flat[0] + e)) - outer(flat[1](flat[0] - e))) / (2 * step)
-            exact = jax.flatten_util.ravel_pytree(ours.grad)[0][i]
+            exact = jax.flatten_util.ravel_pytree(actual.grad)[0][i]
             np.testing.assert_allclose(exact, numeric, rtol=2e-6, atol=1e-8)
 
     # The part through the update is a real part of it, or this test would pass without it.
     direct = bilevel.hypergradient(*levels(base, meta), theta, phi, tx, state, through_update=False).grad
-    distance = jax.tree.map(lambda a, b: np.abs(a - b).max(), ours.grad, direct)
+    distance = jax.tree.map(lambda a, b: np.abs(a - b).max(), actual.grad, direct)
     assert max(jax.tree.leaves(distance)) > (1e-12 if first and "adam" in name else 1e-4)
 
 
@@ -137,15 +140,21 @@ def test_where_the_gradient_is_exactly_zero_the_hypergradient_is_that_of_finite_
     rewards = jnp.array([[1.0, 0.0], [0.0, 1.0], [0.4, 0.3]])
     w = {"base": jnp.array([[[0.2, 0.8], [0.8, 0.2]]]), "meta": jnp.array([[[0.3, 0.7], [0.6, 0.4]]])}
     y = {"base": jnp.array([[0, 1]]), "meta": jnp.array([[1, 2]])}  # under "top1" each is worse than the other
-    r = {name: rewards[at] for name, at in y.items()}
+    r = {name: rewards[rows] for name, rows in y.items()}
     phi, theta = jnp.array([0.2, -0.1]), jnp.array([0.3, -0.2, 0.1])
-    propose = lambda phi, name: jax.nn.softmax(jnp.log(w[name]) + phi)  # noqa: E731
+
+    def propose(phi, name):
+        return jax.nn.softmax(jnp.log(w[name]) + phi)
+
     if how == "soft":  # equally good at φ, and no longer beside it
         w["base"] = jnp.full((1, 2, 2), 0.5)
         first, second = propose(phi, "base")[0, 0]
         r["base"] = jnp.array([[[second, 0.0], [0.0, first]]])
     baseline, mask = "pool" if how == "soft" else "none", jnp.ones((1, 2, 1), bool)
-    drawn = lambda key: preference.accept(key[None], propose(phi, "base"), r["base"], tau, "sample")  # noqa: E731
+
+    def drawn(key):
+        return preference.accept(key[None], propose(phi, "base"), r["base"], tau, "sample")
+
     key = next(key for key in map(jax.random.key, range(99)) if float(jnp.sum(drawn(key))) == 0)
     behaviour = jnp.full((1, 2, 1), -1.0)
 
@@ -157,7 +166,10 @@ def test_where_the_gradient_is_exactly_zero_the_hypergradient_is_that_of_finite_
         return a, preference.share(a, preference.control(a, p, r["base"], tau, how, baseline))
 
     def held(p):  # the acceptance weights whose derivative is passed straight through, as a function
-        chance = lambda p: jnp.exp(preference.log_accept(p, r["base"], tau))  # noqa: E731
+
+        def chance(p):
+            return jnp.exp(preference.log_accept(p, r["base"], tau))
+
         start = propose(phi, "base")
         a = chance(p) + (weigh(start)[0] - chance(start) if how != "soft" else 0.0)
         total = jnp.sum(a) if how == "soft" else 1.0  # nothing is accepted: divided by 1
@@ -185,20 +197,20 @@ def test_where_the_gradient_is_exactly_zero_the_hypergradient_is_that_of_finite_
     if how != "soft":
         assert float(jnp.sum(weigh(still)[0])) == 0
     levels = bilevel.Level(read, base), bilevel.Level(lambda phi: propose(phi, "meta"), judge)
-    ours = bilevel.hypergradient(*levels, theta, phi, tx, state, through_update=mode != "none").grad
+    actual = bilevel.hypergradient(*levels, theta, phi, tx, state, through_update=mode != "none").grad
 
-    def outer(at):
-        x = read(phi if mode == "none" else at, held)
+    def outer(net):
+        x = read(phi if mode == "none" else net, held)
         updates, _ = tx.update(jax.grad(lambda t: base(t, x, ()))(theta), state, theta)
-        return judge(optax.apply_updates(theta, updates), propose(at, "meta"), ())
+        return judge(optax.apply_updates(theta, updates), propose(net, "meta"), ())
 
     step = 1e-5
     for i in range(2):
         e = step * jnp.eye(2)[i]
-        np.testing.assert_allclose(ours[i], (outer(phi + e) - outer(phi - e)) / (2 * step), rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(actual[i], (outer(phi + e) - outer(phi - e)) / (2 * step), rtol=1e-6, atol=1e-8)
     if mode != "none":
         direct = bilevel.hypergradient(*levels, theta, phi, tx, state, through_update=False).grad
-        assert float(jnp.abs(ours - direct).max()) > 1e-4
+        assert float(jnp.abs(actual - direct).max()) > 1e-4
 
 
 def test_parts_are_put_together_again():
@@ -233,7 +245,10 @@ def test_a_pool_that_serves_again_is_learned_from_by_ppos_clipped_ratios():
     before = jnp.log(jnp.array([[[0.5, 0.2], [0.4, 0.9]]]))
     mask = jnp.array([[[True, True], [True, False]]])
     a = jnp.array([[0.75, -0.25]])
-    loss = lambda logp, **how: bilevel.base_loss(a, logp, mask, over=(1.0, 3), **how)  # noqa: E731
+
+    def loss(logp, **how):
+        return bilevel.base_loss(a, logp, mask, over=(1.0, 3), **how)
+
     # At the policy that answered: the gradient of the first pass.
     again = jax.grad(lambda x: loss(x, before=before))(before)
     np.testing.assert_allclose(again, jax.grad(loss)(before), rtol=1e-12)
@@ -257,8 +272,11 @@ def test_over_a_constant_length_equal_acceptance_moves_nothing_and_over_its_own_
         def loss(logit):
             logp = jnp.where(place == row, jax.nn.log_sigmoid(logit), jax.nn.log_sigmoid(-logit)) * mask
             chance = jax.lax.stop_gradient(jnp.exp(jnp.sum(logp, axis=-1)))
-            one = lambda x, m: bilevel.base_loss(jnp.ones((1, 1)), x, m, length_norm=length_norm)  # noqa: E731
-            return jnp.sum(chance * jax.vmap(one)(logp[:, None, None], mask[:, None, None]))
+
+            def first(x, m):
+                return bilevel.base_loss(jnp.ones((1, 1)), x, m, length_norm=length_norm)
+
+            return jnp.sum(chance * jax.vmap(first)(logp[:, None, None], mask[:, None, None]))
 
         return jax.grad(loss)(0.3)
 
@@ -309,9 +327,9 @@ def test_reinforce_meta_gradient_is_the_gradient_of_the_exact_expected_utility()
         )  # fmt: skip
 
     sampled = jax.grad(estimate, argnums=(0, 1))(theta, phi)
-    for ours, truth in zip(sampled, exact, strict=True):
+    for actual, truth in zip(sampled, exact, strict=True):
         # |A ∇log π| is below 5 here, so the standard error of a mean over 120 000 is below 0.015.
-        np.testing.assert_allclose(ours, truth, atol=0.045)
+        np.testing.assert_allclose(actual, truth, atol=0.045)
         assert np.abs(truth).max() > 0.1
 
 

@@ -43,8 +43,8 @@ def test_adapt_maximises_its_objective_on_a_grid_of_the_simplex(k, lam, tau):
         for n in range(w.shape[1]):
             args = (np.asarray(w[b, n]), np.asarray(r[b]), n, lam, tau)
             values = np.array([objective_naive(q, *args) for q in lattice])
-            ours = objective_naive(p[b, n], *args)
-            assert ours >= values.max() - 1e-12
+            actual = objective_naive(p[b, n], *args)
+            assert actual >= values.max() - 1e-12
             # The objective is strongly concave (the KL's modulus is at least 1 in the 1-norm): value bounds distance.
             assert np.abs(p[b, n] - lattice[values.argmax()]).sum() <= 2.0 / (2000 if k == 2 else 120) * k
 
@@ -94,12 +94,15 @@ def test_derivative_of_adapt_is_that_of_the_implicit_function(k):
     w, r = pools(k, candidates=4, prompts=1)
     logits = jnp.log(w)
     direction = jax.random.normal(jax.random.key(3), logits.shape)
-    f = lambda z: preference.adapt(jax.nn.softmax(z), r, 0.4, 0.3, iterations=30)  # noqa: E731
-    _, ours = jax.jvp(f, (logits,), (direction,))
+
+    def f(z):
+        return preference.adapt(jax.nn.softmax(z), r, 0.4, 0.3, iterations=30)
+
+    _, actual = jax.jvp(f, (logits,), (direction,))
     step = 1e-5
     numeric = (f(logits + step * direction) - f(logits - step * direction)) / (2 * step)
-    np.testing.assert_allclose(ours, numeric, rtol=1e-6, atol=1e-9)
-    assert np.abs(ours).max() > 1e-2
+    np.testing.assert_allclose(actual, numeric, rtol=1e-6, atol=1e-9)
+    assert np.abs(actual).max() > 1e-2
 
 
 def test_chance_of_acceptance_has_its_limits():
@@ -128,7 +131,10 @@ def test_sampled_acceptance_has_the_frequency_of_the_soft_one_and_its_derivative
     assert set(np.unique(np.round(draws, 9))) == {0.0, 1.0}
     error = np.sqrt(soft * (1 - soft) / 4000)
     assert np.all(np.abs(draws.mean(0) - soft) < 4 * error + 1e-9)
-    grad = lambda how: jax.grad(lambda p: preference.accept(keys[:1], p, r, 0.5, how).sum())(w)  # noqa: E731
+
+    def grad(how):
+        return jax.grad(lambda p: preference.accept(keys[:1], p, r, 0.5, how).sum())(w)
+
     np.testing.assert_allclose(grad("sample"), grad("soft"))
     assert np.abs(grad("soft")).max() > 1e-3
 
@@ -181,11 +187,11 @@ def expected(baseline, how, tau=0.7):
     """Mean [M] and total variance of Σ_n (a_n − b_n) ∇log π(y_n | w_n), over all pools of 3 draws from the policy."""
     w = jnp.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8]])
     pools = jnp.array(list(np.ndindex(3, 3, 3)))  # [27, N]
-    told = jnp.broadcast_to(w, (27, 3, 2))
+    words = jnp.broadcast_to(w, (27, 3, 2))
     r = jnp.asarray(REWARDS)[pools]
     key = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(27))
-    a = preference.accept(key, told, r, tau, "soft" if how == "sample" else how)  # of a draw its mean
-    b = preference.control(a, told, r, tau, how, baseline)
+    a = preference.accept(key, words, r, tau, "soft" if how == "sample" else how)  # of a draw its mean
+    b = preference.control(a, words, r, tau, how, baseline)
     scores = jax.jacobian(policy)(jnp.asarray(THETA), w)  # [N, M, θ]: ∇log π of each response
     gradient = jnp.sum((a - b)[..., None] * scores[jnp.arange(3), pools], axis=1)
     chance = jnp.exp(jnp.sum(policy(jnp.asarray(THETA), w)[jnp.arange(3), pools], axis=1))
@@ -222,8 +228,10 @@ def test_the_control_variate_of_a_draw_is_the_chance_of_the_others():
     key = jax.random.split(jax.random.key(0), 3)
     a = preference.accept(key, w, r, 0.7, "sample")
     b = preference.control(a, w, r, 0.7, "sample", "leave_one_out")
-    for at, n in np.ndindex(3, 5):
-        np.testing.assert_allclose(b[at, n], np.delete(chance_naive(w[at, n], r[at], 0.7), n).mean(), rtol=1e-12)
+    for index, n in np.ndindex(3, 5):
+        np.testing.assert_allclose(
+            b[index, n], np.delete(chance_naive(w[index, n], r[index], 0.7), n).mean(), rtol=1e-12
+        )
     np.testing.assert_array_equal(preference.control(a, w, r, 0.7, "sample", "pool"), np.full((3, 5), 0.2))
 
 
@@ -255,8 +263,8 @@ def test_a_tau_of_each_prompt_is_that_tau_in_each_prompt():
     p = preference.adapt(w, r, 0.7 * tau, tau)
     chance = preference.log_accept(w, r, tau)
     for b in range(3):
-        one = slice(b, b + 1)
+        first = slice(b, b + 1)
         np.testing.assert_allclose(
-            p[one], preference.adapt(w[one], r[one], 0.7 * float(tau[b]), float(tau[b])), rtol=1e-9
+            p[first], preference.adapt(w[first], r[first], 0.7 * float(tau[b]), float(tau[b])), rtol=1e-9
         )
-        np.testing.assert_allclose(chance[one], preference.log_accept(w[one], r[one], float(tau[b])), rtol=1e-12)
+        np.testing.assert_allclose(chance[first], preference.log_accept(w[first], r[first], float(tau[b])), rtol=1e-12)

@@ -64,15 +64,18 @@ def static_step(run, state):
     theta, opt = state.policy, state.policy_opt
     before = [None, None]
     for half in (0, 1) * m.passes:
-        take = lambda x: x.reshape(x.shape[0] // 2, 2, *x.shape[1:])[:, half]  # noqa: B023, E731
+
+        def take(x):
+            return x.reshape(x.shape[0] // 2, 2, *x.shape[1:])[:, half]  # noqa: B023
+
         keys = jax.vmap(jax.random.fold_in, (None, 0))(acceptance, take(batch.id))
         a = accept(keys, take(w), take(r), m.tau, m.accept)
 
         def loss(theta):
             variables = {"params": theta}
-            prompt = setup.policy.apply(variables, take(batch.tokens), take(batch.mask), method="prefill")  # noqa: B023
-            tokens = take(responses.tokens)  # noqa: B023
-            hidden = setup.policy.apply(variables, prompt, take(w), tokens, method="respond")  # noqa: B023
+            prompt = setup.policy.apply(variables, take(batch.tokens), take(batch.mask), method="prefill")
+            tokens = take(responses.tokens)
+            hidden = setup.policy.apply(variables, prompt, take(w), tokens, method="respond")
             unembed = functools.partial(setup.policy.apply, variables, method="unembed")
             logp = token_stats(unembed, hidden, tokens, forbidden=setup.forbidden).logp
             old = before[half]  # noqa: B023
@@ -88,25 +91,25 @@ def static_step(run, state):
 
 def test_no_pull_and_no_net_is_the_static_method():
     run = tiny(lam=0.0, net=False, adapt=True, tau=0.5, accept="sample")
-    ours, _ = jitted(run)(run.state, run.frozen, run.batch)
+    actual, _ = jitted(run)(run.state, run.frozen, run.batch)
     # To the bit, the same step as with adaptation switched off.
     off = tiny(net=False, adapt=False, tau=0.5, accept="sample")
-    assert_trees_equal(ours.policy, jitted(off)(off.state, off.frozen, off.batch)[0].policy)
+    assert_trees_equal(actual.policy, jitted(off)(off.state, off.frozen, off.batch)[0].policy)
     # To rounding (another program, other fusions), the static method written out plainly.
-    theirs, _ = jax.jit(functools.partial(static_step, run))(run.state)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), ours.policy, theirs)
+    reference, _ = jax.jit(functools.partial(static_step, run))(run.state)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), actual.policy, reference)
 
 
 @pytest.mark.slow
 def test_a_pool_that_serves_twice_is_the_static_method_again_with_ratios():
     run = tiny(net=False, adapt=False, tau=0.5, baseline="pool", passes=2, policy_tx=optax.sgd(20.0))
-    ours, _ = jitted(run)(run.state, run.frozen, run.batch)
-    theirs, _ = jax.jit(functools.partial(static_step, run))(run.state)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4), ours.policy, theirs)
-    steps = [jax.tree.map(jnp.subtract, ours.policy, run.state.policy)]
+    actual, _ = jitted(run)(run.state, run.frozen, run.batch)
+    reference, _ = jax.jit(functools.partial(static_step, run))(run.state)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4), actual.policy, reference)
+    steps = [jax.tree.map(jnp.subtract, actual.policy, run.state.policy)]
     once = dataclasses.replace(run.setup, meal=dataclasses.replace(run.setup.meal, passes=1))
     first = jax.jit(functools.partial(step.step, once))(run.state, run.frozen, run.batch)[0]
-    steps.append(jax.tree.map(jnp.subtract, ours.policy, first.policy))
+    steps.append(jax.tree.map(jnp.subtract, actual.policy, first.policy))
     assert min(float(optax.tree.norm(moved)) for moved in steps) > 0.01
 
 
@@ -116,7 +119,10 @@ def test_rollout_and_update_apart_are_the_step_and_the_pull_matters():
     part = functools.partial
     rolled = jax.jit(part(step.rollout, run.setup))(run.state, run.frozen, run.batch)
     scores = jax.jit(part(step.score, run.setup))(run.frozen, run.batch, rolled.responses)
-    update = lambda run: jax.jit(part(step.update, run.setup))(run.state, run.frozen, run.batch, rolled, scores)  # noqa: E731
+
+    def update(run):
+        return jax.jit(part(step.update, run.setup))(run.state, run.frozen, run.batch, rolled, scores)
+
     apart, apart_metrics = update(run)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(_data(x), _data(y), rtol=2e-5, atol=1e-6), whole, apart)
     assert metrics.keys() == apart_metrics.keys()
@@ -176,13 +182,13 @@ def test_hypergradient_of_the_step_is_the_derivative_of_its_own_losses(condition
     state = run.state.replace(net=phi, net_opt=setup.net_tx.init(phi))
 
     @jax.jit
-    def ours(phi):
+    def actual(phi):
         rolled = step.rollout(setup, state, run.frozen, run.batch)
         scores = step.score(setup, run.frozen, run.batch, rolled.responses)
         new, _ = step.update(setup, state.replace(net=phi), run.frozen, run.batch, rolled, scores)
         return jax.tree.map(jnp.subtract, phi, new.net), rolled, scores.rewards
 
-    grad, rolled, rewards = ours(phi)
+    grad, rolled, rewards = actual(phi)
     r = normalise(absorb(state.rewards, rewards, setup.meal.stats_window), rewards)
     tau = jnp.full(4, setup.meal.tau)
     if signal:
@@ -219,10 +225,12 @@ def test_hypergradient_of_the_step_is_the_derivative_of_its_own_losses(condition
             kind="utility", tau=tau, rho=setup.meal.rho, ratio_clip=setup.meal.ratio_clip,
         )  # fmt: skip
 
-    flat = lambda tree: jax.flatten_util.ravel_pytree(tree)[0]  # noqa: E731
-    ours, theirs = flat(grad), flat(jax.jit(jax.grad(unrolled))(phi))
+    def flat(tree):
+        return jax.flatten_util.ravel_pytree(tree)[0]
+
+    actual, reference = flat(grad), flat(jax.jit(jax.grad(unrolled))(phi))
     # The network computes in float32; the first step of Adam, a sign, magnifies its rounding.
-    assert jnp.linalg.norm(ours - theirs) < 5e-3 * jnp.linalg.norm(theirs)
+    assert jnp.linalg.norm(actual - reference) < 5e-3 * jnp.linalg.norm(reference)
 
 
 def test_reused_virtual_update_is_the_first_policy_update():

@@ -119,7 +119,10 @@ def test_dropout_keeps_the_adapters_mean_and_spares_the_kernel():
     rng = np.random.default_rng(1)
     params = {"kernel": rng.normal(size=(5, 3)), "lora_a": rng.normal(size=(5, 2)), "lora_b": rng.normal(size=(2, 3))}
     x = jnp.asarray(rng.normal(size=5))
-    draw = lambda params, key: layer.apply({"params": params}, x, False, rngs={"dropout": key})  # noqa: E731
+
+    def draw(params, key):
+        return layer.apply({"params": params}, x, False, rngs={"dropout": key})
+
     draws = jax.jit(jax.vmap(draw, (None, 0)))(params, jax.random.split(jax.random.key(0), 20_000))
     exact = x @ params["kernel"] + (x @ params["lora_a"]) @ params["lora_b"]
     error = float(jnp.abs(draws.mean(0) - exact).max())

@@ -46,7 +46,10 @@ def drawn():
 
 
 def stats(hidden, hidden_ref, table, table_ref, tokens, chunk):
-    unembed = lambda table: lambda h: h @ table.T  # noqa: E731
+
+    def unembed(table):
+        return lambda h: h @ table.T
+
     return token_stats(
         unembed(table),
         hidden,
@@ -194,12 +197,12 @@ def test_a_one_hot_preference_is_that_objectives_expert_and_the_uniform_one_the_
         name = jax.tree_util.keystr(path)
         return leaf[..., 2:] if "lora_a" in name else leaf[..., 2:, :] if "lora_b" in name else leaf
 
-    told = jnp.broadcast_to(jnp.asarray([0.0, 1.0]), (2, 1, 2))
+    words = jnp.broadcast_to(jnp.asarray([0.0, 1.0]), (2, 1, 2))
     mixed = jnp.broadcast_to(jnp.asarray([0.3, 0.7]), (2, 1, 2))
     uniform = read_prompt(ADAPTED, reads, params)
-    found = {}
+    result = {}
     for w, config, alike in (
-        (told, expert, jax.tree_util.tree_map_with_path(block, params)),
+        (words, expert, jax.tree_util.tree_map_with_path(block, params)),
         (mixed, ADAPTED, {**params, "transformer": bake(params["transformer"], jnp.asarray([0.3, 0.7]))}),
     ):
         # The prompt at the preference too: a plain model throughout.
@@ -209,9 +212,9 @@ def test_a_one_hot_preference_is_that_objectives_expert_and_the_uniform_one_the_
         response = functools.partial(read_response, config, plain, alike)
         np.testing.assert_allclose(read_response(ADAPTED, reads, params, own, w), response(expected, w), atol=5e-5)
         # The prompt at the uniform preference, which is the plain adapter's, and the response at w.
-        found[config] = read_response(ADAPTED, reads, params, uniform, w)
-        np.testing.assert_allclose(found[config], response(uniform, w), atol=5e-5)
-    assert float(jnp.abs(found[expert] - found[ADAPTED]).max()) > 0.05
+        result[config] = read_response(ADAPTED, reads, params, uniform, w)
+        np.testing.assert_allclose(result[config], response(uniform, w), atol=5e-5)
+    assert float(jnp.abs(result[expert] - result[ADAPTED]).max()) > 0.05
     jax.tree.map(np.testing.assert_array_equal, uniform, read_prompt(ADAPTED, plain, params))
     even = jnp.full((2, 1, 2), 0.5)
     plainly = read_response(ADAPTED, plain, params, uniform, even)
@@ -231,8 +234,8 @@ def test_the_gradient_in_the_preference_through_adapters_is_that_of_finite_diffe
 
     @jax.jit
     def value(w):
-        told = read_prompt(config, reads, params, w if prompt == "preference" else None)
-        return jnp.sum(direction * read_response(config, reads, params, told, w))
+        words = read_prompt(config, reads, params, w if prompt == "preference" else None)
+        return jnp.sum(direction * read_response(config, reads, params, words, w))
 
     w, step = jnp.asarray([[[0.3, 0.7]], [[0.9, 0.1]]]), 3e-3
     grad = jax.grad(value)(w)

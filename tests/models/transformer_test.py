@@ -51,7 +51,10 @@ def left_pad(rows, pad=0):
 @functools.partial(jax.jit, static_argnums=0)
 def prefill_and_respond(config, params, tokens, mask, response):
     """(Prefilled, hidden states of the response [B, N, T, D]), compiled at once (a compile a shape costs seconds)."""
-    apply = lambda *args, **kw: Policy(config, NONE).apply({"params": params}, *args, **kw)  # noqa: E731
+
+    def apply(*args, **kw):
+        return Policy(config, NONE).apply({"params": params}, *args, **kw)
+
     prompt = apply(tokens, mask, method="prefill")
     return prompt, apply(prompt, jnp.zeros((*response.shape[:2], 2)), response, method="respond")
 
@@ -216,11 +219,11 @@ def test_remat_keeps_less_and_changes_nothing_else(random_params):
     params = random_params(config)["transformer"]
     losses = {remat: training_loss(dataclasses.replace(config, remat=remat)) for remat in ("none", "dots", "full")}
 
-    def kept(loss):  # numbers that the forward pass leaves for the backward pass
+    def remaining(loss):  # numbers that the forward pass leaves for the backward pass
         backward = jax.eval_shape(lambda p: jax.vjp(loss, p)[1], params)
         return sum(leaf.size for leaf in jax.tree.leaves(backward))
 
-    assert kept(losses["full"]) < 0.8 * kept(losses["dots"]) < 0.8**2 * kept(losses["none"])
+    assert remaining(losses["full"]) < 0.8 * remaining(losses["dots"]) < 0.8**2 * remaining(losses["none"])
     value, grads = jax.jit(jax.value_and_grad(losses["none"]))(params)
     assert float(jnp.abs(grads["layers"]["attention"]["q"]["lora_a"]).max()) > 1e-3
     for remat in ("dots", "full"):
@@ -310,6 +313,6 @@ def test_smollm2_answers_as_torch_does_on_20_prompts():
     config = pretrained.load_config(SMOLLM2)
     params = {"transformer": pretrained.load_params(SMOLLM2, config)}
     answers = np.asarray(greedy(config, params, *left_pad(rows, pad), end, pad, max_new=32))
-    got = [row[: len(other)].tolist() for row, other in zip(answers, expected, strict=True)]
-    assert got == expected
+    actual = [row[: len(other)].tolist() for row, other in zip(answers, expected, strict=True)]
+    assert actual == expected
     assert all((row[len(other) :] == pad).all() for row, other in zip(answers, expected, strict=True))

@@ -19,14 +19,14 @@ def make_front(label, radius, objectives=2, spread=None, style=""):
 @pytest.fixture
 def drawn(monkeypatch):
     """Keeps the Figure objects that are saved, so that a test can look at what is where."""
-    kept, save = [], figures.Figure.savefig
+    remaining, save = [], figures.Figure.savefig
 
     def keep(figure, path, **kwargs):
-        kept.append(figure)
+        remaining.append(figure)
         save(figure, path, **kwargs)
 
     monkeypatch.setattr(figures.Figure, "savefig", keep)
-    return kept
+    return remaining
 
 
 def boxes(figure):
@@ -55,8 +55,8 @@ def test_two_objectives(tmp_path, drawn):
     (figure,) = drawn
     (axes,) = figure.axes
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("harmless reward", "helpful reward")
-    shown = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert shown == ["true front", "before", "Meal", "static", "hypervolume reference"]
+    display = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert display == ["true front", "before", "Meal", "static", "hypervolume reference"]
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     everything = np.concatenate([truth, *(front.points for front in fronts)])
     assert left < everything[:, 0].min() and everything[:, 0].max() < right
@@ -98,15 +98,18 @@ def test_three_objectives_give_a_panel_for_each_pair(tmp_path, drawn):
     assert (tmp_path / "f.pdf").read_bytes()[:4] == b"%PDF"
     named = [(axes.get_xlabel(), axes.get_ylabel()) for axes in drawn[0].axes]
     assert named == [("x reward", "y reward"), ("x reward", "z reward"), ("y reward", "z reward")]
-    shown = {text.get_text() for axes in drawn[0].axes for text in axes.texts}
-    assert shown == {"1, 0, 0", "0, 1, 0", "0, 0, 1"}
+    display = {text.get_text() for axes in drawn[0].axes for text in axes.texts}
+    assert display == {"1, 0, 0", "0, 1, 0", "0, 0, 1"}
     _, panels, legend = boxes(drawn[0])
     assert not any(overlap(legend, panel) for panel in panels)
 
 
 def test_a_sweep_has_a_panel_a_measure_and_a_line_a_method(tmp_path, drawn):
-    found = [(1.0, 0.9, 1.2), (3.0, 2.0, 3.5)]
-    panels = {"hypervolume": {"Meal": found, "static": found[::-1]}, "inner product": {"Meal": found, "static": found}}
+    result = [(1.0, 0.9, 1.2), (3.0, 2.0, 3.5)]
+    panels = {
+        "hypervolume": {"Meal": result, "static": result[::-1]},
+        "inner product": {"Meal": result, "static": result},
+    }
     figures.draw_sweep(tmp_path / "s.png", ["0.1", "1.0"], panels, "config.meal.tau")
     left, right = drawn[0].axes
     assert (left.get_xlabel(), left.get_ylabel(), right.get_ylabel()) == (

@@ -13,8 +13,8 @@ def test_a_clear_difference_is_found_and_no_difference_is_not():
     base = RNG.normal(size=10)
     ahead = base + 0.5 + 0.1 * RNG.normal(size=10)
     noise = base + 0.1 * RNG.normal(size=10)
-    found = paired.compare(ahead, {"static": base, "noise": noise})
-    d = found["static"]
+    result = paired.compare(ahead, {"static": base, "noise": noise})
+    d = result["static"]
     assert d.p == pytest.approx(stats.wilcoxon(ahead - base).pvalue) == pytest.approx(2 / 2**10)
     assert d.wins == 10 and d.low < np.mean(ahead - base) < d.high and d.low > 0.35
     assert d.adjusted == pytest.approx(2 * d.p)  # two comparisons

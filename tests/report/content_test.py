@@ -33,9 +33,9 @@ def block(text):
 
 def test_the_page_holds_the_runs_numbers_and_texts(stored):
     text = write.write(stored).read_text()
-    found, results = json.loads(block(text)), json.loads((stored / "pareto.json").read_text())
-    method = found["methods"][0]
-    assert found["objectives"] == results["objectives"] and method["label"] == "Meal"
+    result, results = json.loads(block(text)), json.loads((stored / "pareto.json").read_text())
+    method = result["methods"][0]
+    assert result["objectives"] == results["objectives"] and method["label"] == "Meal"
     assert method["points"] == [[float(f"{v:.5g}") for v in point] for point in results["points"]]
     assert method["samples"][0]["answers"][0]["response"] == EVIL
     assert method["samples"][0]["answers"][1]["rewards"] == list(
@@ -47,7 +47,7 @@ def test_the_page_holds_the_runs_numbers_and_texts(stored):
     assert method["curves"]["loss/base"] == pytest.approx([row["loss/base"] for row in rows], rel=1e-4)
     assert method["history"] == [[h["step"], float(f"{h['hypervolume']:.5g}")] for h in results["history"]]
     assert method["budget"] == results["budget"]
-    differing = {name: value for name, value, _, differs in found["config"] if differs}
+    differing = {name: value for name, value, _, differs in result["config"] if differs}
     assert differing["steps"] == "3" and "meal.tau" not in differing
 
 
@@ -85,10 +85,10 @@ def test_seeds_are_averaged_and_answers_are_the_first_ones(stored, tmp_path):
         (folder / "pareto.json").write_text(json.dumps(results))
     entries = content.find(root)
     assert [folder.parent.name for folder in entries[0].folders] == ["0", "1", "10"]
-    found = content.gather(entries)["methods"][0]
+    result = content.gather(entries)["methods"][0]
     original = json.loads((stored / "pareto.json").read_text())["points"]
-    assert found["points"][0] == pytest.approx([v + 0.5 for v in original[0]], rel=1e-4)
-    assert found["low"] is None and found["samples"][0]["prompt"] == "seed 0"
+    assert result["points"][0] == pytest.approx([v + 0.5 for v in original[0]], rel=1e-4)
+    assert result["low"] is None and result["samples"][0]["prompt"] == "seed 0"
 
 
 def test_long_curves_are_thinned_by_averages(tmp_path):

@@ -30,16 +30,16 @@ document.body.dataset.title = document.title;
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (Debian's package of that name)")
 @pytest.mark.parametrize("width", [400, 1200])
 def test_the_slider_switches_the_answers(tmp_path, width):
-    found = content.gather(content.find(Path(SAVED)))
-    answers = found["methods"][0]["samples"][0]["answers"]
+    result = content.gather(content.find(Path(SAVED)))
+    answers = result["methods"][0]["samples"][0]["answers"]
     answers[0]["response"], answers[-1]["response"] = EVIL, "the last"
     path = tmp_path / "report.html"
-    path.write_text(page.render(found).replace("</body>", DRIVE + "</body>"))
+    path.write_text(page.render(result).replace("</body>", DRIVE + "</body>"))
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--window-size={width},900"]
     command = [CHROMIUM, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", path.as_uri()]
     out = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert 'data-ready="yes"' in out.stdout, out.stderr[-2000:]
     assert "CONSOLE" not in out.stderr, out.stderr[-2000:]
-    seen = json.loads(html.unescape(re.search(r'data-seen="([^"]*)"', out.stdout)[1]))
-    assert seen == [[EVIL], ["the last"]]
+    visited = json.loads(html.unescape(re.search(r'data-seen="([^"]*)"', out.stdout)[1]))
+    assert visited == [[EVIL], ["the last"]]
     assert 'data-title="taken"' not in out.stdout and "<canvas" in out.stdout

@@ -17,8 +17,8 @@ NAMES = ("Anna", "Berlin", "Cairo", "Doris", "Essen", "Frida", "Ghana")
 
 def post(i, subreddit="a"):
     name = NAMES[i % 7]
-    said = f"I went to see {name} and paid {100 + i} dollars for {i % 3} teas."
-    return Summarised(Post(f"t3_{i:03}", "", subreddit, said), f"Saw {name}, paid {100 + i} to {name} in 1999.")
+    text = f"I went to see {name} and paid {100 + i} dollars for {i % 3} teas."
+    return Summarised(Post(f"t3_{i:03}", "", subreddit, text), f"Saw {name}, paid {100 + i} to {name} in 1999.")
 
 
 POSTS = [post(i, "ab"[i % 2]) for i in range(80)]
@@ -30,28 +30,37 @@ def facts_of(text):
 
 def test_a_swap_changes_facts_of_the_post_and_only_those():
     pairs = faithful_pairs.make_pairs(POSTS)
-    swapped = [(told, bad) for told, bad, kind in pairs if kind == faithful_pairs.SWAPPED]
+    swapped = [(words, bad) for words, bad, kind in pairs if kind == faithful_pairs.SWAPPED]
     assert len(swapped) == len(POSTS)
-    for told, bad in swapped:
-        before, after = facts_of(told.summary), facts_of(bad)
-        blank = lambda text: re.sub(r"\d+|[A-Z][a-z]+", "_", text)  # noqa: E731
-        assert blank(bad) == blank(told.summary)
+    for words, bad in swapped:
+        before, after = facts_of(words.summary), facts_of(bad)
+
+        def blank(text):
+            return re.sub(r"\d+|[A-Z][a-z]+", "_", text)
+
+        assert blank(bad) == blank(words.summary)
         assert (
             after[0] == before[0] == "Saw" and after[-1] == before[-1] == "1999"
         )  # a sentence's start; not in the post
         new = [b for a, b in zip(before, after, strict=True) if a != b]
-        assert len(new) == 3 and new[0] == new[2] and not any(fact in told.post.post for fact in new)
+        assert len(new) == 3 and new[0] == new[2] and not any(fact in words.post.post for fact in new)
 
 
 def test_a_fact_is_swapped_for_one_that_is_new_and_alike():
-    told = Summarised(Post("t3_x", "Rome", "", "we, Eva and I, met 12 in 2.5 days"), "so Eva met 12, and Eva ran 2.5")
-    assert faithful_pairs.swap(told.summary, told, faithful_pairs.NUMBER, ["12", "2.5"]) == told.summary  # none is new
-    assert faithful_pairs.swap(told.summary, told, faithful_pairs.NUMBER, ["12", "7"]) == "so Eva met 7, and Eva ran 7"
+    words = Summarised(Post("t3_x", "Rome", "", "we, Eva and I, met 12 in 2.5 days"), "so Eva met 12, and Eva ran 2.5")
     assert (
-        faithful_pairs.swap(told.summary, told, faithful_pairs.NAME, ["Eva", "Rome"]) == told.summary
+        faithful_pairs.swap(words.summary, words, faithful_pairs.NUMBER, ["12", "2.5"]) == words.summary
+    )  # none is new
+    assert (
+        faithful_pairs.swap(words.summary, words, faithful_pairs.NUMBER, ["12", "7"]) == "so Eva met 7, and Eva ran 7"
+    )
+    assert (
+        faithful_pairs.swap(words.summary, words, faithful_pairs.NAME, ["Eva", "Rome"]) == words.summary
     )  # the title has Rome
-    assert faithful_pairs.swap(told.summary, told, faithful_pairs.NAME, ["Otto"]) == "so Otto met 12, and Otto ran 2.5"
-    assert faithful_pairs.swap("I'm 12th of 3a", told, faithful_pairs.NUMBER, ["7"]) == "I'm 12th of 3a"
+    assert (
+        faithful_pairs.swap(words.summary, words, faithful_pairs.NAME, ["Otto"]) == "so Otto met 12, and Otto ran 2.5"
+    )
+    assert faithful_pairs.swap("I'm 12th of 3a", words, faithful_pairs.NUMBER, ["7"]) == "I'm 12th of 3a"
 
 
 def test_a_mismatch_is_never_a_posts_own_summary_and_of_its_split():
@@ -61,40 +70,40 @@ def test_a_mismatch_is_never_a_posts_own_summary_and_of_its_split():
     owner = {}
     for t in posts:
         owner.setdefault(t.summary, []).append(t)
-    seen, subreddits = 0, 0
-    for told, bad, kind in faithful_pairs.make_pairs(posts):
+    visited, subreddits = 0, 0
+    for words, bad, kind in faithful_pairs.make_pairs(posts):
         if kind == faithful_pairs.MISMATCHED:
             assert (
-                bad != told.summary
-                and told not in owner[bad]
-                and all(told.post.post != o.post.post for o in owner[bad])
+                bad != words.summary
+                and words not in owner[bad]
+                and all(words.post.post != o.post.post for o in owner[bad])
             )
-            assert faithful_pairs.split_of(told) in {faithful_pairs.split_of(o) for o in owner[bad]}
-            seen, subreddits = seen + 1, subreddits + (owner[bad][0].post.subreddit == told.post.subreddit)
-    assert seen == len(posts) and subreddits > 0.8 * seen
+            assert faithful_pairs.split_of(words) in {faithful_pairs.split_of(o) for o in owner[bad]}
+            visited, subreddits = visited + 1, subreddits + (owner[bad][0].post.subreddit == words.post.subreddit)
+    assert visited == len(posts) and subreddits > 0.8 * visited
     assert not faithful_pairs.make_pairs([POSTS[0]._replace(summary="the same")])
 
 
 def test_no_fact_crosses_splits_and_the_order_of_posts_does_not_matter():
     pairs = faithful_pairs.make_pairs(POSTS)
     assert pairs == faithful_pairs.make_pairs(POSTS[::-1])
-    assert {faithful_pairs.split_of(told) for told, *_ in pairs[:60]} == set(
+    assert {faithful_pairs.split_of(words) for words, *_ in pairs[:60]} == set(
         chats.SPLITS
     )  # the first so many are of all splits
     by_split = {}
-    for told, bad, _ in pairs:
-        by_split.setdefault(faithful_pairs.split_of(told), []).append((told, bad))
+    for words, bad, _ in pairs:
+        by_split.setdefault(faithful_pairs.split_of(words), []).append((words, bad))
     assert set(by_split) == {"reward", "policy", "eval"}
-    for split, mine in by_split.items():
-        numbers = {n for told, _ in mine for n in re.findall(r"\d+", told.summary)}
-        assert all(set(re.findall(r"\d+", bad)) <= numbers for _, bad in mine), split
+    for split, own in by_split.items():
+        numbers = {n for words, _ in own for n in re.findall(r"\d+", words.summary)}
+        assert all(set(re.findall(r"\d+", bad)) <= numbers for _, bad in own), split
 
 
 @pytest.mark.skipif(not REAL.is_file(), reason="real posts are not at ../shared/data/reddit_tldr")
 def test_real_posts():
-    told = tldr.read_summarised(REAL)
-    assert len(told) > 14_000 and told == sorted(told)
-    pairs = faithful_pairs.make_pairs(told[:2000])
+    words = tldr.read_summarised(REAL)
+    assert len(words) > 14_000 and words == sorted(words)
+    pairs = faithful_pairs.make_pairs(words[:2000])
     kinds = [kind for *_, kind in pairs]
     assert kinds.count(faithful_pairs.MISMATCHED) == 2000 and kinds.count(faithful_pairs.SWAPPED) > 300
     assert all(bad != t.summary for t, bad, _ in pairs)

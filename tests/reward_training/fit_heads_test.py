@@ -73,7 +73,10 @@ def test_held_out_pairs_do_not_reach_the_weights():
     spoiled = f.x.copy()
     spoiled[~f.fitted] = spoiled[~f.fitted][:, ::-1] * 3.0
     second, reports, _ = heads.fit_heads(f._replace(x=spoiled), ("a", "b"), (1e-2,), 3)
-    direction = lambda params: params["w"] / np.linalg.norm(params["w"], axis=1, keepdims=True)  # noqa: E731
+
+    def direction(params):
+        return params["w"] / np.linalg.norm(params["w"], axis=1, keepdims=True)
+
     np.testing.assert_allclose(direction(first), direction(second), rtol=1e-4, atol=1e-6)
     assert all(report.accuracy < 0.1 for report in reports.values())
 
@@ -95,7 +98,10 @@ def test_extraction_does_not_hang_on_batches_or_buckets(chat_model):
     config = pretrained.load_config(chat_model)
     params = pretrained.load_params(chat_model, config)
     policy = Policy(config, Conditioning(kind="none"))
-    ids = lambda low, count: list(range(low, low + count))  # noqa: E731
+
+    def ids(low, count):
+        return list(range(low, low + count))
+
     rows = [
         Encoded(0, False, 0, ids(10, 5), (ids(40, 3), ids(50, 6))),
         Encoded(0, False, 1, ids(20, 20), (ids(60, 1), ids(70, 4))),  # of another bucket

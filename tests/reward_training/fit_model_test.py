@@ -56,7 +56,10 @@ def lines(count):
     """Pairs in which an answer with "yes" is preferred to one with "no"."""
     rng = np.random.default_rng(0)
     words = ["please", "thank", "user", "system"]
-    say = lambda word: " ".join([*rng.permutation(words)[: rng.integers(1, 4)], word])  # noqa: E731
+
+    def say(word):
+        return " ".join([*rng.permutation(words)[: rng.integers(1, 4)], word])
+
     return [{"prompt": f"{i}", "chosen": say("yes"), "rejected": say("no")} for i in range(count)]
 
 
@@ -126,11 +129,11 @@ def test_torch_gives_the_same_scores_by_the_cards_own_code(name, request, monkey
     monkeypatch.chdir(config.out)
     code = Path("README.md").read_text().split("```python")[1].split("```")[0]
     rows = [("7", "please yes"), ("8", "thank system no"), ("please x" * 20, "user yes")]  # the last one is cut
-    ours = sources_reward(config.out)(*zip(*rows, strict=True))
-    for (prompt, response), found in zip(rows, ours, strict=True):
+    actual = sources_reward(config.out)(*zip(*rows, strict=True))
+    for (prompt, response), result in zip(rows, actual, strict=True):
         names = {"prompt": prompt, "response": response}
         exec(code, names)
-        np.testing.assert_allclose(found, names["score"], atol=1e-4)
+        np.testing.assert_allclose(result, names["score"], atol=1e-4)
     model, tokenizer, inputs = (names[name] for name in ("model", "tokenizer", "inputs"))
     assert inputs["input_ids"].shape[1] == (config.data.length or 48)
     # Padded texts are read by torch as each alone: its pad id is the tokenizer's.
@@ -172,17 +175,17 @@ def test_the_head_alone_leaves_the_rest_as_it_was(tiny, data, tmp_path):
 
 def test_folded_adapters_give_the_adapters_logits_and_a_length_is_compiled_once(tiny, data, tmp_path, monkeypatch):
     config = configured(tiny["gpt2"], data, tmp_path, mesh__data=4, mesh__fsdp=2)
-    at = mesh(data=4, fsdp=2)
-    model = training.load(config, at)
+    index = mesh(data=4, fsdp=2)
+    model = training.load(config, index)
     fitted, held, _ = training.read_encoded(config, encoder(tiny["gpt2"]))
     steps, make = [], training.make_step
     monkeypatch.setattr(training, "make_step", lambda *args: steps.append(make(*args)) or steps[-1])
     start = flat(model.params)
-    params, losses = training.fit(model, fitted, config, 48, at)
+    params, losses = training.fit(model, fitted, config, 48, index)
     trained = flat(params)
     changed = {path for path in start if not np.array_equal(start[path], trained[path])}
-    ours = {"classifier/kernel", *(f"layers/attention/{layer}/lora_{f}" for layer in ("qkv", "o") for f in "ab")}
-    assert changed == ours and len(losses) == 2
+    actual = {"classifier/kernel", *(f"layers/attention/{layer}/lora_{f}" for layer in ("qkv", "o") for f in "ab")}
+    assert changed == actual and len(losses) == 2
     assert set(pairs.lengths_of(fitted, 48)) == {32} and steps[0]._cache_size() == 1
     tokens, mask, types = (a[:, 0] for a in pairs.collate(held[:8], 32, model.pad))
     plain = classifier.make_classifier(training.without_adapters(model.config), None)
@@ -196,17 +199,20 @@ def test_folded_adapters_give_the_adapters_logits_and_a_length_is_compiled_once(
     assert np.abs(with_adapters - untrained).max() > 0.1
 
 
-def encoder(directory, most=48):
+def encoder(directory, longest=48):
     from meal_jax.hf import pretrained
 
     tokenizer = pretrained.load_tokenizer(directory)
-    return lambda prompt, response: formats.plain(tokenizer, prompt, response, most)
+    return lambda prompt, response: formats.plain(tokenizer, prompt, response, longest)
 
 
 def test_the_loss_and_its_gradient_by_hand():
     """With scores linear in a token's row, d loss = −σ(−margin) (row(chosen) − row(rejected)) / B."""
     table = jnp.asarray(np.random.default_rng(0).normal(size=(9, 2)), jnp.float32)
-    apply = lambda p, tokens, mask, types: jnp.sum(p["w"][tokens] * mask[..., None], axis=1) + p["shift"]  # noqa: E731
+
+    def apply(p, tokens, mask, types):
+        return jnp.sum(p["w"][tokens] * mask[..., None], axis=1) + p["shift"]
+
     tokens = jnp.array([[[1, 2], [3, 4]], [[5, 6], [7, 0]]])
     mask = jnp.array([[[1, 1], [1, 1]], [[1, 1], [1, 0]]], bool)
     frozen = {"shift": jnp.array([3.0, -1.0])}
@@ -218,10 +224,10 @@ def test_the_loss_and_its_gradient_by_hand():
     np.testing.assert_allclose(loss, np.mean(np.log(1 + np.exp(-margin))), rtol=1e-5)
     assert right == np.mean(margin > 0)
     pull = -1 / (1 + np.exp(margin)) / 2
-    wanted = np.zeros((9, 2))
-    wanted[[1, 2, 3, 4], 1] = pull[0] * np.array([1, 1, -1, -1])
-    wanted[[5, 6, 7], 1] = pull[1] * np.array([1, 1, -1])
-    np.testing.assert_allclose(gradient["w"], wanted, atol=1e-6)
+    expected = np.zeros((9, 2))
+    expected[[1, 2, 3, 4], 1] = pull[0] * np.array([1, 1, -1, -1])
+    expected[[5, 6, 7], 1] = pull[1] * np.array([1, 1, -1])
+    np.testing.assert_allclose(gradient["w"], expected, atol=1e-6)
 
 
 def test_the_temperature_is_found_and_held_out():
@@ -294,7 +300,10 @@ def test_what_is_there_is_not_overwritten(tiny, data, tmp_path):
 
 def test_a_finished_model_is_left_as_it_is_and_another_configuration_is_refused_by_field(gpt2_run):
     config, report = gpt2_run
-    files = lambda: {path: path.read_bytes() for path in Path(config.out).rglob("*")}  # noqa: E731
+
+    def files():
+        return {path: path.read_bytes() for path in Path(config.out).rglob("*")}
+
     before = files()
     assert training.run(config) == report
     other = config.copy_and_resolve_references()

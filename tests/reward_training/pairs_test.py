@@ -22,7 +22,7 @@ def comparison(i, choice=0, post=POST, policies=("sup4", "ppo"), summaries=(" fi
     }  # fmt: skip
 
 
-def told(i, summary=None):
+def summary_row(i, summary=None):
     return {"id": f"t3_{i:02}", "post": f"{i} {POST}", "summary": summary or f"so Anna met {i} friends in 2014."}
 
 
@@ -42,27 +42,31 @@ def data(tmp_path):
         comparison(4, post="short"),
     ]
     write("sff/a.jsonl", [*rows, comparison(5, policies=("ppo", "ref"), summaries=("x", " Mine. "))])
-    write("posts.jsonl", [told(i) for i in range(20)] + [told(20) | {"post": "short"}, told(0), told(21, " ")])
+    write(
+        "posts.jsonl",
+        [summary_row(i) for i in range(20)]
+        + [summary_row(20) | {"post": "short"}, summary_row(0), summary_row(21, " ")],
+    )
     return SimpleNamespace(path=str(tmp_path / "sff"), posts=str(tmp_path / "posts.jsonl"))
 
 
 def test_comparisons_in_the_benchmarks_prompts(data):
-    found = pairs.read_objective_pairs("comparisons", data)
-    assert [(p.group, p.chosen, p.rejected) for p in found.pairs[:2]] == [
+    result = pairs.read_objective_pairs("comparisons", data)
+    assert [(p.group, p.chosen, p.rejected) for p in result.pairs[:2]] == [
         ("t3_01", "first", "second"), ("t3_02", "second", "first"),
     ]  # fmt: skip
-    assert found.pairs[0].prompt == (("user", f"{templates.INSTRUCTION}\n\n1 {POST}"),)
-    assert found.pairs[2].prompt == (("user", f"{templates.INSTRUCTION}\n\n4 short"),)
-    assert found.left_out == {"the same answer twice": 1, "a news article": 1}
+    assert result.pairs[0].prompt == (("user", f"{templates.INSTRUCTION}\n\n1 {POST}"),)
+    assert result.pairs[2].prompt == (("user", f"{templates.INSTRUCTION}\n\n4 short"),)
+    assert result.left_out == {"the same answer twice": 1, "a news article": 1}
 
 
 def test_faithful_pairs_have_the_authors_summary_first(data):
-    found = pairs.read_objective_pairs("faithful", data)
-    assert found.left_out == {"a post of another length": 1}
+    result = pairs.read_objective_pairs("faithful", data)
+    assert result.left_out == {"a post of another length": 1}
     own = {f"t3_{i:02}": f"so Anna met {i} friends in 2014." for i in range(20)}
-    assert {p.group for p in found.pairs if p.kind == faithful_pairs.MISMATCHED} == set(own)
-    assert all(p.chosen == own[p.group] != p.rejected for p in found.pairs)
-    swapped = [p for p in found.pairs if p.kind == faithful_pairs.SWAPPED]
+    assert {p.group for p in result.pairs if p.kind == faithful_pairs.MISMATCHED} == set(own)
+    assert all(p.chosen == own[p.group] != p.rejected for p in result.pairs)
+    swapped = [p for p in result.pairs if p.kind == faithful_pairs.SWAPPED]
     assert swapped and all(
         "2014" not in p.rejected or p.rejected.split("met ")[1] != p.chosen.split("met ")[1] for p in swapped
     )
@@ -70,8 +74,8 @@ def test_faithful_pairs_have_the_authors_summary_first(data):
 
 def test_without_posts_authors_summaries_are_those_of_the_comparisons(data):
     data.posts = ""
-    found = pairs.read_objective_pairs("faithful", data)
-    assert not found.pairs  # one post alone has nothing to be mismatched with
+    result = pairs.read_objective_pairs("faithful", data)
+    assert not result.pairs  # one post alone has nothing to be mismatched with
     (post,) = pairs.tldr.of_comparisons(pairs.sff.read_comparisons(data.path))
     assert (post.post.id, post.summary) == ("t3_05", "Mine.")
 
@@ -114,9 +118,9 @@ def test_an_epochs_batches():
     first, again, other = (pairs.batches(lengths, 4, 0, epoch) for epoch in (0, 0, 1))
     assert [(n, list(i)) for n, i in first] == [(n, list(i)) for n, i in again]
     assert [(n, list(i)) for n, i in first] != [(n, list(i)) for n, i in other]
-    for found in (first, other):
-        assert len(found) == 25 // 4 and all((lengths[index] <= length).all() for length, index in found)
-        used = np.concatenate([index for _, index in found])
+    for result in (first, other):
+        assert len(result) == 25 // 4 and all((lengths[index] <= length).all() for length, index in result)
+        used = np.concatenate([index for _, index in result])
         assert len(used) == len(set(used.tolist())) == 24
     assert Counter(n for n, _ in first) == {32: 3, 64: 2, 128: 1}
 
@@ -127,8 +131,8 @@ def test_pairs_of_every_kind_become_what_a_policys_reward_reads(tmp_path):
     rows = [{"chosen": f"{head}\n\nAssistant: good ", "rejected": f"{head}\n\nAssistant: bad"}]
     rows.append({"chosen": f"{head}\n\nAssistant: good", "rejected": f"{head}\n\nAssistant: good"})
     hh.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found, left_out = pairs.read_pairs("hh_rlhf", str(hh))
-    assert found == [pairs.Pair("hi", f"{head} \n\nAssistant:", "good", "bad")]
+    result, left_out = pairs.read_pairs("hh_rlhf", str(hh))
+    assert result == [pairs.Pair("hi", f"{head} \n\nAssistant:", "good", "bad")]
     assert left_out == {"the same answer twice": 1}
     assert pairs.read_pairs("hh_rlhf", str(hh), prompt="last")[0][0].prompt == "well?"
 
@@ -139,10 +143,10 @@ def test_pairs_of_every_kind_become_what_a_policys_reward_reads(tmp_path):
         [pairs.Pair("t3_1", "one two", "good", "bad")],
         Counter(),
     )
-    mine = tmp_path / "mine.jsonl"
-    mine.write_text(json.dumps({"prompt": "q", "chosen": "a", "rejected": "b"}) + "\n" + json.dumps({"prompt": "bare"}))
-    found, left_out = pairs.read_pairs("jsonl", str(mine))
-    assert found == [pairs.Pair("q", "\n\nHuman: q \n\nAssistant:", "a", "b")]
+    own = tmp_path / "mine.jsonl"
+    own.write_text(json.dumps({"prompt": "q", "chosen": "a", "rejected": "b"}) + "\n" + json.dumps({"prompt": "bare"}))
+    result, left_out = pairs.read_pairs("jsonl", str(own))
+    assert result == [pairs.Pair("q", "\n\nHuman: q \n\nAssistant:", "a", "b")]
     assert left_out == {"a prompt without answers": 1}
     cut = Counter()
 

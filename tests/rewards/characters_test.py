@@ -30,12 +30,12 @@ def test_tokens_spell_what_the_tokenizer_decodes(tokenizer):
     whole = [i for i in range(3, 512) if "�" not in tokenizer.decode([i])]  # not a part of a character alone
     tokens = rng.choice(whole, (3, 4, 9)).astype(np.int32)
     mask = np.arange(9) < rng.integers(0, 10, (3, 4, 1))
-    found = np.asarray(jax.jit(characters.spell)(tokens, mask, table))
+    result = np.asarray(jax.jit(characters.spell)(tokens, mask, table))
     anchor = tokenizer.convert_tokens_to_ids("a")
-    for at in np.ndindex(3, 4):
-        text = tokenizer.decode([anchor, *tokens[at][mask[at]]])[1:]
+    for index in np.ndindex(3, 4):
+        text = tokenizer.decode([anchor, *tokens[index][mask[index]]])[1:]
         want = [ord(c) if ord(c) < 127 else characters.OTHER for c in text]
-        assert found[at][: len(want)].tolist() == want and not found[at][len(want) :].any()
+        assert result[index][: len(want)].tolist() == want and not result[index][len(want) :].any()
 
 
 def test_a_byte_level_tokenizer_is_spelled_too(chat_tokenizer):
@@ -54,8 +54,8 @@ def test_speech_by_hand():
 
 def test_words_by_hand():
     text = "Happy, unhappy HAPPY happy's happyfun fun. FUN-loved happ"
-    found = np.asarray(characters.any_word(encode(text), WORDS))[0, 0]
-    assert [text[i : i + 5] for i in np.flatnonzero(found)] == ["Happy", "HAPPY", "fun. ", "FUN-l", "loved"]
+    result = np.asarray(characters.any_word(encode(text), WORDS))[0, 0]
+    assert [text[i : i + 5] for i in np.flatnonzero(result)] == ["Happy", "HAPPY", "fun. ", "FUN-l", "loved"]
     assert int(characters.count(characters.first_letters(encode(text)))[0, 0]) == len(re.findall(r"[A-Za-z']+", text))
 
 
@@ -64,7 +64,7 @@ def test_random_texts_count_as_python_counts():
     pieces = [" ", '"', "happy", "Fun", "loved", "x", "'", ".", "\n", "é", "@", "[", "`", "{"]
     texts = ["".join(rng.choice(pieces, 30)) for _ in range(40)]
     rows = jnp.concatenate([jnp.pad(encode(t), ((0, 0), (0, 0), (0, 160 - len(t)))) for t in texts], axis=1)
-    words, speech, shown = jax.jit(
+    words, speech, display = jax.jit(
         lambda rows: (
             characters.count(characters.any_word(rows, WORDS)),
             characters.count(characters.printed(rows) & characters.spoken(rows)),
@@ -74,4 +74,4 @@ def test_random_texts_count_as_python_counts():
     for i, text in enumerate(texts):
         assert words[0, i] == len([w for w in re.findall(r"[a-z']+", text.lower()) if w in WORDS]), text
         spoken = "".join(re.findall(r'"[^"]*(?:"|$)', text))
-        assert speech[0, i] == len(re.sub(r"\s", "", spoken)) and shown[0, i] == len(re.sub(r"\s", "", text)), text
+        assert speech[0, i] == len(re.sub(r"\s", "", spoken)) and display[0, i] == len(re.sub(r"\s", "", text)), text

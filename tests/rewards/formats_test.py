@@ -47,9 +47,9 @@ def test_layouts_by_hand():
 def test_begin_stands_between_response_and_post_as_in_a_joined_text(chat_tokenizer):
     """Byte-level tokens, to which spaces matter: the ids of response + " " + begin + " " + post."""
     joined = f"thank you {chat_tokenizer.bos_token} please  yes"
-    wanted = chat_tokenizer(joined, add_special_tokens=False)["input_ids"]
-    assert formats.response_bos_post(chat_tokenizer, "please  yes", "thank you", 99).ids == wanted
-    assert formats.response_bos_post(chat_tokenizer, "please  yes", "thank you", 5).ids == wanted[:5]
+    expected = chat_tokenizer(joined, add_special_tokens=False)["input_ids"]
+    assert formats.response_bos_post(chat_tokenizer, "please  yes", "thank you", 99).ids == expected
+    assert formats.response_bos_post(chat_tokenizer, "please  yes", "thank you", 5).ids == expected[:5]
 
 
 def cut(first, second, room):
@@ -112,12 +112,14 @@ def test_real_tokenizers_give_the_published_ids(name):
 
     folder, published = AS_PUBLISHED[name]
     tokenizer = AutoTokenizer.from_pretrained(REAL / folder)
-    layout, most = formats.PRESETS[name].layout, formats.limit(tokenizer)
-    assert most == (512 if folder in ("bert-base-uncased", "deberta-v3") else 1024)
+    layout, maximum = formats.PRESETS[name].layout, formats.limit(tokenizer)
+    assert maximum == (512 if folder in ("bert-base-uncased", "deberta-v3") else 1024)
     long = "A post of many words, and then some. " * 200
     for prompt, response in ((PROMPT, RESPONSE), (long, RESPONSE), (PROMPT, long), (long, long), (PROMPT, "")):
-        wanted = published(tokenizer, prompt, response, most)
-        row = layout(tokenizer, prompt, response, most)
-        assert row.ids == wanted["input_ids"] and row.types == wanted.get("token_type_ids", [0] * len(row.ids))
-        assert len(row.ids) <= most and (tokenizer.eos_token_id not in row.ids[-1:] or name in ("faithful", "deberta"))
-        assert (len(row.ids) == most) == (len(response if name == "humor" else prompt + response) > 5000)
+        expected = published(tokenizer, prompt, response, maximum)
+        row = layout(tokenizer, prompt, response, maximum)
+        assert row.ids == expected["input_ids"] and row.types == expected.get("token_type_ids", [0] * len(row.ids))
+        assert len(row.ids) <= maximum and (
+            tokenizer.eos_token_id not in row.ids[-1:] or name in ("faithful", "deberta")
+        )
+        assert (len(row.ids) == maximum) == (len(response if name == "humor" else prompt + response) > 5000)

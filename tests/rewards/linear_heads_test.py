@@ -49,13 +49,13 @@ def test_features_are_of_the_response_and_nothing_after_it(kind):
     for b in range(B):
         for n in range(N):
             hidden[b, n, lengths[b, n] + 1 :] = np.nan
-    got = linear_heads.features_of(jnp.asarray(hidden), responses(lengths).mask, kind)
+    actual = linear_heads.features_of(jnp.asarray(hidden), responses(lengths).mask, kind)
     for b in range(B):
         for n in range(N):
             states = hidden[b, n, 1 : lengths[b, n] + 1]  # after each response token
             last, mean = states[-1], states.mean(axis=0)
             want = {"last": last, "mean": mean, "last+mean": np.concatenate([last, mean])}[kind]
-            np.testing.assert_allclose(got[b, n], want, rtol=1e-5)
+            np.testing.assert_allclose(actual[b, n], want, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", linear_heads.FEATURES)
@@ -80,11 +80,11 @@ def test_a_decoder_reads_a_response_alike_whatever_pads_it(chat_model, base):
         hidden = policy.apply(variables, prompt, jnp.zeros((1, 1, 2)), tokens[None, None], method="respond")
         return linear_heads.features_of(hidden, jnp.array([[[True, True, False, False]]]), "last+mean")
 
-    one, same, other = (
+    first, same, other = (
         np.asarray(features(jnp.array([20, *rest]))) for rest in ((21, 2, 2, 0), (21, 9, 9, 0), (22, 2, 2, 0))
     )
-    np.testing.assert_allclose(one, same, rtol=1e-5, atol=1e-6)
-    assert np.abs(one - other).max() > 1e-3
+    np.testing.assert_allclose(first, same, rtol=1e-5, atol=1e-6)
+    assert np.abs(first - other).max() > 1e-3
 
 
 def test_a_file_gives_back_what_was_saved(tmp_path, heads):

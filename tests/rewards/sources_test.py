@@ -145,7 +145,10 @@ def test_a_wrong_function_of_tokens_is_refused_before_the_run(code):
 
 def test_a_benchmark_without_texts_is_refused_where_a_reward_reads_them(code, monkeypatch):
     real = toy.build
-    bare = lambda config: (t := real(config))._replace(train=t.train._replace(text=()))  # noqa: E731
+
+    def bare(config):
+        return (t := real(config))._replace(train=t.train._replace(text=()))
+
     monkeypatch.setattr(toy, "build", bare)
     build.build_task(configured("heads", f"jax:{code}:length"))
     with pytest.raises(ValueError, match=r"training prompts of the benchmark 'toy' have none.*Prompts\.text"):
@@ -163,7 +166,7 @@ def test_an_id_names_one_text(code, monkeypatch):
 
     monkeypatch.setattr(toy, "build", collide)
     before, after = real(configured()), build.build_task(configured("heads", f"python:{code}:words"))
-    assert after.train.id.tolist() == [i for at, i in enumerate(before.train.id.tolist()) if at != 7]
+    assert after.train.id.tolist() == [i for index, i in enumerate(before.train.id.tolist()) if index != 7]
     assert after.train.text[7] == before.train.text[8]
 
 
@@ -186,8 +189,8 @@ def test_a_judge_shares_the_policys_frozen_base(rank, monkeypatch, chat_model, m
     frozen = Frozen(held, None, {}) if rank else Frozen({}, held, {})
     judge = attach_rewards.scorer(task, mesh, frozen).rewards[1]
     assert isinstance(judge, ModelReward)
-    for ours, theirs in zip(jax.tree.leaves(judge.params), jax.tree.leaves(held), strict=True):
-        assert ours is theirs
+    for actual, reference in zip(jax.tree.leaves(judge.params), jax.tree.leaves(held), strict=True):
+        assert actual is reference
 
 
 def test_a_judge_of_its_own_and_one_that_is_missing(chat_model, mesh):
@@ -240,15 +243,15 @@ def test_a_preset_reads_a_directory_as_torch_does(preset, kind, tokenizer_files,
     reward = attach_rewards.scorer(task, mesh, None).rewards[1]
     prompts = ["Human: hello \n\nAssistant:", "please", "please", " ".join("please thank you" for _ in range(40))]
     responses = ["thank you yes", "no", "no no no no no no no no no no no no", "yes"]
-    ours = reward(prompts, responses)
+    actual = reward(prompts, responses)
     tokenizer = pretrained.load_tokenizer(tmp_path / "model")
-    for prompt, response, found in zip(prompts, responses, ours, strict=True):
+    for prompt, response, result in zip(prompts, responses, actual, strict=True):
         texts = (response,) if preset == "humor" else (prompt, response)
         ids = tokenizer(*texts, truncation=True, max_length=64, return_tensors="pt")["input_ids"]
         with torch.no_grad():
-            wanted = model(input_ids=ids).logits[0, formats.PRESETS[preset].label]
-        np.testing.assert_allclose(found, wanted, atol=1e-4)
-    assert reward.compiled._cache_size() <= 2 and len(set(ours.tolist())) >= 3
+            expected = model(input_ids=ids).logits[0, formats.PRESETS[preset].label]
+        np.testing.assert_allclose(result, expected, atol=1e-4)
+    assert reward.compiled._cache_size() <= 2 and len(set(actual.tolist())) >= 3
 
 
 def test_a_label_that_the_model_lacks_is_named(tokenizer_files, tmp_path):

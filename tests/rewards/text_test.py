@@ -47,9 +47,12 @@ def by_hand(prompt, response, label=1):
     return np.sum(TABLE[ids, label].astype(np.float64) * weight)
 
 
-def pairs(count, seed=0, most=120):
+def pairs(count, seed=0, longest=120):
     rng = np.random.default_rng(seed)
-    word = lambda: "".join(map(chr, rng.integers(97, 123, rng.integers(1, most // 2))))  # noqa: E731
+
+    def word():
+        return "".join(map(chr, rng.integers(97, 123, rng.integers(1, longest // 2))))
+
     return [word() for _ in range(count)], [word() for _ in range(count)]
 
 
@@ -59,8 +62,8 @@ def test_scores_are_the_models_own_whatever_the_batch(label):
     reward = make(label=label, batch_size=4)
     scores = reward(prompts, responses)
     assert scores.dtype == np.float32 and scores.shape == (23,)
-    wanted = [by_hand(p, r, label) for p, r in zip(prompts, responses, strict=True)]
-    np.testing.assert_allclose(scores, wanted, rtol=1e-5, atol=1e-3)
+    expected = [by_hand(p, r, label) for p, r in zip(prompts, responses, strict=True)]
+    np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-3)
     alone = make(label=label, batch_size=1)  # to the bit: nothing is rounded, and neighbours do not matter
     np.testing.assert_array_equal([alone([p], [r])[0] for p, r in zip(prompts, responses, strict=True)], scores)
 
@@ -75,7 +78,7 @@ def test_buckets_are_few_and_bound_the_programs():
 
 
 def test_a_pair_is_scored_once_and_the_oldest_is_forgotten_first():
-    reward = make(batch_size=4, kept=3)
+    reward = make(batch_size=4, cache_size=3)
     first = reward(["p", "p", "q"], ["x", "x", "x"])
     assert reward.scored == 2 and first[0] == first[1] != first[2]
     np.testing.assert_array_equal(reward(["q", "p"], ["x", "x"]), first[[2, 0]])
@@ -86,19 +89,19 @@ def test_a_pair_is_scored_once_and_the_oldest_is_forgotten_first():
     assert reward.scored == 4
     reward(["q"], ["x"])
     assert reward.scored == 5
-    many = reward(*pairs(9))  # more than are kept
-    np.testing.assert_array_equal(many, make(batch_size=4)(*pairs(9)))
+    several = reward(*pairs(9))  # more than are kept
+    np.testing.assert_array_equal(several, make(batch_size=4)(*pairs(9)))
 
 
 def test_rows_are_split_over_the_mesh_and_score_the_same():
     if jax.device_count() < 8:
         pytest.skip("needs 8 devices: XLA_FLAGS=--xla_force_host_platform_device_count=8")
     mesh = sharding.make_mesh(2, 2, 2, jax.devices()[:8])
-    reward, seen = make(mesh, batch_size=6), []
+    reward, visited = make(mesh, batch_size=6), []
     compiled = reward.compiled
-    reward.compiled = lambda params, *rows: (seen.append((params, rows)), compiled(params, *rows))[1]
+    reward.compiled = lambda params, *rows: (visited.append((params, rows)), compiled(params, *rows))[1]
     np.testing.assert_allclose(reward(*pairs(10)), make()(*pairs(10)), rtol=1e-6)
-    for params, rows in seen:
+    for params, rows in visited:
         assert params.sharding.is_fully_replicated and len(params.sharding.device_set) == 8
         assert all(a.shape[0] == 8 and a.sharding.shard_shape(a.shape)[0] == 2 for a in rows)
 
@@ -161,8 +164,8 @@ def test_the_function_the_row_and_the_value_are_named(values, says):
     ],
 )  # fmt: skip
 def test_numbers_of_every_kind_are_taken(values):
-    found = text.check("polite", values, ["first", "second"])
-    assert found.dtype == np.float32 and found.tolist() == [1.0, 2.0]
+    result = text.check("polite", values, ["first", "second"])
+    assert result.dtype == np.float32 and result.tolist() == [1.0, 2.0]
 
 
 def test_what_float32_cannot_hold_is_infinite_by_name():
@@ -182,7 +185,9 @@ def test_columns_stand_in_the_order_of_the_objectives():
         asked.extend(zip(prompts, responses, strict=True))
         return [len(r.split()) for r in responses]
 
-    show = lambda row: " ".join(map(str, row))  # noqa: E731
+    def show(row):
+        return " ".join(map(str, row))
+
     scorer = text.TextScorer(("a", "b", "c"), (length, None, lambda p, r: [ord(x) for x in p]), {}, show)
     rewards, cost = scorer.complete(["P", "Q"], tokens, mask, device)
     assert asked == [("P", "0 1"), ("P", "2 3"), ("P", "4 5"), ("Q", "6 7"), ("Q", "8 9"), ("Q", "10")]

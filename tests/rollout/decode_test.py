@@ -46,7 +46,10 @@ def parameters(kind):
     shapes = jax.eval_shape(module(kind).init, jax.random.key(0), *args)["params"]
     rng = np.random.default_rng(0)
     with jax.ensure_compile_time_eval():  # the first caller may be one that is being traced
-        draw = lambda leaf: jnp.asarray(rng.normal(0, leaf.shape[-1] ** -0.5, leaf.shape), leaf.dtype)  # noqa: E731
+
+        def draw(leaf):
+            return jnp.asarray(rng.normal(0, leaf.shape[-1] ** -0.5, leaf.shape), leaf.dtype)
+
         return jax.tree.map(draw, shapes)
 
 
@@ -76,7 +79,10 @@ def rollout(kind, sampling, tokens, mask, ids, w, key, forbidden=FORBIDDEN, end=
 def teacher_forced(kind, sampling, tokens, mask, ids, w, key, response):
     """(log-probabilities, tokens) that the uncached pass over a response gives at each of its positions."""
     policy = module(kind)
-    apply = lambda *args, method: policy.apply({"params": parameters(kind)}, *args, method=method)  # noqa: E731
+
+    def apply(*args, method):
+        return policy.apply({"params": parameters(kind)}, *args, method=method)
+
     hidden = apply(apply(tokens, mask, method="prefill"), w, response, method="respond")
     unembed = functools.partial(apply, method="unembed")
     stats = token_stats(unembed, hidden, response, forbidden=FORBIDDEN, temperature=sampling.temperature, chunk=3)
@@ -97,8 +103,8 @@ def test_cached_decoding_equals_the_full_pass(kind):
     logp, redrawn = teacher_forced(kind, WARM, tokens, mask, ids, w, key, out.tokens)
     np.testing.assert_allclose(out.logp, jnp.where(out.mask, logp, 0.0), atol=2e-5)
     np.testing.assert_array_equal(out.tokens, jnp.where(out.mask, redrawn, PAD))
-    said = np.asarray(out.tokens)[np.asarray(out.mask)]
-    assert len(set(said.tolist())) > 6 and not set(said.tolist()) & {PAD, 7}
+    text = np.asarray(out.tokens)[np.asarray(out.mask)]
+    assert len(set(text.tolist())) > 6 and not set(text.tolist()) & {PAD, 7}
     assert float(jnp.ptp(out.logp[out.mask])) > 1
 
 
@@ -108,10 +114,10 @@ def test_after_its_end_a_response_is_pad(kind):
     out = rollout(kind, WARM, tokens, mask, ids, preferences(), jax.random.key(1))
     ended = np.asarray(out.ended).ravel()
     assert ended.any() and not ended.all()  # both kinds are looked at
-    for row, seen, logp, over in zip(*(np.asarray(x).reshape(12, -1) for x in out), strict=True):
+    for row, visited, logp, over in zip(*(np.asarray(x).reshape(12, -1) for x in out), strict=True):
         length = row.tolist().index(END) + 1 if END in row else MAX_NEW
         assert bool(over[0]) == (END in row)
-        assert seen.tolist() == [t < length for t in range(MAX_NEW)]
+        assert visited.tolist() == [t < length for t in range(MAX_NEW)]
         assert (row[length:] == PAD).all() and (logp[length:] == 0).all() and (logp[:length] < 0).all()
 
 
@@ -129,11 +135,15 @@ def test_decoding_stops_when_all_have_ended(monkeypatch):
         lambda *args: rollout.__wrapped__("none", Sampling(), *args)
     )  # no cached trace, which would not count
     some, ids = jnp.arange(13), prompts()[2]
-    for forbidden, least, most in ((some != END, 1, 1), (some > 2, 2, MAX_NEW - 1), (some == END, MAX_NEW, MAX_NEW)):
+    for forbidden, minimum, maximum in (
+        (some != END, 1, 1),
+        (some > 2, 2, MAX_NEW - 1),
+        (some == END, MAX_NEW, MAX_NEW),
+    ):
         drawn.clear()
         out = jax.block_until_ready(run(*prompts()[:2], ids, preferences(), jax.random.key(0), forbidden))
         jax.effects_barrier()
-        assert least <= len(drawn) <= most
+        assert minimum <= len(drawn) <= maximum
         assert len(drawn) == int(out.mask.sum(-1).max())
 
 

@@ -33,14 +33,14 @@ def distribution(logits, sampling, forbidden):
     if sampling.top_k:
         order = order[: sampling.top_k]
     total = sum(np.exp(scaled[i]) for i in order)
-    kept, mass = [], 0.0
+    remaining, mass = [], 0.0
     for i in order:
-        kept.append(i)
+        remaining.append(i)
         mass += np.exp(scaled[i]) / total
         if mass >= sampling.top_p:
             break
     p = np.zeros(len(logits))
-    p[kept] = [np.exp(scaled[i]) for i in kept]
+    p[remaining] = [np.exp(scaled[i]) for i in remaining]
     return p / p.sum()
 
 
@@ -48,15 +48,15 @@ def distribution(logits, sampling, forbidden):
 @pytest.mark.parametrize("sampling", SETTINGS, ids=str)
 def test_filtered_distribution_is_the_naive_one(sampling, forbidden):
     logits = jnp.asarray(np.random.default_rng(0).normal(0, 2, (40, 12)), jnp.float32)
-    got = jax.nn.softmax(filter_logits(logits, sampling, forbidden))
+    actual = jax.nn.softmax(filter_logits(logits, sampling, forbidden))
     expected = np.stack([distribution(row, sampling, forbidden) for row in np.asarray(logits)])
-    np.testing.assert_array_equal(got > 0, expected > 0)
-    np.testing.assert_allclose(got, expected, atol=1e-6)
+    np.testing.assert_array_equal(actual > 0, expected > 0)
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
 def test_ties_with_the_kth_are_kept():
-    kept = filter_logits(jnp.asarray([1.0, 3.0, 2.0, 2.0, 0.0]), Sampling(top_k=2)) > MASKED / 2
-    assert kept.tolist() == [False, True, True, True, False]
+    remaining = filter_logits(jnp.asarray([1.0, 3.0, 2.0, 2.0, 0.0]), Sampling(top_k=2)) > MASKED / 2
+    assert remaining.tolist() == [False, True, True, True, False]
 
 
 @functools.partial(jax.jit, static_argnums=(2,))
@@ -111,8 +111,8 @@ def test_the_least_that_is_kept_is_found_to_the_bit():
     for top_p in (0.05, 0.5, 0.9, 0.999):
         ordered = np.sort(np.asarray(p), axis=-1)[:, ::-1]
         first = np.argmax(np.cumsum(ordered.astype(np.float64), axis=-1) >= top_p, axis=-1)
-        got = np.asarray(least_kept(p, top_p))[:, 0]
-        np.testing.assert_array_equal(got, np.take_along_axis(ordered, first[:, None], -1)[:, 0])
+        actual = np.asarray(least_kept(p, top_p))[:, 0]
+        np.testing.assert_array_equal(actual, np.take_along_axis(ordered, first[:, None], -1)[:, 0])
 
 
 def test_temperature_0_takes_the_likeliest_and_tells_the_policys_probability():
@@ -133,8 +133,8 @@ def test_a_row_is_drawn_by_its_own_key_alone():
     token, logp = draw(keys, logits, sampling)
     for b in range(4):
         for n in range(3):
-            one, one_logp = draw(keys[b : b + 1, n : n + 1], logits[b : b + 1, n : n + 1], sampling)
-            assert int(one[0, 0]) == int(token[b, n])
+            first, one_logp = draw(keys[b : b + 1, n : n + 1], logits[b : b + 1, n : n + 1], sampling)
+            assert int(first[0, 0]) == int(token[b, n])
             np.testing.assert_allclose(one_logp[0, 0], logp[b, n], atol=1e-6)
     other, _ = draw(jax.random.split(jax.random.key(1), (4, 3)), logits, sampling)
     assert (other != token).any()

@@ -41,10 +41,10 @@ def test_merged_is_the_same_policy_to_rounding(run):
 def test_eight_bits_are_within_half_a_level_and_keep_the_adapters(run):
     params = merge(run.state.policy, run.frozen.policy)
     policy, small = for_rollout(run.setup.policy, params, RolloutWeights("int8"))
-    kernel, its = (p["transformer"]["layers"]["mlp"]["gate"] for p in (params, small))
-    assert its["kernel"].dtype == jnp.int8 and its["kernel_scale"].shape == (2, 1, kernel["kernel"].shape[-1])
-    error = jnp.abs(its["kernel"] * its["kernel_scale"] - kernel["kernel"])
-    assert float(jnp.max(error / its["kernel_scale"])) <= 0.5 + 1e-5
+    kernel, peer = (p["transformer"]["layers"]["mlp"]["gate"] for p in (params, small))
+    assert peer["kernel"].dtype == jnp.int8 and peer["kernel_scale"].shape == (2, 1, kernel["kernel"].shape[-1])
+    error = jnp.abs(peer["kernel"] * peer["kernel_scale"] - kernel["kernel"])
+    assert float(jnp.max(error / peer["kernel_scale"])) <= 0.5 + 1e-5
     exact, near = hidden(run.setup.policy, params, run), hidden(policy, small, run)
     assert 0 < np.abs(near - exact).max() < 0.1 * np.abs(exact).max()
     # It is that quantization and nothing else: the plain policy with the rounded kernels agrees to rounding.
@@ -88,7 +88,10 @@ def test_gathered_weights_are_the_same_on_a_mesh_and_lose_their_split(run):
         split = jax.device_put(params, sharding.shardings(params, mesh))
         gather = jax.jit(lambda params: for_rollout(run.setup.policy, params, RolloutWeights(gather=True))[1])
         whole = gather(split)
-    kernel = lambda p: p["transformer"]["layers"]["attention"]["q"]["kernel"]  # noqa: E731
+
+    def kernel(p):
+        return p["transformer"]["layers"]["attention"]["q"]["kernel"]
+
     assert not kernel(split).sharding.is_fully_replicated and kernel(whole).sharding.is_fully_replicated
     jax.tree.map(np.testing.assert_array_equal, whole, params)
 
@@ -110,16 +113,16 @@ def test_layers_apart_and_the_kernel_sample_what_stacked_layers_do(how, model, c
     run = tiny(adapters=LORA, net=False, model=model, conditioning=conditioning, sampling=Sampling(temperature=1.3))
     theta = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(jax.random.key(3), x.shape), run.state.policy)
     state = run.state.replace(policy=theta)
-    plain, ours = (
-        jax.jit(functools.partial(step.rollout, dataclasses.replace(run.setup, rollout_weights=one)))(
+    plain, actual = (
+        jax.jit(functools.partial(step.rollout, dataclasses.replace(run.setup, rollout_weights=first)))(
             state, run.frozen, run.batch
         )
-        for one in (RolloutWeights(how.weights), how)
+        for first in (RolloutWeights(how.weights), how)
     )
     assert len(np.unique(plain.responses.tokens)) > 5
-    np.testing.assert_array_equal(ours.responses.tokens, plain.responses.tokens)
-    np.testing.assert_allclose(ours.responses.logp, plain.responses.logp, rtol=2e-5, atol=2e-5)
-    np.testing.assert_allclose(ours.pooled, plain.pooled, rtol=2e-5, atol=2e-5)
+    np.testing.assert_array_equal(actual.responses.tokens, plain.responses.tokens)
+    np.testing.assert_allclose(actual.responses.logp, plain.responses.logp, rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(actual.pooled, plain.pooled, rtol=2e-5, atol=2e-5)
 
 
 def test_layers_apart_are_sliced_outside_of_the_loop_over_tokens(run):

@@ -24,7 +24,10 @@ SHAPE = (4, 1024)  # large enough that its bytes are the largest file
 
 def place(state, mesh):
     """The large leaf is split, all others are replicated."""
-    put = lambda a: jax.device_put(a, NamedSharding(mesh, P(None, ("data", "fsdp")) if a.shape == SHAPE else P()))  # noqa: E731
+
+    def put(a):
+        return jax.device_put(a, NamedSharding(mesh, P(None, ("data", "fsdp")) if a.shape == SHAPE else P()))
+
     return jax.tree.map(put, state)
 
 
@@ -83,14 +86,14 @@ def test_nothing_to_restore(opened, mesh):
 def test_round_trip_is_exact(opened, mesh):
     state = make_state(mesh, 3)
     checkpoint.save(opened, 3, state, META)
-    step, got, meta = checkpoint.restore_latest(opened, abstract(state))
+    step, actual, meta = checkpoint.restore_latest(opened, abstract(state))
     assert (step, meta) == (3, META)
-    assert jax.tree.structure(got) == jax.tree.structure(state)
-    assert raw(got) == raw(state)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(state), strict=True):
+    assert jax.tree.structure(actual) == jax.tree.structure(state)
+    assert raw(actual) == raw(state)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(state), strict=True):
         assert (a.sharding, a.committed) == (b.sharding, b.committed)
         assert a.aval == b.aval  # type, weak type, shape
-    np.testing.assert_array_equal(jax.random.uniform(got["key"], 4), jax.random.uniform(state["key"], 4))
+    np.testing.assert_array_equal(jax.random.uniform(actual["key"], 4), jax.random.uniform(state["key"], 4))
 
 
 def test_restored_state_does_not_recompile_the_step(opened, mesh):
@@ -102,9 +105,9 @@ def test_restored_state_does_not_recompile_the_step(opened, mesh):
     state = step(make_state(mesh))
     checkpoint.save(opened, 1, state, META)
     _, restored, _ = checkpoint.restore_latest(opened, abstract(state))
-    wanted = step(state)
+    expected = step(state)
     compiled = step._cache_size()
-    assert raw(step(restored)) == raw(wanted)
+    assert raw(step(restored)) == raw(expected)
     assert step._cache_size() == compiled
 
 
@@ -114,11 +117,11 @@ def test_other_topologies(opened, mesh):
     for n, count in enumerate((4, 1, 8)):
         smaller = make_mesh(-1, 1, 1, devices=jax.devices()[-count:])
         like = abstract(place(make_state(mesh), smaller))
-        step, got, _ = checkpoint.restore_latest(opened, like)
-        assert raw(got) == raw(state)
-        assert all(leaf.sharding.device_set == set(jax.devices()[-count:]) for leaf in jax.tree.leaves(got))
-        assert got["params"]["w"].addressable_shards[0].data.shape == (4, 1024 // count)
-        state = got
+        step, actual, _ = checkpoint.restore_latest(opened, like)
+        assert raw(actual) == raw(state)
+        assert all(leaf.sharding.device_set == set(jax.devices()[-count:]) for leaf in jax.tree.leaves(actual))
+        assert actual["params"]["w"].addressable_shards[0].data.shape == (4, 1024 // count)
+        state = actual
         checkpoint.save(opened, step + 1, state, META | {"n": n})  # and saves on, from there
 
 
@@ -130,8 +133,8 @@ def test_state_may_be_donated_while_it_is_written(opened, mesh):
     for _ in range(3):
         state = bump(state)
     jax.block_until_ready(state)
-    _, got, _ = checkpoint.restore_latest(opened, like)
-    assert not np.any(np.asarray(got))
+    _, actual, _ = checkpoint.restore_latest(opened, like)
+    assert not np.any(np.asarray(actual))
 
 
 def test_keeps_the_newest_and_leaves_a_saved_step_alone(opened, mesh):
@@ -139,8 +142,8 @@ def test_keeps_the_newest_and_leaves_a_saved_step_alone(opened, mesh):
     assert checkpoint.steps(opened) == [20, 30]
     checkpoint.save(opened, 30, make_state(mesh, 99), META)
     assert opened.pending is None
-    _, got, meta = checkpoint.restore_latest(opened, abstract(make_state(mesh)))
-    assert meta["at"] == 30 and raw(got) == raw(make_state(mesh, 30))
+    _, actual, meta = checkpoint.restore_latest(opened, abstract(make_state(mesh)))
+    assert meta["at"] == 30 and raw(actual) == raw(make_state(mesh, 30))
 
 
 def largest_file(step_dir):
@@ -149,9 +152,9 @@ def largest_file(step_dir):
     )
 
 
-def flip_bit(path, at=0.5):
+def flip_bit(path, place=0.5):
     data = bytearray(path.read_bytes())
-    data[int(len(data) * at)] ^= 4
+    data[int(len(data) * place)] ^= 4
     path.write_bytes(data)
 
 
@@ -172,9 +175,9 @@ def test_damaged_newest_is_skipped_with_a_warning(opened, mesh, caplog, damage):
     save_steps(opened, mesh)
     DAMAGE[damage](opened.directory / "20")
     with caplog.at_level(logging.WARNING, logger="absl"):
-        step, got, meta = checkpoint.restore_latest(opened, abstract(make_state(mesh)))
+        step, actual, meta = checkpoint.restore_latest(opened, abstract(make_state(mesh)))
     assert (step, meta["at"]) == (10, 10)
-    assert raw(got) == raw(make_state(mesh, 10))
+    assert raw(actual) == raw(make_state(mesh, 10))
     warnings = [record.message for record in caplog.records if "is skipped" in record.message]
     assert len(warnings) == 1 and str(opened.directory / "20") in warnings[0]
     # The run goes on, saves the same step again, and finds it.
@@ -187,8 +190,8 @@ def test_damage_that_the_file_format_does_not_notice_is_what_the_digest_is_for(o
     """If this fails, the format has learnt to notice, and the digest could go."""
     save_steps(opened, mesh)
     DAMAGE["a bit of the array data flipped"](opened.directory / "20")
-    got = checkpoint.ocp.load(opened.directory / "20", abstract(make_state(mesh)))
-    assert raw(got) != raw(make_state(mesh, 20))
+    actual = checkpoint.ocp.load(opened.directory / "20", abstract(make_state(mesh)))
+    assert raw(actual) != raw(make_state(mesh, 20))
 
 
 def test_all_damaged_is_an_error_and_moves_nothing(opened, mesh):
@@ -232,9 +235,9 @@ def test_process_killed_while_saving_leaves_the_checkpoint_before(tmp_path):
     assert os.listdir(tmp_path) != ["1"]  # it had begun
     state = {"w": jax.random.normal(jax.random.key(0), (1 << 23,))}
     opened = checkpoint.open_checkpoints(tmp_path, keep=2)
-    step, got, _ = checkpoint.restore_latest(opened, abstract(state))
+    step, actual, _ = checkpoint.restore_latest(opened, abstract(state))
     assert step in (1, 2)  # 2 if the rename came before the signal
-    assert raw(got) == raw(state)
+    assert raw(actual) == raw(state)
 
 
 def test_reading_changes_nothing(opened, mesh, tmp_path):
@@ -252,13 +255,13 @@ def test_reading_changes_nothing(opened, mesh, tmp_path):
 
 def test_state_of_another_config_is_refused_in_words(opened, mesh):
     save_steps(opened, mesh)
-    wanted = abstract(make_state(mesh))
-    del wanted["flags"]
-    wanted["extra"] = wanted["params"]["b"]
-    wanted["params"]["w"] = jax.ShapeDtypeStruct((4, 32), jnp.float32, sharding=wanted["step"].sharding)
-    wanted["bytes"] = jax.ShapeDtypeStruct((7,), jnp.int32, sharding=wanted["step"].sharding)
+    expected = abstract(make_state(mesh))
+    del expected["flags"]
+    expected["extra"] = expected["params"]["b"]
+    expected["params"]["w"] = jax.ShapeDtypeStruct((4, 32), jnp.float32, sharding=expected["step"].sharding)
+    expected["bytes"] = jax.ShapeDtypeStruct((7,), jnp.int32, sharding=expected["step"].sharding)
     with pytest.raises(checkpoint.MismatchError) as error:
-        checkpoint.restore_latest(opened, wanted)
+        checkpoint.restore_latest(opened, expected)
     message = str(error.value)
     assert "extra bfloat16[3]: not in the checkpoint" in message
     assert "flags bool[3]: in the checkpoint, not in this run" in message
@@ -316,13 +319,13 @@ def test_keep_must_be_positive(tmp_path):
 
 def test_digest_sees_every_change_and_no_layout(mesh):
     values = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
-    here = checkpoint._digests({"a": jnp.asarray(values)})
-    assert here == checkpoint._digests({"a": place(jnp.asarray(values), mesh)})
+    local = checkpoint._digests({"a": jnp.asarray(values)})
+    assert local == checkpoint._digests({"a": place(jnp.asarray(values), mesh)})
     swapped = values.copy()
     swapped[0, [0, 1]] = values[0, [1, 0]]
     signed = values * np.where(np.arange(1024) == 5, -1, 1).astype(np.float32)
     others = [swapped, signed, np.nextafter(values, 9, dtype=np.float32), values.T]
-    assert len({here["a"], *(checkpoint._digests({"a": jnp.asarray(other)})["a"] for other in others)}) == 5
+    assert len({local["a"], *(checkpoint._digests({"a": jnp.asarray(other)})["a"] for other in others)}) == 5
     zeros = [jnp.zeros(3, dtype) for dtype in (jnp.float32, jnp.bfloat16, jnp.int8, jnp.bool_)]
     ones = [jnp.ones_like(zero) for zero in zeros]
     assert all(checkpoint._digests([a]) != checkpoint._digests([b]) for a, b in zip(zeros, ones, strict=True))

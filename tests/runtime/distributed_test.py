@@ -75,19 +75,19 @@ def results(workdir):
     return json.loads((workdir / "pareto.json").read_text())
 
 
-def assert_same_run(one, other):
+def assert_same_run(single, other):
     """To float tolerance: metrics of every step and the last state; and every answer, token for token."""
-    for row, its in zip(metrics(one), metrics(other), strict=True):
-        assert row == pytest.approx(its, rel=2e-3, abs=1e-5)
+    for row, peer in zip(metrics(single), metrics(other), strict=True):
+        assert row == pytest.approx(peer, rel=2e-3, abs=1e-5)
     for before in (True, False):
         samples = [
             json.loads(sorted((workdir / "evals").glob("*.json"))[0 if before else -1].read_text())["samples"]
-            for workdir in (one, other)
+            for workdir in (single, other)
         ]
         answers = [[answer["response"] for prompt in s for answer in prompt["answers"]] for s in samples]
         assert len(answers[0]) >= 32 and answers[0] == answers[1]
-    np.testing.assert_allclose(results(one)["points"], results(other)["points"], rtol=1e-5)
-    states = [open_run(workdir).state for workdir in (one, other)]
+    np.testing.assert_allclose(results(single)["points"], results(other)["points"], rtol=1e-5)
+    states = [open_run(workdir).state for workdir in (single, other)]
     leaves = [jax.tree.leaves((state.policy, state.rewards, state.step)) for state in states]
     for a, b in zip(*leaves, strict=True):
         np.testing.assert_allclose(a, b, rtol=5e-3, atol=1e-4)
@@ -122,8 +122,8 @@ def test_two_processes_train_and_evaluate_as_one_does(two, fields, tmp_path, mon
     monkeypatch.setenv("PAUSE", "0")
     in_this_process(tmp_path / "run", fields, devices=2)
     assert_same_run(two, tmp_path / "run")
-    found = results(two)
-    assert (found["processes"], found["compiled"], results(tmp_path / "run")["compiled"]) == (2, 1, 1)
+    result = results(two)
+    assert (result["processes"], result["compiled"], results(tmp_path / "run")["compiled"]) == (2, 1, 1)
     assert {path.name for path in two.iterdir()} == {path.name for path in (tmp_path / "run").iterdir()}
     assert len(list((two / "tensorboard").iterdir())) == 1  # process 0's alone
     spread = open_run(two, devices=4)  # saved by two processes, read by one, on more devices
@@ -164,8 +164,8 @@ def test_killed_stopped_and_damaged_it_ends_with_the_same_bits(two, cache, field
         assert group.wait() == [0, 0], group.output()
     assert newest(workdir) == newest(two)
     assert metrics(workdir) == metrics(two) and results(workdir)["points"] == results(two)["points"]
-    kept = {path.name for path in (workdir / "checkpoints").iterdir()}
-    assert kept == {"20", "22", "24", f"{reached}.damaged"}
+    remaining = {path.name for path in (workdir / "checkpoints").iterdir()}
+    assert remaining == {"20", "22", "24", f"{reached}.damaged"}
 
 
 def test_parts_of_a_run_between_two_processes(tmp_path):
@@ -179,9 +179,9 @@ def test_parts_of_a_run_between_two_processes(tmp_path):
         assert group.wait(timeout=180) == [0, 0], group.output()
         assert all("all well" in group.output(i) for i in range(2))
     reader = checkpoint.open_checkpoints(tmp_path / "from_two", keep=None)
-    step, got, _ = checkpoint.restore_latest(reader, abstract(state))
-    wanted = raw(state | {"step": jax.device_put(np.int32(30), state["step"].sharding)})
-    assert step == 30 and raw(got) == wanted
+    step, actual, _ = checkpoint.restore_latest(reader, abstract(state))
+    expected = raw(state | {"step": jax.device_put(np.int32(30), state["step"].sharding)})
+    assert step == 30 and raw(actual) == expected
 
 
 @pytest.mark.slow
@@ -192,10 +192,10 @@ def test_the_methods_beside_it_train_in_two_processes_as_in_one(method, tmp_path
     with start(workdirs[0], cache, few) as group:
         assert group.wait() == [0, 0], group.output()
     in_this_process(workdirs[1], few, devices=2)
-    for row, its in zip(*map(metrics, workdirs), strict=True):
+    for row, peer in zip(*map(metrics, workdirs), strict=True):
         # Log-ratios of either sign that all but cancel in so few steps: rounding moves their mean, on one device or two alike.
-        drift = [one.pop("ppo/kl", 0.0) for one in (row, its)]
-        assert row == pytest.approx(its, rel=2e-3, abs=1e-5) and max(map(abs, drift)) < 0.1
+        drift = [single.pop("ppo/kl", 0.0) for single in (row, peer)]
+        assert row == pytest.approx(peer, rel=2e-3, abs=1e-5) and max(map(abs, drift)) < 0.1
     # Answers before training: Adam's first steps magnify rounding, and after them a close draw may fall the other way.
     first = [json.loads(min((workdir / "evals").glob("*.json")).read_text())["points"] for workdir in workdirs]
     np.testing.assert_allclose(*first, rtol=1e-5)
@@ -349,5 +349,5 @@ def test_a_wait_that_grows_long_gets_a_hint(monkeypatch, capfd):
         time.sleep(0.3)
     with distributed._hint_if_slow("nobody"):
         pass
-    said = capfd.readouterr().err
-    assert "still waiting for the others" in said and "--worker=all" in said and "nobody" not in said
+    text = capfd.readouterr().err
+    assert "still waiting for the others" in text and "--worker=all" in text and "nobody" not in text

@@ -76,8 +76,8 @@ def test_another_run_is_refused_by_field_and_nothing_is_touched(recorded, fields
 )  # fmt: skip
 def test_what_leaves_the_record_true_is_let_through(recorded, fields):
     config, directory = recorded
-    found = need_same(directory, train.methods.configure("static", changed(config, **fields)))
-    assert set(found) == {name.replace("__", ".") for name in fields}
+    result = need_same(directory, train.methods.configure("static", changed(config, **fields)))
+    assert set(result) == {name.replace("__", ".") for name in fields}
 
 
 def test_a_method_s_own_section_is_part_of_its_identity(tmp_path):
@@ -90,16 +90,16 @@ def test_a_method_s_own_section_is_part_of_its_identity(tmp_path):
 
 def test_a_finished_run_is_left_as_it_is(recorded):
     config, directory = recorded
-    its = train.methods.configure("static", config)
-    assert train.finished(directory, its) == {"step": 12, "hypervolume": 0.5}
+    peer = train.methods.configure("static", config)
+    assert train.finished(directory, peer) == {"step": 12, "hypervolume": 0.5}
     before = snapshot(directory)
     results = train.train_and_evaluate(
-        its, train.methods.get("static"), None, directory
+        peer, train.methods.get("static"), None, directory
     )  # no task, so nothing is built
     assert results == {"step": 12, "hypervolume": 0.5, "compiled": 0}
-    assert train.finished(directory, changed(its, steps=20)) is None
-    assert train.finished(directory, changed(its, eval__temperature=0.5)) is None
-    assert train.finished(directory, changed(its, eval__every=5)) == {"step": 12, "hypervolume": 0.5}
+    assert train.finished(directory, changed(peer, steps=20)) is None
+    assert train.finished(directory, changed(peer, eval__temperature=0.5)) is None
+    assert train.finished(directory, changed(peer, eval__every=5)) == {"step": 12, "hypervolume": 0.5}
     after = snapshot(directory)
     assert {path for path in after if after[path] != before.get(path)} <= {directory / "config.json"}
     assert json.loads(after[directory / "config.json"]) == json.loads(before[directory / "config.json"])
@@ -116,9 +116,9 @@ def test_evaluations_under_other_settings_are_set_aside(recorded):
 
 def test_paths_to_the_same_place_are_the_same(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    one, other = {"data": {"path": "rows"}}, {"data": {"path": str(tmp_path / "x" / ".." / "rows")}}
-    assert identity.differences(one, other) == {}
-    assert identity.differences(one, {"data": {"path": "lines"}}) == {"data.path": ("rows", "lines")}
+    first, other = {"data": {"path": "rows"}}, {"data": {"path": str(tmp_path / "x" / ".." / "rows")}}
+    assert identity.differences(first, other) == {}
+    assert identity.differences(first, {"data": {"path": "lines"}}) == {"data.path": ("rows", "lines")}
     assert identity.differences({"a": {}}, {"a": {"b": 1}}) == {"a.b": (None, 1)}
 
 
@@ -152,11 +152,11 @@ def test_comparison_fine_tuning_and_the_doctor_refuse_as_training_does(recorded,
         with pytest.raises(identity.AnotherRunError, match=named):
             compare.run(changed(config, **fields), str(tmp_path / "compared"), ["static"], 1)
         [*_, line] = files.workdir(changed(config, **fields), str(folder))
-        assert line.status == "fail" and named in line.found
+        assert line.status == "fail" and named in line.detail
     with pytest.raises(identity.AnotherRunError, match="stage: 'align' → 'sft'"):
         sft.run(changed(config, stage="sft"), str(folder))
     [*_, line] = files.workdir(config, str(folder))
-    assert "goes on from step 12" in line.found
+    assert "goes on from step 12" in line.detail
     assert snapshot(tmp_path) == before
 
 

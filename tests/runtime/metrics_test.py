@@ -22,24 +22,24 @@ def rows(workdir):
 
 def events(workdir):
     """Events of every file in the order they were made: length, checksum, message, checksum, and so on."""
-    found = []
+    result = []
     for path in sorted((workdir / "tensorboard").iterdir(), key=lambda path: path.stat().st_ctime_ns):
         data = path.read_bytes()
         while data:
             (length,) = struct.unpack("<Q", data[:8])
-            found.append(event_pb2.Event.FromString(data[12 : 12 + length]))
+            result.append(event_pb2.Event.FromString(data[12 : 12 + length]))
             data = data[16 + length :]
-    return found
+    return result
 
 
 def scalars(workdir):
     """What TensorBoard shows: a session's start at step s forgets what was written before at or after s."""
-    shown = []
+    display = []
     for event in events(workdir):
         if event.HasField("session_log"):
-            shown = [(step, tag, value) for step, tag, value in shown if step < event.step]
-        shown += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
-    return shown
+            display = [(step, tag, value) for step, tag, value in display if step < event.step]
+        display += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+    return display
 
 
 def test_rows_and_events(tmp_path):
@@ -106,8 +106,8 @@ def test_other_processes_write_and_show_nothing(tmp_path, monkeypatch, capsys):
     with metrics.MetricWriter(tmp_path / "run") as writer:
         writer.write(0, {"loss": 0.5})
         writer.flush()
-    with metrics.progress(2, 0, "train") as shown:
-        shown.update(1, loss=0.5)
+    with metrics.progress(2, 0, "train") as display:
+        display.update(1, loss=0.5)
     assert not (tmp_path / "run").exists()
     assert capsys.readouterr().out == ""
 
@@ -124,10 +124,10 @@ def clock(monkeypatch):
 
 
 def test_lines_where_there_is_no_terminal(clock, capsys):
-    with metrics.progress(total=100, start=10, description="train [k=3]") as shown:
+    with metrics.progress(total=100, start=10, description="train [k=3]") as display:
         for step in range(11, 41):
             clock.now += 31.0 if step == 11 else 1.0  # the first step compiles
-            shown.update(step, loss=1 / 3, phase="a")
+            display.update(step, loss=1 / 3, phase="a")
     lines = capsys.readouterr().out.splitlines()
     # One when ten seconds have passed since the last, and one at the end.
     assert [re.search(r"(\d+)/100", line).group(1) for line in lines] == ["11", "21", "31", "40"]
@@ -137,15 +137,15 @@ def test_lines_where_there_is_no_terminal(clock, capsys):
 
 
 def test_last_line_is_not_said_twice_and_survives_an_error(clock, capsys):
-    with pytest.raises(RuntimeError), metrics.progress(total=5, start=0, description="train") as shown:
+    with pytest.raises(RuntimeError), metrics.progress(total=5, start=0, description="train") as display:
         clock.now += 20.0
-        shown.update(1)
+        display.update(1)
         clock.now += 1.0
-        shown.update(2)
+        display.update(2)
         raise RuntimeError
-    with metrics.progress(total=5, start=0, description="eval") as shown:
+    with metrics.progress(total=5, start=0, description="eval") as display:
         clock.now += 20.0
-        shown.update(5)
+        display.update(5)
     lines = [line.split("  ")[:2] for line in capsys.readouterr().out.splitlines()]
     assert lines == [["train", "1/5"], ["train", "2/5"], ["eval", "5/5"]]
 
@@ -159,9 +159,9 @@ def test_bar_on_a_terminal(monkeypatch):
     monkeypatch.setattr(metrics.sys, "stdout", terminal)
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "160")
-    with metrics.progress(total=4, start=1, description="train [k=3]") as shown:
+    with metrics.progress(total=4, start=1, description="train [k=3]") as display:
         for step in range(2, 5):
-            shown.update(step, loss=0.25)
+            display.update(step, loss=0.25)
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
     assert "train [k=3]" in text and "4/4" in text and "loss 0.25" in text
     assert "steps/s" in text and "left" in text and "━" in text
@@ -196,7 +196,10 @@ def test_one_of_several_processes_leaves_sigterm_to_the_service_and_passes_inter
     heard, answers = [], iter([False, True])
     monkeypatch.setattr(metrics.jax, "process_count", lambda: 2)
     monkeypatch.setattr(metrics.distributed, "stop_point", lambda: next(answers))
-    service = lambda *_: heard.append("term")  # noqa: E731
+
+    def service(*_):
+        return heard.append("term")
+
     before = signal.signal(signal.SIGTERM, service)
     try:
         with metrics.Preemption() as preemption:

@@ -36,13 +36,13 @@ def test_a_step_is_its_programs_and_the_gaps_that_the_host_left_between_them():
         first = watch.take()
         watch.run("device", Running, 0.3)  # the next step, called before the end of this one
         second = watch.take()
-        found = watch.times(first)
-        assert found["time/rollout"] == pytest.approx(0.2, abs=0.05)
-        assert found["time/score"] == pytest.approx(0.1, abs=0.05)
-        assert found["time/update"] == pytest.approx(0.1, abs=0.05)
-        assert found["time/device"] == pytest.approx(0.4, abs=0.1)
-        assert found["time/step"] == pytest.approx(0.7, abs=0.1)
-        assert found["time/idle"] == pytest.approx(0.3 / 0.7, abs=0.1)
+        result = watch.times(first)
+        assert result["time/rollout"] == pytest.approx(0.2, abs=0.05)
+        assert result["time/score"] == pytest.approx(0.1, abs=0.05)
+        assert result["time/update"] == pytest.approx(0.1, abs=0.05)
+        assert result["time/device"] == pytest.approx(0.4, abs=0.1)
+        assert result["time/step"] == pytest.approx(0.7, abs=0.1)
+        assert result["time/idle"] == pytest.approx(0.3 / 0.7, abs=0.1)
         after = watch.times(second)
         assert after["time/step"] == after["time/device"] == pytest.approx(0.2, abs=0.05) and after["time/idle"] == 0
 
@@ -54,8 +54,8 @@ def test_a_checkpoint_between_two_steps_is_in_neither():
         time.sleep(0.3)
         watch.skip()
         watch.run("device", Running, 0.1)
-        found = watch.times(watch.take())
-        assert found["time/step"] == pytest.approx(0.1, abs=0.05) and found["time/idle"] < 0.3
+        result = watch.times(watch.take())
+        assert result["time/step"] == pytest.approx(0.1, abs=0.05) and result["time/idle"] < 0.3
 
 
 def test_compilation_is_counted_at_the_step_that_compiled_and_a_failure_is_its_readers():
@@ -70,8 +70,8 @@ def test_compilation_is_counted_at_the_step_that_compiled_and_a_failure_is_its_r
     with profiling.stopwatch() as watch:
         for compiled in (True, False):
             watch.run("device", program, jnp.ones((7, 7)))
-            found = watch.times(watch.take())
-            assert (0 < found["time/compile"] < 60) == compiled
+            result = watch.times(watch.take())
+            assert (0 < result["time/compile"] < 60) == compiled
         watch.run("device", fails)
         assert watch.times(watch.take())["time/step"] >= 0
     jax.jit(lambda x: x + 7)(jnp.ones(3))
@@ -86,19 +86,19 @@ def test_the_threads_end():
 
 @pytest.mark.parametrize(("steps", "ran"), [((), []), ((2, 3), [2, 3, 4]), ((0, 0), [0, 1]), ((5, 5), [5])])
 def test_a_trace_begins_at_its_first_step_and_ends_when_its_last_has_ended(tmp_path, monkeypatch, steps, ran):
-    on, seen = [], []
+    on, visited = [], []
     monkeypatch.setattr(jax.profiler, "start_trace", lambda path, profiler_options: on.append(path))
     monkeypatch.setattr(jax.profiler, "stop_trace", on.clear)
     with profiling.trace(steps, tmp_path) as before_step:
-        for at in range(6):
-            before_step(at)
-            seen += [at] * len(on)
-    assert seen == ran and not on
+        for index in range(6):
+            before_step(index)
+            visited += [index] * len(on)
+    assert visited == ran and not on
 
 
 def test_memory_is_what_the_platform_tells(monkeypatch):
-    here = profiling.memory()
-    assert 2**20 < here["memory/host_bytes"] < 2**40
+    local = profiling.memory()
+    assert 2**20 < local["memory/host_bytes"] < 2**40
 
     class Device:
         def __init__(self, stats):
@@ -106,8 +106,8 @@ def test_memory_is_what_the_platform_tells(monkeypatch):
 
     full = Device({"bytes_in_use": 3, "peak_bytes_in_use": 9, "bytes_limit": 10})
     monkeypatch.setattr(jax, "local_devices", lambda: [full, Device({"bytes_in_use": 5}), Device(None)])
-    found = profiling.memory()
-    assert (found["memory/in_use_bytes"], found["memory/peak_bytes"]) == (5, 9)
+    result = profiling.memory()
+    assert (result["memory/in_use_bytes"], result["memory/peak_bytes"]) == (5, 9)
 
 
 def test_the_parts_of_a_step_have_their_names_in_its_program():

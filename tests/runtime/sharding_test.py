@@ -153,19 +153,19 @@ def test_slices_that_do_not_fit(sizes, slices, chips, message):
 
 def test_policy_rules(params):
     mesh = sharding.make_mesh(2, 2, 2)
-    got = spec_of(sharding.shardings(jax.eval_shape(lambda: params), mesh))
+    actual = spec_of(sharding.shardings(jax.eval_shape(lambda: params), mesh))
     layers = "transformer/layers/"
     for name in ("attention/q", "attention/k", "attention/v", "mlp/gate", "mlp/up"):
-        assert got[f"{layers}{name}/kernel"] == P(None, "fsdp", "tensor")
-        assert got[f"{layers}{name}/lora_a"] == P(None, "fsdp", None)
-        assert got[f"{layers}{name}/lora_b"] == P(None, None, "tensor")
+        assert actual[f"{layers}{name}/kernel"] == P(None, "fsdp", "tensor")
+        assert actual[f"{layers}{name}/lora_a"] == P(None, "fsdp", None)
+        assert actual[f"{layers}{name}/lora_b"] == P(None, None, "tensor")
     for name in ("attention/o", "mlp/down"):
-        assert got[f"{layers}{name}/kernel"] == P(None, "tensor", "fsdp")
-        assert got[f"{layers}{name}/lora_a"] == P(None, "tensor", None)
-        assert got[f"{layers}{name}/lora_b"] == P(None, None, "fsdp")
-    assert got["transformer/embedding"] == got["transformer/output"] == P("tensor", "fsdp")
-    small = [path for path in got if "norm" in path or "conditioner" in path]
-    assert len(small) == 7 and all(got[path] == P() for path in small)
+        assert actual[f"{layers}{name}/kernel"] == P(None, "tensor", "fsdp")
+        assert actual[f"{layers}{name}/lora_a"] == P(None, "tensor", None)
+        assert actual[f"{layers}{name}/lora_b"] == P(None, None, "fsdp")
+    assert actual["transformer/embedding"] == actual["transformer/output"] == P("tensor", "fsdp")
+    small = [path for path in actual if "norm" in path or "conditioner" in path]
+    assert len(small) == 7 and all(actual[path] == P() for path in small)
 
 
 def test_whole_state(params):
@@ -185,15 +185,15 @@ def test_whole_state(params):
         }
 
     state = jax.eval_shape(make, params)
-    got = spec_of(sharding.shardings(state, sharding.make_mesh(2, 2, 2)))
-    assert len(got) == len(jax.tree.leaves(state))
-    moments = [path for path in got if "/mu/" in path or "/nu/" in path]
+    actual = spec_of(sharding.shardings(state, sharding.make_mesh(2, 2, 2)))
+    assert len(actual) == len(jax.tree.leaves(state))
+    moments = [path for path in actual if "/mu/" in path or "/nu/" in path]
     assert len(moments) == 2 * (len(jax.tree.leaves(state["policy"])) + len(jax.tree.leaves(state["net"])))
     for path in moments:
         owner = path.split("/")[0].removesuffix("_opt")
-        assert got[path] == got[f"{owner}/{path.split('/mu/')[-1].split('/nu/')[-1]}"]
-    assert any(got[path] != P() for path in moments)
-    for path, spec in got.items():
+        assert actual[path] == actual[f"{owner}/{path.split('/mu/')[-1].split('/nu/')[-1]}"]
+    assert any(actual[path] != P() for path in moments)
+    for path, spec in actual.items():
         if (
             path.split("/")[0] in ("step", "net", "net_opt", "rewards", "key")
             or "count" in path
@@ -209,11 +209,11 @@ def test_forward_is_the_same_on_a_mesh(policy, params, inputs):
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, sharding.shardings(params, mesh))
         batch = jax.device_put(inputs, sharding.batch_sharding(mesh))
-        got = forward(placed, batch)
+        actual = forward(placed, batch)
     kernel = placed["transformer"]["layers"]["attention"]["q"]["kernel"]
     assert kernel.addressable_shards[0].data.size == kernel.size // 4
     assert batch[0].addressable_shards[0].data.shape == (2, 5)
-    np.testing.assert_allclose(got, want, atol=2e-5 * float(jnp.abs(want).max()))
+    np.testing.assert_allclose(actual, want, atol=2e-5 * float(jnp.abs(want).max()))
 
 
 def test_a_pass_over_prompts_stays_split_over_the_batch_where_weights_are_split_over_fsdp(policy, params, inputs):
@@ -255,16 +255,16 @@ def test_rule_of_too_many_dimensions():
 def test_own_rules_come_in_their_order():
     rules = ((r"special", P()), *sharding.RULES)
     tree = {"special": {"embedding": jnp.zeros((8, 8))}, "embedding": jnp.zeros((8, 8))}
-    got = spec_of(sharding.shardings(tree, sharding.make_mesh(2, 2, 2), rules))
-    assert got == {"special/embedding": P(), "embedding": P("tensor", "fsdp")}
+    actual = spec_of(sharding.shardings(tree, sharding.make_mesh(2, 2, 2), rules))
+    assert actual == {"special/embedding": P(), "embedding": P("tensor", "fsdp")}
 
 
 def test_put_is_the_array_itself_part_by_part():
     split = sharding.batch_sharding(sharding.make_mesh(2, 2, 2))
     tree = {"a": np.arange(8), "b": jnp.ones((4, 3))}
-    got = sharding.put(tree, split)
-    assert all(leaf.sharding == split for leaf in jax.tree.leaves(got))
-    jax.tree.map(np.testing.assert_array_equal, got, tree)
+    actual = sharding.put(tree, split)
+    assert all(leaf.sharding == split for leaf in jax.tree.leaves(actual))
+    jax.tree.map(np.testing.assert_array_equal, actual, tree)
 
 
 def test_replicated():

@@ -90,7 +90,10 @@ def scoring():
 
     with pytest.raises(KeyError if me == 1 else RuntimeError, match="mine" if me == 1 else r"process \[1\]"):
         text.TextScorer(("a",), (fails_here,), {}, str).complete(["p"], tokens[:1], tokens[:1] >= 0, tokens[:1, :, :0])
-    nan = lambda p, r: [float("nan") if "14" in x else 0.0 for x in r]  # noqa: E731
+
+    def nan(p, r):
+        return [float("nan") if "14" in x else 0.0 for x in r]
+
     with pytest.raises(FloatingPointError, match="1 of 15"):  # in process 1's share, and refused by both
         text.TextScorer(("a",), (nan,), {}, str).complete(["p"] * 5, tokens, tokens >= 0, tokens[..., :0])
 
@@ -104,7 +107,10 @@ def checkpoints(folder):
     from tests.runtime.checkpoint_test import DAMAGE, META, SHAPE, make_state
 
     me, mesh = jax.process_index(), sharding.make_mesh(2, 2, 1)
-    where = lambda a: NamedSharding(mesh, P(None, ("data", "fsdp")) if a.shape == SHAPE else P())  # noqa: E731
+
+    def where(a):
+        return NamedSharding(mesh, P(None, ("data", "fsdp")) if a.shape == SHAPE else P())
+
     local = make_state(sharding.make_mesh(1, 1, 1, jax.local_devices()[:1]))
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where(a)), local)
     messages = []
@@ -120,8 +126,8 @@ def checkpoints(folder):
     # Donated while it is written, one after another, the oldest dropped.
     opened = checkpoint.open_checkpoints(folder / "from_two", keep=2)
     more = jax.jit(lambda s: s | {"step": s["step"] + 10}, donate_argnums=0)
-    for at in (10, 20, 30):
-        checkpoint.save(opened, at, state, META | {"at": at})
+    for index in (10, 20, 30):
+        checkpoint.save(opened, index, state, META | {"at": index})
         state = more(state)
     checkpoint.close(opened)
     assert distributed.from_first(lambda: checkpoint.steps(opened)) == [20, 30]
@@ -140,20 +146,20 @@ def checkpoints(folder):
     read = checkpoint._read_arrays
 
     def read_badly(path, abstract_state):
-        got = read(path, abstract_state)
+        actual = read(path, abstract_state)
         if me == 1 and path.name == "30":
             raise OSError("a bad disk of process 1's")
-        return got
+        return actual
 
     for kind in (*DAMAGE, "one process cannot read"):
         messages.clear()
         opened = damaged(kind)
         checkpoint._read_arrays = read if kind in DAMAGE else read_badly
-        step, got, meta = checkpoint.restore_latest(opened, like)
-        assert (step, meta["at"], int(got["step"])) == (20, 20, 20), kind
+        step, actual, meta = checkpoint.restore_latest(opened, like)
+        assert (step, meta["at"], int(actual["step"])) == (20, 20, 20), kind
         assert sum("is skipped" in message for message in messages) == 1, (kind, messages)
         assert distributed.from_first(lambda: checkpoint.steps(opened)) == [20]  # noqa: B023
-        checkpoint.save(opened, 30, got, META)  # the same step again
+        checkpoint.save(opened, 30, actual, META)  # the same step again
         checkpoint.close(opened)
 
 

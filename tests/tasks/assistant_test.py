@@ -137,7 +137,10 @@ def test_numerals_have_one_width_and_read_as_meant(config, chat_tokenizer):
     config.conditioning.kind = "text"
     c = language.make_conditioning(config.conditioning, chats.make(chat_tokenizer), ("harmless", "a much longer name"))
     assert len({len(row) for spelled in c.table for row in spelled}) == 1
-    decode = lambda ids: chat_tokenizer.decode(list(ids))  # noqa: E731
+
+    def decode(ids):
+        return chat_tokenizer.decode(list(ids))
+
     assert decode(c.table[0][3]).lstrip() == "harmless: 0.3" and decode(c.table[1][10]) == " a much longer name: 1.0"
     assert decode(c.tail) == "<|im_start|>assistant\n"
     assert c.length == 2 * len(c.table[0][0]) + len(c.tail)
@@ -222,13 +225,13 @@ def test_the_published_split_needs_both_files(config, tmp_path):
 def test_prompts_of_ones_own(config, tmp_path):
     path = tmp_path / "own" / "prompts.jsonl"
     path.parent.mkdir()
-    said = [f"my question number {i}" for i in range(120)]
-    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in said))
+    message = [f"my question number {i}" for i in range(120)]
+    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in message))
     config.data.path, config.data.format, config.eval.prompts = str(path), "own", 100
     task = build.build_task(config)
-    split = {text: chats.split_of((("user", text),)) for text in said}
-    assert openings(task, task.test) == [text for text in said if split[text] == "eval"]
-    assert openings(task, task.train) == [text for text in said if split[text] == "policy"]
+    split = {text: chats.split_of((("user", text),)) for text in message}
+    assert openings(task, task.test) == [text for text in message if split[text] == "eval"]
+    assert openings(task, task.train) == [text for text in message if split[text] == "policy"]
     assert task.evaluation_set["name"] == "own prompts, hash split"
     config.data.split = "published"
     with pytest.raises(FileNotFoundError, match="no row of split 'train'"):
@@ -270,9 +273,9 @@ def test_rows_of_ones_own_keep_the_split_that_they_give(config, tmp_path, files,
     for stem, rows in files.items():
         own(tmp_path / "own" / f"{stem}.jsonl", rows)
     config.data.path, config.data.format, config.data.split = str(tmp_path / "own"), "own", "hash"
-    train, test, found = assistant.own_rows(config, tmp_path / "own")
+    train, test, result = assistant.own_rows(config, tmp_path / "own")
     assert len(train) == 40 and {row.turns[0][1][0] for row in train} == {trained}
-    assert len(test) == 9 and {row.turns[0][1][0] for row in test} == {tested} and found == f"own prompts, {name}"
+    assert len(test) == 9 and {row.turns[0][1][0] for row in test} == {tested} and result == f"own prompts, {name}"
 
 
 def test_rows_without_a_split_are_divided_and_a_split_that_trains_nothing_is_refused(config, tmp_path):

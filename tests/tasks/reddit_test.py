@@ -53,14 +53,14 @@ def write(path, rows):
 
 def test_the_published_split(config):
     task = build.build_task(config)
-    said = [f"Post {i}. It says" for i in range(100, 160)]
-    assert [text[: len(s)] for text, s in zip(task.test.text, said, strict=True)] == said  # each id once, sorted
+    message = [f"Post {i}. It says" for i in range(100, 160)]
+    assert [text[: len(s)] for text, s in zip(task.test.text, message, strict=True)] == message  # each id once, sorted
     assert task.test.id.tolist() == [chats.hash_of(f"t3_{i}") for i in range(100, 160)]
     assert len(task.train.text) == 61 and not set(task.train.text) & set(task.test.text)
     assert task.evaluation_set["prompts"] == 60 and "validation, first 2000 ids" in task.evaluation_set["name"]
-    shown = task.show(task.test.tokens[0][task.test.mask[0]])
+    display = task.show(task.test.tokens[0][task.test.mask[0]])
     assert (
-        shown
+        display
         == f"### Instruction: Generate a one-sentence summary of this post. ### Input: {task.test.text[0]}".strip()
     )
     assert task.chat.tokenizer.decode(task.conditioning.tail) == " ### Response:"
@@ -93,7 +93,10 @@ def test_the_hash_split_divides_what_is_at_hand(config):
     config.data.split = "hash"
     task = build.build_task(config)
     split = {i: chats.split_of((("user", f"t3_{i:03}"),)) for i in range(80)}
-    numbers = lambda prompts: [int(text.split(".")[0].split()[1]) for text in prompts.text]  # noqa: E731
+
+    def numbers(prompts):
+        return [int(text.split(".")[0].split()[1]) for text in prompts.text]
+
     assert sorted(numbers(task.test)) == [i for i in split if split[i] == "eval"]
     assert sorted(numbers(task.train)) == [i for i in split if split[i] != "eval"]  # no heads were fitted on any
     assert "hash split" in task.evaluation_set["name"]
@@ -104,9 +107,9 @@ def test_prepared_posts_are_the_same_prompts(config, tmp_path):
     prepare.prepare("summarize_from_feedback", config.data.path, tmp_path / "out")
     config.data.path = str(tmp_path / "out" / "summarize_from_feedback")
     ready = build.build_task(config)
-    for one, other in ((raw.train, ready.train), (raw.test, ready.test)):
-        np.testing.assert_array_equal(one.tokens, other.tokens)
-        assert one.text == other.text
+    for first, other in ((raw.train, ready.train), (raw.test, ready.test)):
+        np.testing.assert_array_equal(first.tokens, other.tokens)
+        assert first.text == other.text
     assert ready.evaluation_set == raw.evaluation_set
 
 
@@ -116,7 +119,10 @@ def test_prompts_are_measured_by_every_reward_models_tokenizer(config, chat_mode
             return {"input_ids": [[0] * (600 if "Post 11" in text else 100) for text in texts]}
 
     real = reddit.language.pretrained.load_tokenizer
-    few = lambda source: real(source) if str(source) == str(chat_model) else Few()  # noqa: E731
+
+    def few(source):
+        return real(source) if str(source) == str(chat_model) else Few()
+
     monkeypatch.setattr(reddit.language.pretrained, "load_tokenizer", few)
     monkeypatch.setattr(build.attach_rewards, "attach", lambda task, config: task)
     config.reward.sources = ("summary", "faithful")
@@ -137,8 +143,8 @@ def test_posts_with_their_authors_summaries_are_divided_by_id_and_have_answers(c
     numbers = [[int(text.split(".")[0].split()[1]) for text in part.text] for part in (task.train, task.test)]
     assert sorted(numbers[0] + numbers[1]) == list(range(60))
     assert all((chats.split_of((("user", f"t3_{i:03}"),)) == "eval") == (i in numbers[1]) for i in range(60))
-    found = reddit.answers(config)
-    assert [found[i] for i in task.test.id.tolist()] == [[f"sum {i}"] for i in numbers[1]]
+    result = reddit.answers(config)
+    assert [result[i] for i in task.test.id.tolist()] == [[f"sum {i}"] for i in numbers[1]]
     config.data.posts = ""
     assert reddit.answers(config)[chats.hash_of("t3_003")] == ["a", "a"]  # compared twice
 

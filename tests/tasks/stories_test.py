@@ -25,8 +25,8 @@ def count_dialogue(text):
 
 
 def count_cheerful(text):
-    told = re.findall(r"[a-z']+", re.sub(r'"[^"]*("|$)', " ", text).lower())
-    return (sum(word in story_text.CHEERFUL for word in told) / max(len(re.findall(r"[A-Za-z']+", text)), 1)) ** 0.5
+    words = re.findall(r"[a-z']+", re.sub(r'"[^"]*("|$)', " ", text).lower())
+    return (sum(word in story_text.CHEERFUL for word in words) / max(len(re.findall(r"[A-Za-z']+", text)), 1)) ** 0.5
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +38,8 @@ def test_rewards_by_hand():
     assert count_dialogue('Tim said, "Hi you!"') == pytest.approx((8 / 16) ** 0.5)
     assert count_cheerful('Tim was happy. "So happy!" He smiled') == pytest.approx((2 / 7) ** 0.5)
     text = np.zeros((2, 40), np.uint8)
-    for row, said in zip(text, ('Tim said, "Hi you!"', 'Tim was happy. "So happy!" He smiled'), strict=True):
-        row[: len(said)] = [ord(c) for c in said]
+    for row, message in zip(text, ('Tim said, "Hi you!"', 'Tim was happy. "So happy!" He smiled'), strict=True):
+        row[: len(message)] = [ord(c) for c in message]
     np.testing.assert_allclose(stories.dialogue(text), [(8 / 16) ** 0.5, (10 / 30) ** 0.5], rtol=1e-6)
     np.testing.assert_allclose(stories.cheerful(text), [0.0, (2 / 7) ** 0.5], rtol=1e-6)
 
@@ -59,12 +59,12 @@ def test_jitted_rewards_equal_a_count_over_the_answers_text(task):
     for i, row in enumerate(rows):
         tokens[0, i, : len(row) + 1], mask[0, i, : len(row) + 1] = [*row, end], True
     responses = Responses(tokens, mask, np.zeros(tokens.shape, np.float32), np.ones((1, len(rows)), bool))
-    found = jax.jit(task.reward)(task.reward_params, None, responses, None)
-    shown = [task.show(tokens[0, i][mask[0, i]]) for i in range(len(rows))]
-    assert shown == texts
-    np.testing.assert_allclose(found[0, :, 0], [count_dialogue(text) for text in texts], rtol=1e-6)
-    np.testing.assert_allclose(found[0, :, 1], [count_cheerful(text) for text in texts], rtol=1e-6)
-    assert found.shape == (1, len(rows), 2)
+    result = jax.jit(task.reward)(task.reward_params, None, responses, None)
+    display = [task.show(tokens[0, i][mask[0, i]]) for i in range(len(rows))]
+    assert display == texts
+    np.testing.assert_allclose(result[0, :, 0], [count_dialogue(text) for text in texts], rtol=1e-6)
+    np.testing.assert_allclose(result[0, :, 1], [count_cheerful(text) for text in texts], rtol=1e-6)
+    assert result.shape == (1, len(rows), 2)
 
 
 def test_prompts_are_the_shipped_beginnings_and_end_before_a_new_paragraph(task):
@@ -118,15 +118,15 @@ def run(tmp_path_factory):
     config.update_from_flattened_dict(changes)
     workdir = tmp_path_factory.mktemp("stories")
     with pytest.MonkeyPatch.context() as patch:
-        one = train.sharding.make_mesh(1, devices=jax.devices()[:1])
-        patch.setattr(train.sharding, "make_mesh", lambda *axes: one)
+        first = train.sharding.make_mesh(1, devices=jax.devices()[:1])
+        patch.setattr(train.sharding, "make_mesh", lambda *axes: first)
         yield lambda: (train.run(config, str(workdir))["static"], workdir)
 
 
 def test_two_steps(run):
-    found, _ = run()
-    assert np.all(np.isfinite(found["points"])) and len(found["fluency"]["log_likelihood"]) == 2
-    assert found["evaluation_set"]["name"] == "story beginnings" and found["samples"][0]["prompt"].startswith("Once")
+    result, _ = run()
+    assert np.all(np.isfinite(result["points"])) and len(result["fluency"]["log_likelihood"]) == 2
+    assert result["evaluation_set"]["name"] == "story beginnings" and result["samples"][0]["prompt"].startswith("Once")
 
 
 @pytest.mark.slow
