@@ -72,5 +72,5 @@ def get_config(arg: str = "harmless,helpful"):
     c.eval.divisions = 10 if len(objectives) == 2 else 4  # of the lattice: 11 or 15 preferences
     c.eval.top_p = 0.9
     c.checkpoint.every = 50
-    c.mesh.data, c.mesh.fsdp = 1, -1  # weights are split over all devices
+    c.mesh.data, c.mesh.fsdp = 1, None  # weights are split over all devices
     return c

@@ -11,6 +11,8 @@ want a GPU or TPU. For small heads on a frozen decoder, in minutes on a CPU, see
 
 import ml_collections
 
+from meal_jax.config import number
+
 
 def get_config() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
@@ -45,13 +47,15 @@ def get_config() -> ml_collections.ConfigDict:
     d.prompt = (
         "transcript"  # of conversations: transcript, as the benchmark assistant shows them, or last, the last turn
     )
-    d.pairs = 0  # at most so many, the first; 0 = all
+    d.pairs = number()  # max pairs, the first; None = all
     d.held_out = 0.3  # share of the prompts, by hash, that nothing is fitted on; at 0.3 the rest is the split `reward`
-    d.length = 0  # most tokens of a row, longer ones are cut as the layout says; 0 = what model and tokenizer allow
+    d.length = (
+        number()
+    )  # max tokens per row, longer ones are cut as the layout says; None = what model and tokenizer allow
 
-    c.mesh = h = ml_collections.ConfigDict()  # product = number of devices; -1 = those left
-    h.data = -1  # splits the batch
-    h.fsdp = 1  # splits the batch and, along their width, the weights
+    c.mesh = h = ml_collections.ConfigDict()  # product = number of devices; None = those left
+    h.data = number()  # splits the batch
+    h.fsdp = number(1)  # splits the batch and, along their width, the weights
 
     c.command = "python -m meal_jax.reward_training.model --config=configs/reward_model.py"  # for the card
     return c

@@ -12,6 +12,8 @@ minutes on 2 busy CPU cores; held-out pair accuracy 0.66 (summary) and 0.94 (fai
 
 import ml_collections
 
+from meal_jax.config import number
+
 
 def get_config() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
@@ -42,5 +44,5 @@ def get_config() -> ml_collections.ConfigDict:
     d.system = ""  # system message; must be the policy's
     d.prompt_length = 384  # tokens; pairs with a longer prompt are left out (posts that people compared are long)
     d.max_new = 32  # tokens an answer is cut to: as many as the policy writes
-    d.pairs = 1000  # at most so many of each objective, the first that fit; 0 = all
+    d.pairs = number(1000)  # max pairs per objective, the first that fit; None = all
     return c

@@ -8,6 +8,8 @@ pairs (the `test` files alone); 17 minutes on 2 busy CPU cores, 3 GB of memory.
 
 import ml_collections
 
+from meal_jax.config import number
+
 
 def get_config() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
@@ -40,5 +42,5 @@ def get_config() -> ml_collections.ConfigDict:
     d.system = ""  # system message; must be the policy's
     d.prompt_length = 96  # tokens; pairs with a longer prompt are left out
     d.max_new = 32  # tokens an answer is cut to: as many as the policy writes
-    d.pairs = 0  # at most so many of each objective, the first that fit; 0 = all
+    d.pairs = number()  # max pairs per objective, the first that fit; None = all
     return c

@@ -21,6 +21,13 @@ def number(value: int | None = None) -> config_dict.FieldReference:
     return field
 
 
+def amount(value: float | None = None) -> config_dict.FieldReference:
+    """A number field that may be None: switched off."""
+    field = config_dict.placeholder(float)
+    field.set(value)
+    return field
+
+
 def text(value: str | None) -> config_dict.FieldReference:
     """A text field that may be None."""
     field = config_dict.placeholder(str)
@@ -60,7 +67,7 @@ def default() -> ml_collections.ConfigDict:
     p.param_dtype = "float32"  # storage of base weights
     p.attention = "plain"  # over many tokens: plain; cudnn = NVIDIA's fused kernel, in bfloat16 (models/attention.py)
     p.remat = "none"  # kept for the backward pass: none = everything, dots = matrix products, full = layer inputs
-    p.chunk = 0  # response positions to project to the vocabulary at a time; 0 = all
+    p.chunk = number()  # response positions to project to the vocabulary at a time; None = all
 
     # How the policy reads a preference
     c.conditioning = d = ml_collections.ConfigDict()
@@ -79,7 +86,9 @@ def default() -> ml_collections.ConfigDict:
     m.tau = 0.1  # τ, temperature of acceptance, in standard deviations of the reward; → 0 best-of-N, → ∞ plain SFT
     m.lam = 0.1  # λ, pull of the responses on the preferences; λ/τ sets how far one moves; 0 = none
     m.accept = "soft"  # weight of a response: soft = P(n|p), sample = a draw of it, top1 = best of its pool or nothing
-    m.accept_share = 0.0  # τ per prompt, so that acceptance is spread over this share of N (tau then sets λ/τ); 0 = off
+    m.accept_share = (
+        amount()
+    )  # τ per prompt, so that acceptance is spread over this share of N (tau then sets λ/τ); None = off
     # Subtracted from acceptance: none; pool = 1/N; leave_one_out = mean chance of the other candidates under this one's
     # preference; accepted = the pool's mean acceptance, each candidate under its own adapted preference
     m.baseline = "none"
@@ -114,7 +123,7 @@ def default() -> ml_collections.ConfigDict:
     b.gamma = 1.0  # discount
     b.gae_lambda = 0.95  # λ of GAE
     b.kl = 0.05  # κ, weight of the divergence from the starting policy
-    b.kl_target = 0.0  # divergence per response that κ is steered to; 0 = κ stays
+    b.kl_target = amount()  # divergence per response that κ is steered to; None = κ stays
     b.kl_horizon = 10_000.0  # responses in which κ can double or so
     b.soup = "merged"  # what Soups average: merged = the weights' changes, factor = the adapters' factors
     c.ric = b = ml_collections.ConfigDict()  # Rewards-in-Context
@@ -144,7 +153,9 @@ def default() -> ml_collections.ConfigDict:
     c.sampling = s = ml_collections.ConfigDict()
     s.max_new = 12  # T, maximum tokens of a response
     s.temperature = 1.0
-    s.top_k = 0  # 0 = all; must be 0 under meta="utility", whose ratio needs the unfiltered policy
+    s.top_k = (
+        0  # 0 = all, as elsewhere in the field; must be 0 under meta="utility", whose ratio needs the unfiltered policy
+    )
     s.top_p = 1.0  # 1 = all; likewise
     s.draw = "gumbel"  # gumbel, or inverse: less work where the vocabulary is large, other samples; evaluation too
 
@@ -154,10 +165,10 @@ def default() -> ml_collections.ConfigDict:
     q.gather = False  # gather weights split over mesh.fsdp once per rollout instead of at every token, if they fit
     q.unstack_layers = False  # unstack the scanned layers' weights once per rollout, not at every token
     q.attention = "plain"  # of a decoded token: plain; triton = a kernel for GPUs (models/decode_attention.py)
-    c.micro = u = ml_collections.ConfigDict()  # prompts at a time, to save memory; 0 = all; results are the same
-    u.rollout = 0  # of a rollout and of an evaluation's answers; divides batch_size and eval.batch_size
-    u.score = 0  # of scoring; likewise
-    u.gradient = 0  # of each gradient of an update of meal, static and raft; divides half of batch_size
+    c.micro = u = ml_collections.ConfigDict()  # prompts at a time, to save memory; None = all; results are the same
+    u.rollout = number()  # of a rollout and of an evaluation's answers; divides batch_size and eval.batch_size
+    u.score = number()  # of scoring; likewise
+    u.gradient = number()  # of each gradient of an update of meal, static and raft; divides half of batch_size
 
     # Optimizers (AdamW)
     c.optim = o = ml_collections.ConfigDict()
@@ -184,7 +195,7 @@ def default() -> ml_collections.ConfigDict:
 
     # Where it runs and what it keeps
     c.mesh = h = ml_collections.ConfigDict()
-    h.data, h.fsdp, h.tensor = -1, 1, 1  # devices per axis; -1 = what is left
+    h.data, h.fsdp, h.tensor = number(), number(1), number(1)  # devices per axis; None = the remaining ones
     h.slices = number(1)  # TPU slices joined by a slower network; data is split over them first; None = as devices say
     c.checkpoint = k = ml_collections.ConfigDict()
     k.every = 100  # steps between checkpoints
@@ -281,8 +292,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name, sizes in (("rollout", both), ("score", both), ("gradient", (config.batch_size // 2,))):
         micro = config.micro[name]
         need(
-            micro >= 0 and all(micro == 0 or size <= micro or size % micro == 0 for size in sizes),
-            f"config.micro.{name}={micro} prompts at a time do not divide {' and '.join(map(str, sizes))} evenly; 0 = all.",
+            micro is None or all(size <= micro or size % micro == 0 for size in sizes),
+            f"config.micro.{name}={micro} prompts at a time do not divide {' and '.join(map(str, sizes))} evenly; None = all.",
         )
     need(
         config.policy.attention == "plain" or config.policy.dtype == "bfloat16",
@@ -305,9 +316,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     need(m.passes >= 1, f"config.meal.passes={m.passes} must be at least 1.")
     need(0 < m.pass_clip < 1, f"config.meal.pass_clip={m.pass_clip} must lie between 0 and 1.")
     need(
-        m.accept_share == 0 or 1 <= m.accept_share * m.candidates < m.candidates,
+        m.accept_share is None or 1 <= m.accept_share * m.candidates < m.candidates,
         f"config.meal.accept_share={m.accept_share} of {m.candidates} candidates must be at least one answer and less than "
-        "all; 0 switches it off.",
+        "all; None switches it off.",
     )
     need(s.max_new >= 1, f"config.sampling.max_new={s.max_new} must be at least 1.")
     need(

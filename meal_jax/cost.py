@@ -84,7 +84,7 @@ class Run:
       hypergradient: exact, first_order or none.
       reuse_virtual: the virtual update is the first update.
       passes: how often a pool serves.
-      chunk: response positions per projection to logits, 0 for all.
+      chunk: response positions per projection to logits, None for all.
       rollout_weights: how the rollout holds the weights and attends, see `rollout.weights`.
       parts: numbers of parts of a rollout, of scoring and of each pass of an update; each part reads the weights.
     """
@@ -104,7 +104,7 @@ class Run:
     hypergradient: str = "exact"
     reuse_virtual: bool = True
     passes: int = 1
-    chunk: int = 0
+    chunk: int | None = None
     rollout_weights: RolloutWeights = AS_STORED
     parts: tuple[int, int, int] = (1, 1, 1)
 
@@ -144,9 +144,9 @@ def step_parts(micro, prompts: int) -> tuple[int, int, int]:
     return parts_of(prompts, micro.rollout), parts_of(prompts, micro.score), parts_of(prompts // 2, micro.gradient)
 
 
-def parts_of(prompts: int, chunk: int) -> int:
-    """Number of parts of `chunk` prompts each; a chunk of 0 is all prompts."""
-    return prompts // chunk if 0 < chunk < prompts else 1
+def parts_of(prompts: int, chunk: int | None) -> int:
+    """Number of parts of `chunk` prompts each; None is all prompts."""
+    return prompts // chunk if chunk and chunk < prompts else 1
 
 
 # ------------------------------------------------------------------------------------------------- parameters
@@ -399,7 +399,7 @@ def mixed(run: Run, through_network: bool) -> Cost:
             out += part.times(0, 0, *BACKWARD_INPUTS[2:]).again()
         elif c.remat == "full":  # but for a layer's last gradient, of q's, k's and v's input
             out += (part.times(*BACKWARD_INPUTS) + products(c, rows, "(q|k|v)$") * -1).again()
-    if 0 < run.chunk < run.max_new:
+    if run.chunk and run.chunk < run.max_new:
         out += ((2 + run.kl) * logits).again()
     if run.parts[2] > 1:
         out += gradient(run, run.kl, theta=False, unread=1 + run.kl).again()
@@ -413,7 +413,7 @@ def _logits(run: Run, forward: int, backward: int, kl: bool, unread: int = 0) ->
     """
     logits = unembed(run.model, run.prompts / 2 * run.candidates * run.max_new)
     first = (forward + kl) * logits
-    if not (backward and 0 < run.chunk < run.max_new):
+    if not (backward and run.chunk and run.chunk < run.max_new):
         return first + backward * logits
     return first + backward * logits + (first.again() if not unread else first + unread * logits * -1)
 

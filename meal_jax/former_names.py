@@ -15,16 +15,25 @@ RENAMED = {
     "ric.offline": "ric.offline_steps",
     "rollout.apart": "rollout.unstack_layers",
 }
-# Where −1 stood for "decided by other fields", which is None now.
-AUTOMATIC = (
-    "dpo.candidates",
-    "dpo.divisions",
-    "dpo.sft_steps",
-    "mesh.slices",
-    "ppo.candidates",
-    "ppo.divisions",
-    "ric.offline_steps",
-)
+# Numbers that stood for "decided by other fields", "all" or "off", which is None now.
+NUMBERS = {
+    "dpo.candidates": -1,
+    "dpo.divisions": -1,
+    "dpo.sft_steps": -1,
+    "meal.accept_share": 0,
+    "mesh.data": -1,
+    "mesh.fsdp": -1,
+    "mesh.slices": -1,
+    "mesh.tensor": -1,
+    "micro.gradient": 0,
+    "micro.rollout": 0,
+    "micro.score": 0,
+    "policy.chunk": 0,
+    "ppo.candidates": -1,
+    "ppo.divisions": -1,
+    "ppo.kl_target": 0,
+    "ric.offline_steps": -1,
+}
 # Methods that set meal.beta to this field's value to have the reference kept (`Setup.keep_reference` now); they read no β.
 SWITCHED = {"mod": "ppo.kl", "modpo": "dpo.beta", "morlhf": "ppo.kl", "soups": "ppo.kl"}
 
@@ -41,9 +50,9 @@ def upgrade(values: dict[str, Any]) -> dict[str, Any]:
         fields, leaf = home(old)
         if leaf in fields:
             fields[new.rpartition(".")[2]] = fields.pop(leaf)
-    for name in AUTOMATIC:
+    for name, number in NUMBERS.items():
         fields, leaf = home(name)
-        if fields.get(leaf) == -1:
+        if fields.get(leaf) == number:
             fields[leaf] = None
     switch = SWITCHED.get(values.get("method"))
     if switch and values["meal"]["beta"] == home(switch)[0].get(home(switch)[1]):

@@ -36,23 +36,24 @@ class Limit(NamedTuple):
 
 
 COUNT, SIZE, SHARE, POSITIVE = Limit(lowest=0), Limit(lowest=1), Limit(lowest=0, highest=1), Limit(above=0)
-KEPT, AXIS, AUTO = Limit(above=0, highest=1), Limit(lowest=1, also=(-1,)), Limit(lowest=1, also=(None,))
+KEPT, AUTO = Limit(above=0, highest=1), Limit(lowest=1, also=(None,))
 # Every number of a configuration; what depends on several fields is in `config.check`.
 LIMITS: dict[str, dict[str, Limit]] = {
     "": {"seed": COUNT, "steps": SIZE, "batch_size": SIZE},
     "policy": {
         "width": SIZE, "layers": SIZE, "heads": SIZE, "kv_heads": SIZE, "hidden": SIZE, "pretrain": COUNT, "lora_rank": COUNT,
-        "lora_alpha": POSITIVE, "lora_dropout": Limit(lowest=0, below=1), "chunk": COUNT,
+        "lora_alpha": POSITIVE, "lora_dropout": Limit(lowest=0, below=1), "chunk": AUTO,
     },
     "conditioning": {"slots": SIZE, "hidden": SIZE},
     "meal": {
         "candidates": SIZE, "tau": POSITIVE, "lam": COUNT, "rho": COUNT, "beta": COUNT, "ratio_clip": POSITIVE,
         "stats_window": SIZE, "net_hidden": SIZE, "net_epsilon": POSITIVE, "passes": SIZE,
-        "pass_clip": Limit(above=0, below=1), "accept_share": Limit(lowest=0, below=1),
+        "pass_clip": Limit(above=0, below=1), "accept_share": Limit(above=0, below=1, also=(None,)),
     },
     "ppo": {
         "divisions": AUTO, "candidates": AUTO, "epochs": SIZE, "minibatches": SIZE, "clip": POSITIVE, "value_coef": COUNT,
-        "gamma": SHARE, "gae_lambda": SHARE, "kl": COUNT, "kl_target": COUNT, "kl_horizon": POSITIVE, "value_clip": POSITIVE,
+        "gamma": SHARE, "gae_lambda": SHARE, "kl": COUNT, "kl_target": Limit(above=0, also=(None,)),
+        "kl_horizon": POSITIVE, "value_clip": POSITIVE,
     },
     "ric": {
         "offline_steps": Limit(lowest=0, also=(None,)), "buffer": SIZE, "keep_quantile": Limit(lowest=0, below=1),
@@ -67,7 +68,7 @@ LIMITS: dict[str, dict[str, Limit]] = {
         "dirichlet": POSITIVE,
     },
     "sampling": {"max_new": SIZE, "temperature": POSITIVE, "top_k": COUNT, "top_p": KEPT},
-    "micro": {"rollout": COUNT, "score": COUNT, "gradient": COUNT},
+    "micro": {"rollout": AUTO, "score": AUTO, "gradient": AUTO},
     "optim": {
         "lr": POSITIVE, "warmup": COUNT, "final_lr_fraction": SHARE, "weight_decay": COUNT, "clip": POSITIVE,
         "b1": Limit(lowest=0, below=1), "b2": Limit(lowest=0, below=1), "eps": POSITIVE, "eps_root": COUNT, "net_lr": POSITIVE,
@@ -76,7 +77,7 @@ LIMITS: dict[str, dict[str, Limit]] = {
         "prompts": SIZE, "batch_size": SIZE, "every": SIZE, "divisions": SIZE, "temperature": COUNT, "top_k": COUNT,
         "top_p": KEPT, "samples": COUNT, "bootstrap": SIZE,
     },
-    "mesh": {"data": AXIS, "fsdp": AXIS, "tensor": AXIS, "slices": AUTO},
+    "mesh": {"data": AUTO, "fsdp": AUTO, "tensor": AUTO, "slices": AUTO},
     "checkpoint": {"every": SIZE, "keep": SIZE},
     "data": {"prompt_length": COUNT},
     "reward": {"batch_size": SIZE},

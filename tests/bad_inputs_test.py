@@ -64,7 +64,7 @@ CONFIGS = [
     ({"policy.remat": "all"}, r"config\.policy\.remat='all' is not one of none, dots, full"),
     ({"policy.param_dtype": "int8"}, r"config\.policy\.param_dtype='int8'"),
     ({"conditioning.slots": 0}, r"config\.conditioning\.slots=0"),
-    ({"mesh.fsdp": 0}, r"config\.mesh\.fsdp=0 must be .*, or -1"),
+    ({"mesh.fsdp": 0}, r"config\.mesh\.fsdp=0 must be .*, or None"),
     ({"ric.low_quantile": 0.9, "ric.high_quantile": 0.1}, r"low_quantile=0\.9 must be below"),
     ({"seed": -1}, r"config\.seed=-1"),
     ({"reward.sources": ("heads",)}, "names 1 rewards"),
@@ -182,7 +182,7 @@ def test_a_workdir_that_is_a_file(tmp_path):
 
 MESHES = [
     ({"mesh.data": 3}, r"Mesh data=3 .* does not fit 8 device"),
-    ({"mesh.data": -1, "mesh.fsdp": -1}, r"-1"),
+    ({"mesh.data": None, "mesh.fsdp": None}, r"at most one is None"),
     ({"mesh.data": 8, "batch_size": 6, "eval.batch_size": 64}, r"half of config\.batch_size"),
     ({"mesh.data": 8, "eval.batch_size": 12}, r"config\.eval\.batch_size"),
 ]

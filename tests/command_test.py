@@ -88,7 +88,7 @@ def test_a_configuration_that_is_not_there_is_named():
 
 def test_former_names_lead_to_fields_that_are_there():
     known = list(command.leaves(base.default()))
-    assert set(former_names.RENAMED.values()) | set(former_names.AUTOMATIC) <= set(known)
+    assert set(former_names.RENAMED.values()) | set(former_names.NUMBERS) <= set(known)
     assert not former_names.RENAMED.keys() & set(known)
 
 

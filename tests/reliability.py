@@ -37,10 +37,10 @@ TOY = SIZES | {
     "policy.layers": 1,
     "steps": 300,
     "eval.every": 100,
-    "mesh.data": -1,
+    "mesh.data": None,
 }
 TEXT = SIZES | {
-    "steps": 60, "eval.every": 20, "eval.prompts": 8, "eval.batch_size": 8, "policy.lora_rank": 2, "policy.chunk": 0,
+    "steps": 60, "eval.every": 20, "eval.prompts": 8, "eval.batch_size": 8, "policy.lora_rank": 2, "policy.chunk": None,
     "data.format": "own", "data.prompt_length": 48, "meal.beta": 0.0,
 }  # fmt: skip
 REWARDS = """

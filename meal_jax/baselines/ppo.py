@@ -34,7 +34,7 @@ class PpoConfig:
     gamma: float
     gae_lambda: float
     kl: float
-    kl_target: float
+    kl_target: float | None
     kl_horizon: float
     soup: str
 
@@ -143,8 +143,8 @@ def value_loss(value, old_value, target, mask, clip: float) -> jax.Array:
     return 0.5 * masked_mean(jnp.maximum(jnp.square(value - target), jnp.square(clipped - target)), mask)
 
 
-def next_kl(kl: jax.Array, measured: jax.Array, target: float, horizon: float, samples: int) -> jax.Array:
-    """The adaptive coefficient of Ziegler et al. 2019: it grows if the measured KL is above `target`; 0 keeps it fixed."""
-    if not target:
+def next_kl(kl: jax.Array, measured: jax.Array, target: float | None, horizon: float, samples: int) -> jax.Array:
+    """The adaptive coefficient of Ziegler et al. 2019: it grows if the measured KL is above `target`; None keeps it fixed."""
+    if target is None:
         return kl
     return kl * (1.0 + jnp.clip(measured / target - 1.0, -0.2, 0.2) * samples / horizon)

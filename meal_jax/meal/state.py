@@ -46,16 +46,16 @@ class MealConfig:
     passes: int
     pass_clip: float
     reward_scale: str
-    accept_share: float
+    accept_share: float | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Micro:
-    """Prompts at a time, of a rollout, of scoring and of each gradient of an update; 0 = all."""
+    """Prompts at a time, of a rollout, of scoring and of each gradient of an update; None = all."""
 
-    rollout: int = 0
-    score: int = 0
-    gradient: int = 0
+    rollout: int | None = None
+    score: int | None = None
+    gradient: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,7 +79,7 @@ class Setup:
         tokens.
       reward_reads_base: the reward needs `hidden`.
       keep_reference: scoring keeps π_ref's hidden states, for a KL or for log π_ref.
-      chunk: response positions projected to the vocabulary at a time, 0 for all.
+      chunk: response positions projected to the vocabulary at a time, None for all.
       micro: what is taken a part at a time.
       rollout_weights: how a rollout holds the policy's weights, see `rollout.weights`.
       prompt_length: S, for methods that keep prompts in their state.
@@ -101,7 +101,7 @@ class Setup:
     reward: Callable[..., jax.Array]
     reward_reads_base: bool = False
     keep_reference: bool = False
-    chunk: int = 0
+    chunk: int | None = None
     micro: Micro = Micro()
     rollout_weights: RolloutWeights = AS_STORED
     prompt_length: int = 0

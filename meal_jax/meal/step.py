@@ -344,13 +344,13 @@ def _meta_level(setup: Setup, frozen: Frozen, key: jax.Array, half: _Pool) -> bi
     return bilevel.Level(proposals, loss, half, _pieces(half.batch.id.shape[0], setup.micro.gradient))
 
 
-def _pieces(prompts: int, at_a_time: int) -> int:
+def _pieces(prompts: int, at_a_time: int | None) -> int:
     """How many parts to take so many prompts in; `config.check` has seen to it that they divide."""
-    return prompts // at_a_time if 0 < at_a_time < prompts else 1
+    return prompts // at_a_time if at_a_time and at_a_time < prompts else 1
 
 
-def _in_pieces(run: Callable[[PyTree], PyTree], rows: PyTree, at_a_time: int) -> PyTree:
-    """run(rows) of trees of [B, ...], some prompts after others where `at_a_time` is not 0."""
+def _in_pieces(run: Callable[[PyTree], PyTree], rows: PyTree, at_a_time: int | None) -> PyTree:
+    """run(rows) of trees of [B, ...], some prompts after others where `at_a_time` is given."""
     pieces = _pieces(jax.tree.leaves(rows)[0].shape[0], at_a_time)
     return run(rows) if pieces == 1 else join_chunks(jax.lax.map(run, split_chunks(rows, pieces)))
 

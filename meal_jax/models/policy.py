@@ -284,7 +284,7 @@ class TokenStats(NamedTuple):
 
 
 def token_stats(
-    unembed, hidden, tokens, *, forbidden=None, temperature=1.0, reference=None, chunk: int = 0
+    unembed, hidden, tokens, *, forbidden=None, temperature=1.0, reference=None, chunk: int | None = None
 ) -> TokenStats:
     """Log-probabilities of response tokens without ever holding [B, N, T, V] whole.
 
@@ -298,7 +298,7 @@ def token_stats(
       forbidden: [V] bool, tokens that the sampler never draws; they have probability 0 here too.
       temperature: of the sampler.
       reference: None, or (unembed, hidden [B, N, T, D]) of π_ref; the KL is exact over the vocabulary at each position.
-      chunk: positions at a time; 0 takes all T at once.
+      chunk: positions at a time; None takes all T at once.
 
     Returns:
       TokenStats.

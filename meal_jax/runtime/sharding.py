@@ -58,16 +58,16 @@ RULES: tuple[tuple[str, P], ...] = (
 
 
 def make_mesh(
-    data: int = -1,
-    fsdp: int = 1,
-    tensor: int = 1,
+    data: int | None = None,
+    fsdp: int | None = 1,
+    tensor: int | None = 1,
     devices: Sequence[jax.Device] | None = None,
     slices: int | None = 1,
 ) -> Mesh:
     """The device mesh.
 
     Args:
-      data, fsdp, tensor: sizes of the axes; at most one is -1, the remaining devices.
+      data, fsdp, tensor: sizes of the axes; at most one is None, the remaining devices.
       devices: defaults to all devices of all processes.
       slices: number of groups of devices with a slow network between them (TPU slices joined by the data center's); None
         takes the number that the devices report. The data axis is split over them first, so only gradients cross it.
@@ -81,12 +81,12 @@ def make_mesh(
     devices = jax.devices() if devices is None else list(devices)
     sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
     listing = " × ".join(f"{axis}={size}" for axis, size in sizes.items())
-    free = [axis for axis, size in sizes.items() if size == -1]
-    if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-        raise ValueError(f"Mesh {listing}: sizes are positive, and at most one is -1 (the remaining devices).")
-    product = math.prod(size for size in sizes.values() if size != -1)
+    free = [axis for axis, size in sizes.items() if size is None]
+    if len(free) > 1 or any(size is not None and size < 1 for size in sizes.values()):
+        raise ValueError(f"Mesh {listing}: sizes are positive, and at most one is None (the remaining devices).")
+    product = math.prod(size for size in sizes.values() if size is not None)
     if len(devices) % product or (not free and len(devices) != product):
-        advice = "change the sizes" if free else "change the sizes, or set one to -1 to take the remaining devices"
+        advice = "change the sizes" if free else "change the sizes, or set one to None to take the remaining devices"
         raise ValueError(f"Mesh {listing} does not fit {len(devices)} device(s): {advice}.")
     if free:
         sizes[free[0]] = len(devices) // product

@@ -115,7 +115,7 @@ def test_other_topologies(opened, mesh):
     state = make_state(mesh, 5)
     checkpoint.save(opened, 5, state, META)
     for n, count in enumerate((4, 1, 8)):
-        smaller = make_mesh(-1, 1, 1, devices=jax.devices()[-count:])
+        smaller = make_mesh(None, 1, 1, devices=jax.devices()[-count:])
         like = abstract(place(make_state(mesh), smaller))
         step, actual, _ = checkpoint.restore_latest(opened, like)
         assert raw(actual) == raw(state)

@@ -76,17 +76,17 @@ def test_a_size_that_no_axis_of_the_grid_has_shares_one(monkeypatch):
 
 def test_mesh_of_chosen_devices():
     devices = jax.devices()[2:6]
-    assert set(sharding.make_mesh(-1, 2, devices=devices).devices.flat) == set(devices)
+    assert set(sharding.make_mesh(None, 2, devices=devices).devices.flat) == set(devices)
 
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((-1, 3, 1), "data=-1 × fsdp=3 × tensor=1 does not fit 8"),
+        ((None, 3, 1), "data=None × fsdp=3 × tensor=1 does not fit 8"),
         ((2, 2, 1), "does not fit 8 device"),  # four devices would idle without a word
         ((16, 1, 1), "does not fit 8 device"),
-        ((-1, -1, 1), "at most one is -1"),
-        ((0, -1, 1), "sizes are positive"),
+        ((None, None, 1), "at most one is None"),
+        ((0, None, 1), "sizes are positive"),
         ((-2, 1, 1), "sizes are positive"),
     ],
 )
@@ -106,7 +106,7 @@ class Chip:
 @pytest.mark.parametrize("asked", [2, None])
 def test_mesh_of_slices_splits_data_over_them_first(asked):
     chips = [Chip(i, slice_index=i % 2) for i in range(16)]  # in whatever order they are named
-    mesh = sharding.make_mesh(-1, 2, 2, chips, slices=asked)
+    mesh = sharding.make_mesh(None, 2, 2, chips, slices=asked)
     assert tuple(mesh.shape.values()) == (4, 2, 2) and mesh.axis_names == sharding.AXES
     assert mesh.axis_types == (AxisType.Auto,) * 3
     of = np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
@@ -116,7 +116,7 @@ def test_mesh_of_slices_splits_data_over_them_first(asked):
 
 def test_mesh_of_processes_for_slices_where_devices_name_none():
     chips = [Chip(i, slice_index=None) for i in range(8)]
-    mesh = sharding.make_mesh(-1, 4, 1, chips, slices=2)
+    mesh = sharding.make_mesh(None, 4, 1, chips, slices=2)
     assert [[chip.process_index for chip in group.flat] for group in mesh.devices] == [[0] * 4, [1] * 4]
     cpus = [Chip(i, slice_index=0, platform="cpu") for i in range(8)]  # all of slice 0, whatever their process
     assert [chip.process_index for chip in sharding.make_mesh(devices=cpus, slices=2).devices.flat] == [0] * 4 + [1] * 4

@@ -44,7 +44,7 @@ def agreeing(folder):
     assert not distributed.stop_point()
 
     # CPUs name no slice, so each process counts as one: the data axis is split over them first.
-    mesh = sharding.make_mesh(-1, 2, 1, slices=2)
+    mesh = sharding.make_mesh(None, 2, 1, slices=2)
     assert mesh.devices.shape == (2, 2, 1)
     assert [device.process_index for device in mesh.devices.flat] == [0, 0, 1, 1]
     placed = sharding.put(np.arange(8.0), sharding.batch_sharding(mesh))
