@@ -64,7 +64,7 @@ def test_the_coefficient_follows_the_measured_divergence():
     kl = jnp.float32(0.1)
     assert ppo.next_kl(kl, 9.0, 3.0, 100.0, 10) == pytest.approx(0.1 * (1 + 0.2 * 0.1))  # clipped at 0.2
     assert ppo.next_kl(kl, 2.7, 3.0, 100.0, 10) == pytest.approx(0.1 * (1 - 0.1 * 0.1))
-    assert ppo.next_kl(kl, 9.0, 0.0, 100.0, 10) == kl
+    assert ppo.next_kl(kl, 9.0, None, 100.0, 10) == kl
 
 
 @pytest.mark.parametrize("estimator", ppo.ESTIMATORS)

@@ -45,7 +45,7 @@ def spec_of(placed):
 
 @pytest.mark.parametrize(
     ("sizes", "shape"),
-    [((-1, 1, 1), (8, 1, 1)), ((2, -1, 2), (2, 2, 2)), ((8, 1, -1), (8, 1, 1)), ((1, 4, 2), (1, 4, 2))],
+    [((None, 1, 1), (8, 1, 1)), ((2, None, 2), (2, 2, 2)), ((8, 1, None), (8, 1, 1)), ((1, 4, 2), (1, 4, 2))],
 )
 def test_mesh_takes_all_devices(sizes, shape):
     mesh = sharding.make_mesh(*sizes)
@@ -130,20 +130,20 @@ def test_as_many_slices_as_the_devices_say_is_one_where_they_say_nothing():
     ("sizes", "slices", "chips", "message"),
     [
         (
-            (1, -1, 1),
+            (1, None, 1),
             2,
             [Chip(i, i % 2) for i in range(8)],
             r"over 2 slices of 4 devices: data=1 is not a multiple of 2",
         ),
         (
-            (-1, 1, 1),
+            (None, 1, 1),
             4,
             [Chip(i, i % 2) for i in range(8)],
             r"slices=4, but the devices are of 2 slice\(s\). Set it to 2",
         ),
-        ((-1, 1, 1), 2, [Chip(i, None) for i in range(4)], r"of 1 process\(es\), each of which counts as a slice"),
-        ((-1, 1, 1), 2, [Chip(i, i // 3) for i in range(4)], "differ in size"),
-        ((-1, 1, 1), None, [Chip(i, i // 3) for i in range(4)], "differ in size"),
+        ((None, 1, 1), 2, [Chip(i, None) for i in range(4)], r"of 1 process\(es\), each of which counts as a slice"),
+        ((None, 1, 1), 2, [Chip(i, i // 3) for i in range(4)], "differ in size"),
+        ((None, 1, 1), None, [Chip(i, i // 3) for i in range(4)], "differ in size"),
     ],
 )
 def test_slices_that_do_not_fit(sizes, slices, chips, message):
