@@ -18,6 +18,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from meal_jax import console
 from meal_jax.former_names import RENAMED
 
 # Errors that name what is wrong and what to do; others are faults of the program and keep their trace.
@@ -51,7 +52,7 @@ def main_with(
       SystemExit: a message, or the status that is not 0.
     """
     given = parser.parse_args(arguments)
-    keep_compiled()
+    _prepare()
     status = attempt(run, given, errors=errors)
     if status:
         raise SystemExit(status)
@@ -62,7 +63,7 @@ def _start(argv: Sequence[str], run: Callable[[], int | None], errors: tuple[typ
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}. Fields are set by --config.name=value.")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
-    keep_compiled()
+    _prepare()
     sys.exit(attempt(run, errors=errors))
 
 
@@ -77,7 +78,15 @@ def attempt(run: Callable, *args: Any, errors: tuple[type[BaseException], ...] =
     except errors as error:
         if logging.get_verbosity() > logging.INFO:
             raise
-        raise SystemExit(f"error: {error}") from None
+        raise SystemExit(console.wrap(f"error: {error}", sys.stderr)) from None
+
+
+def _prepare() -> None:
+    """What must be decided before jax is imported."""
+    console.start()
+    if logging.get_verbosity() <= logging.WARNING:
+        console.hide_banners()
+    keep_compiled()
 
 
 def keep_compiled() -> None:
@@ -102,11 +111,12 @@ def parse(argv: Sequence[str]) -> list[str]:
         message = wrong_field(argv)
         if message is None:
             raise
-        raise SystemExit(f"error: {message}") from error
+        raise SystemExit(console.wrap(f"error: {message}", sys.stderr)) from error
     except FileNotFoundError as error:
-        raise SystemExit(f"error: --config names a file that is not there: {error.filename or error}.") from None
+        text = f"error: --config names a file that is not there: {error.filename or error}."
+        raise SystemExit(console.wrap(text, sys.stderr)) from None
     except ValueError as error:  # the configuration file refuses its argument
-        raise SystemExit(f"error: {error}") from None
+        raise SystemExit(console.wrap(f"error: {error}", sys.stderr)) from None
 
 
 def workdir() -> str:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the ground floor up.
 ROOMS = """
-chips former_names limits
+chips former_names limits console
 command
 runtime
 models
@@ -29,6 +29,7 @@ hf
 classifiers
 data
 rewards
+track
 config
 cost
 roofline

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -21,9 +21,11 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+from meal_jax import console
 from meal_jax.runtime import distributed
 
 LINE_SECONDS = 10.0  # between progress lines without a terminal
+COMPILE_SECONDS = 1.0  # of a compilation that is worth a line
 FLUSH_SECONDS = 30.0  # between flushes of the events
 
 
@@ -110,20 +112,28 @@ def _drop_rows(path: pathlib.Path, start_step: int) -> None:
     rewritten.replace(path)  # if killed before this, the old file stays
 
 
+def _never() -> float:
+    return 0.0
+
+
 @contextlib.contextmanager
-def progress(total: int, start: int, description: str) -> Iterator[Meter]:
+def progress(
+    total: int, start: int, description: str, compiling: Callable[[], float] = _never
+) -> Iterator[Meter]:
     """Shows the progress of a loop: a bar on a terminal, else a line every ten seconds and at the end. Process 0 only.
 
     Args:
       total: number of steps.
       start: steps done before this loop (a resumed run).
       description: of the loop, in a word or two.
+      compiling: gives the seconds spent on compilation so far. They are said, and count neither in the rate nor in the time
+        left.
 
     Yields:
       A Meter, to update after every step.
     """
     if jax.process_index() != 0:
-        yield Meter(total, start, description)
+        yield Meter(total, start, description, compiling)
         return
     bar = None
     if sys.stdout.isatty():
@@ -131,7 +141,7 @@ def progress(total: int, start: int, description: str) -> Iterator[Meter]:
         text = [TextColumn(column, markup=False) for column in ["{task.description}", *columns]]
         bar = Progress(text[0], BarColumn(bar_width=24), *text[1:], console=Console())
     with bar or contextlib.nullcontext():
-        meter = Meter(total, start, description, bar=bar, lines=bar is None)
+        meter = Meter(total, start, description, compiling, bar=bar, lines=bar is None)
         try:
             yield meter
         finally:
@@ -141,32 +151,52 @@ def progress(total: int, start: int, description: str) -> Iterator[Meter]:
 class Meter:
     """One progress display; made by `progress`."""
 
-    def __init__(self, total: int, start: int, description: str, bar: Progress | None = None, lines: bool = False):
+    def __init__(
+        self,
+        total: int,
+        start: int,
+        description: str,
+        compiling: Callable[[], float] = _never,
+        bar: Progress | None = None,
+        lines: bool = False,
+    ):
         self._total, self._description, self._bar, self._lines = total, description, bar, lines
+        self._compiling, self._compiled = compiling, compiling()
         self._step, self._shown = start, ""
         self._begin = self._printed = time.monotonic()
-        # The rate is measured from the end of the first step, which compiles.
-        self._mark, self._marked = (start, self._begin), False
+        self._mark: tuple[int, float] | None = None  # step and time, without compilation, at the end of the first step
         self._pending = False
         if bar is not None:
             self._task = bar.add_task(description, total=total, completed=start, timing="", shown="")
 
-    def update(self, step: int, **shown: Any) -> None:
-        """Records that `step` steps are done; `shown` are a few numbers to show with it."""
+    def update(self, step: int, /, **shown: Any) -> None:
+        """Records that `step` steps are done; `shown` are a few numbers to show with it, by any names."""
         now = time.monotonic()
+        self.tell_compilation("step")
         self._step, self._pending = step, True
         self._shown = "  ".join(f"{k} {v}" if isinstance(v, int | str) else f"{k} {v:.4g}" for k, v in shown.items())
         if self._bar is not None:
             self._bar.update(self._task, completed=step, timing=self.timing(now), shown=self._shown)
         elif self._lines and now - self._printed >= LINE_SECONDS:
             self._print(now)
-        if not self._marked:
-            self._mark, self._marked = (step, now), True
+        if self._mark is None:
+            self._mark = (step, now - self._compiling())
+
+    def tell_compilation(self, what: str) -> None:
+        """Says how long `what` took to compile, if it did so since the last call and took a second or longer."""
+        seconds, self._compiled = self._compiling() - self._compiled, self._compiling()
+        if seconds >= COMPILE_SECONDS and (self._lines or self._bar is not None):
+            console.say(f"{self._description}: {what} compiled in {_clock(seconds)}")
 
     def timing(self, now: float) -> str:
-        """Rate, time so far and time left, e.g. "12.3 steps/s  0:41 elapsed  2:10 left"."""
-        steps, seconds = self._step - self._mark[0], now - self._mark[1]
+        """Rate, time so far and time left, e.g. "12.3 steps/s  0:41 elapsed  2:10 left".
+
+        The rate starts at the end of the first step and leaves compilation out; the time so far is all time.
+        """
         elapsed = _clock(now - self._begin)
+        if self._mark is None:
+            return f"{elapsed} elapsed"
+        steps, seconds = self._step - self._mark[0], now - self._compiling() - self._mark[1]
         if steps <= 0 or seconds <= 0:
             return f"{elapsed} elapsed"
         rate = steps / seconds

@@ -37,6 +37,11 @@ from typing import Any, NamedTuple
 import jax
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
+COMPILING = (  # what a first call does before its program runs; traces of inner functions are reported apart
+    "/jax/core/compile/jaxpr_trace_duration",
+    "/jax/core/compile/jaxpr_to_mlir_module_duration",
+    COMPILED,
+)
 Run = Callable[..., Any]  # (name, program, *arguments) → the program's result
 
 
@@ -68,6 +73,11 @@ class Stopwatch:
         self._waiting: queue.SimpleQueue = queue.SimpleQueue()
         self._ended = self._floor = time.perf_counter()
         self._programs, self._compiled = [], 0.0
+        self._spans: list[tuple[float, float]] = []
+
+    def compiling(self) -> float:
+        """Seconds spent tracing, lowering and compiling since the start; time that reports share counts once."""
+        return sum(end - start for start, end in self._spans)
 
     def run(self, name: str, program: Callable, *arguments: Any) -> Any:
         """Calls a jitted program and returns its result, whose last array must not be donated later."""
@@ -102,6 +112,8 @@ class Stopwatch:
     def _count(self, event: str, seconds: float, **_: Any) -> None:
         if event == COMPILED:
             self._compiled += seconds
+        if event in COMPILING:
+            self._spans = joined(self._spans, time.perf_counter() - seconds, time.perf_counter())
 
     def _wait(self) -> None:
         while (item := self._waiting.get()) is not None:
@@ -110,6 +122,13 @@ class Stopwatch:
                 jax.block_until_ready(array)
             ended.set_result(time.perf_counter())
             del item, array  # else the array is held until the next program starts
+
+
+def joined(spans: Sequence[tuple[float, float]], start: float, end: float) -> list[tuple[float, float]]:
+    """Disjoint spans of time in order, and one more that ends after them: what it overlaps becomes part of it."""
+    apart = [span for span in spans if span[1] < start]
+    overlapping = [first for first, last in spans if last >= start]
+    return [*apart, (min([start, *overlapping]), end)]
 
 
 @contextlib.contextmanager
