@@ -201,6 +201,9 @@ def default() -> ml_collections.ConfigDict:
     k.every = 100  # steps between checkpoints
     k.keep = 2  # newest checkpoints kept
     c.tensorboard = True  # also write TensorBoard events
+    c.track = (
+        ""  # also give each row to wandb, trackio or mlflow (extras), or to a function of one's own, "mine.py:log"
+    )
     c.profile_steps = ()  # first and last step of a profiler's trace, e.g. (10, 13), written to WORKDIR/profile; () = none
     # The step as three programs, so that the metrics tell the time of rollout, score and update (where rewards read text it
     # always is); costs a little speed and memory at their borders. The results are the same.
@@ -241,7 +244,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     """
 
     # Here, since these bring jax: a command's flags, and with them a file of configs/, are read before it is imported.
-    from meal_jax import methods
+    from meal_jax import methods, track
     from meal_jax.meal.bilevel import HYPERGRADIENT, LENGTH_NORM, META
     from meal_jax.meal.normalise import SCALE
     from meal_jax.meal.preference import ACCEPT, BASELINE, TARGETS
@@ -339,6 +342,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         f"config.policy.pretrain={config.policy.pretrain} makes a base for the task toy; for {config.task!r} name one in "
         "config.policy.source.",
     )
+    track.check(config.track)
     _check_texts(config, need)
     k = len(config.objectives)
     need(k >= 1, "config.objectives is empty: name the rewards.")

@@ -6,7 +6,7 @@ Letters: E test prompts, B prompts at a time, M preferences, K objectives, T res
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from meal_jax import fluency
+from meal_jax.data import chat as chats
 from meal_jax.data.prompts import Prompts
 from meal_jax.meal.step import Batch, Frozen, Setup, score
 from meal_jax.methods import Cost, Method
@@ -235,6 +236,33 @@ def true_front(task: Task) -> np.ndarray:
     return np.unique(points, axis=0)
 
 
+def row(evaluation: Mapping[str, Any], objectives: Sequence[str]) -> dict[str, float]:
+    """What metrics.jsonl has of an evaluation, of `summarise`'s result: measures of the front, and each objective's mean."""
+    points, ordered = np.asarray(evaluation["points"]), evaluation["monotonicity"]
+    out = {
+        "eval/hypervolume": evaluation["hypervolume"],
+        "eval/mean_inner_product": evaluation["mean_inner_product"],
+        "eval/monotonicity": float(np.mean(ordered)),
+    }
+    for k, name in enumerate(objectives):
+        out[f"eval/reward/{name}/mean"] = float(points[:, k].mean())
+        out[f"eval/monotonicity/{name}"] = ordered[k]
+    return out
+
+
+def readable_prompt(task: Task, prompts: Prompts, row: int) -> str:
+    """A prompt as a person wrote it, without the template's words for roles; tokens, where the benchmark has no texts."""
+    if not prompts.text:
+        return task.show(prompts.tokens[row][prompts.mask[row]])
+    return chats.spoken(prompts.text[row])
+
+
+def readable_answer(task: Task, tokens: np.ndarray, mask: np.ndarray, ended: bool) -> str:
+    """A response [T] as text. One that was cut may end within a character, whose bytes no text can show: they are left out."""
+    text = task.show(tokens[mask])
+    return text if ended else text.rstrip("\ufffd").rstrip()
+
+
 def sample_answers(answers: Answers, preferences: np.ndarray, task: Task, prompts: int) -> list[dict[str, Any]]:
     """Readable answers of the first test prompts at every preference, with their rewards."""
     out = []
@@ -242,12 +270,29 @@ def sample_answers(answers: Answers, preferences: np.ndarray, task: Task, prompt
         samples = [
             {
                 "preference": [round(float(v), 3) for v in preferences[m]],
-                "response": task.show(answers.tokens[e, m][answers.mask[e, m]]),
+                "response": readable_answer(task, answers.tokens[e, m], answers.mask[e, m], answers.ended[e, m]),
                 "rewards": {
                     name: round(float(v), 3) for name, v in zip(task.objectives, answers.scores[e, m], strict=True)
                 },
             }
             for m in range(len(preferences))
         ]
-        out.append({"prompt": task.show(task.test.tokens[e][task.test.mask[e]]), "answers": samples})
+        out.append({"prompt": readable_prompt(task, task.test, e), "answers": samples})
     return out
+
+
+def markdown(sample: Mapping[str, Any]) -> str:
+    """One prompt of `sample_answers` with its answers as a Markdown table."""
+    names = list(sample["answers"][0]["rewards"])
+    lines = [f"| preference | answer | {' | '.join(names)} |", "|---" * (2 + len(names)) + "|"]
+    for answer in sample["answers"]:
+        weights = " ".join(f"{v:.2f}" for v in answer["preference"])
+        scores = " | ".join(f"{answer['rewards'][name]:.2f}" for name in names)
+        lines.append(f"| {weights} | {_cell(answer['response'])} | {scores} |")
+    return f"**{_cell(sample['prompt'])}**\n\n" + "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    for mark, escaped in (("&", "&amp;"), ("<", "&lt;"), ("|", "&#124;"), ("*", "&#42;"), ("_", "&#95;")):
+        text = text.replace(mark, escaped)
+    return "<br>".join(text.split("\n"))

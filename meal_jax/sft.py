@@ -36,7 +36,7 @@ import optax
 from absl import logging
 from flax import traverse_util
 
-from meal_jax import build, methods, train
+from meal_jax import build, methods, run_writer, track, train
 from meal_jax.compiled_step import without_key
 from meal_jax.config import check
 from meal_jax.data import chat as chats
@@ -48,7 +48,6 @@ from meal_jax.meal.bilevel import token_loss
 from meal_jax.meal.step import Frozen, Setup, read
 from meal_jax.models import lora
 from meal_jax.runtime import checkpoint, compiler, distributed, identity, profiling, sharding
-from meal_jax.runtime.metrics import MetricWriter
 from meal_jax.saved_run import Run, need_same, record_config
 from meal_jax.tasks.language import TUNED
 from meal_jax.tasks.task import Task
@@ -85,6 +84,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
       ValueError: the benchmark has no responses to learn, or too few that fit.
     """
     check(config)
+    track.need(config.track)
     config, root = configure(config), Path(workdir).expanduser()
     record = distributed.from_first(lambda: finished(root, config))
     if record is not None:
@@ -116,7 +116,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
         at_exit.callback(checkpoint.close, checkpoints)
         start, state, frozen, placed = train.begin(config, setup, task, init, mesh, checkpoints)
         distributed.from_first(lambda: record_config(root, config))
-        writer = MetricWriter(root, tensorboard=config.tensorboard, start_step=start)
+        writer = run_writer.open_writer(config, root, start, ("eval/loss",))
         at_exit.callback(writer.close)
         split, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
         compiled = jax.jit(
@@ -139,7 +139,17 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
             return new.replace(key=state.key), metrics
 
         state, seconds = train.loop(
-            config, root, start, state, step, make, measure, checkpoints, writer, label="SFT", show="loss"
+            config,
+            root,
+            start,
+            state,
+            step,
+            make,
+            measure,
+            checkpoints,
+            writer,
+            label="SFT",
+            show={"loss": "loss", "eval/loss": "held-out loss"},
         )
         if state is None:
             return None

@@ -7,7 +7,7 @@ restored, and a run that is finished is left as it is.
 
 Everything a run writes is under its workdir:
     config.json          the configuration as run, which identifies it
-    metrics.jsonl        one line a step (and TensorBoard events beside it)
+    metrics.jsonl        one row per step, docs/metrics.md (and TensorBoard events beside it, and config.track)
     checkpoints/         the newest states; running the same command again goes on from there
     evals/STEP.json      the front at a step; evals_N/ those under earlier settings of config.eval
     pareto.json          the last front, the first, hypervolumes, sample answers
@@ -23,7 +23,7 @@ import functools
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ import ml_collections
 import numpy as np
 from absl import logging
 
-from meal_jax import build, evaluate, methods
+from meal_jax import build, console, evaluate, methods, run_writer, track
 from meal_jax.compiled_step import compile_step
 from meal_jax.config import check
 from meal_jax.data import overlap
@@ -69,6 +69,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
     Raises:
       ValueError: `workdir` holds another run, or another process writes there.
     """
+    track.need(config.track)
     root, names = Path(workdir).expanduser(), [config.method, *[n for n in config.compare_with if n != config.method]]
     check(config)
     configs = {name: methods.configure(name, config) for name in names}
@@ -78,7 +79,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
         """Whether all is done and drawn. Looks at every method's directory before any of them is touched."""
         differing = [need_same(folders[name], run_config) for name, run_config in configs.items()]
         done = all(finished(folders[name], run_config) for name, run_config in configs.items())
-        return done and not any(differing) and (_drawn(config.objectives) == (root / FIGURE).exists())
+        return done and not any(differing) and (figures.drawn(config.objectives) == (root / FIGURE).exists())
 
     alone = distributed.from_first(left_alone)
     task = build.build_task(config)
@@ -169,7 +170,7 @@ def train_and_evaluate(
             return distributed.from_first(judge)
 
         # ------------------------------------------------------------------------------------------ loop
-        writer = MetricWriter(workdir, tensorboard=config.tensorboard, start_step=start)
+        writer = run_writer.open_writer(config, workdir, start, ("eval/hypervolume", "eval/mean_inner_product"))
         at_exit.callback(writer.close)
 
         def make(step: int) -> Batch:
@@ -180,10 +181,15 @@ def train_and_evaluate(
 
         def measure(step: int, state: State, stop: Callable[[], bool]) -> dict[str, float] | None:
             evaluation = eval_now(step, state, stop)
-            return None if evaluation is None else {"eval/hypervolume": evaluation["hypervolume"]}
+            if evaluation is None:
+                return None
+            run_writer.show_evaluation(writer, evaluation, sources.describe(config), method.label)
+            return evaluate.row(evaluation, config.objectives)
 
+        show = {"utility": "utility", **{f"reward/{name}/mean": name for name in config.objectives}}
+        show |= {"eval/hypervolume": "hypervolume", "eval/mean_inner_product": "inner product"}
         state, seconds = loop(
-            config, workdir, start, state, step, make, measure, checkpoints, writer, label=method.label, show="utility"
+            config, workdir, start, state, step, make, measure, checkpoints, writer, label=method.label, show=show
         )
         if state is None:
             return None
@@ -194,7 +200,8 @@ def train_and_evaluate(
         if last is None:
             logging.warning("stopped in the last evaluation; run the same command to go on")
             return None
-        writer.write(config.steps, {"eval/hypervolume": last["hypervolume"]})
+        writer.write(config.steps, evaluate.row(last, config.objectives))
+        run_writer.show_evaluation(writer, last, sources.describe(config), method.label)
 
     def seconds_of_all() -> float | None:
         """Of a resumed run only a part is known; a run that was only evaluated again keeps what it knew."""
@@ -272,7 +279,7 @@ def loop(
     writer: MetricWriter,
     *,
     label: str,
-    show: str,
+    show: Mapping[str, str],
 ) -> tuple[Any, float]:
     """Steps `start` … `config.steps` - 1, with metrics, checkpoints and evaluations as the configuration spaces them.
 
@@ -285,7 +292,7 @@ def loop(
       measure: (step, state, stop) → figures to write and show, every `config.eval.every` steps; None if `stop` said so.
       checkpoints, writer: opened; closed by who opened them.
       label: of the progress bar.
-      show: name of the metric that the bar shows.
+      show: name of each metric that the bar shows, of steps or evaluations, to its name there.
 
     Returns:
       The last state and the seconds taken; None in place of the state if SIGTERM or Ctrl-C came first (it is saved).
@@ -293,17 +300,17 @@ def loop(
     Raises:
       FloatingPointError: a metric is not a finite number; the last checkpoint is from before it.
     """
-    figures, pending, done, began, preempted = {}, None, start, time.perf_counter(), False
+    latest, evaluation, pending, done, began, preempted = {}, {}, None, start, time.perf_counter(), False
 
     def settle(pending):
         """Fetches and checks a step's metrics, by now computed while the next step runs."""
         if pending is not None:
-            step_number, on_device, measured = pending
+            step_number, on_device, measured, evaluation = pending
             values = {name: float(v) for name, v in jax.device_get(on_device).items()}
             values |= watch.times(measured) | profiling.memory()
             _refuse_non_finite(step_number, values, config.objectives, workdir)
-            writer.write(step_number, values)
-            figures[show] = values[show]
+            writer.write(step_number, values | evaluation)
+            latest.update(values)
 
     def save():
         """Saves the state, once its own step is known to be sound."""
@@ -326,31 +333,35 @@ def loop(
 
     with (
         Preemption() as preemption,
-        progress(config.steps, start, label) as bar,
-        prefetch(make, start, config.steps) as next_batch,
         profiling.stopwatch() as watch,
+        progress(config.steps, start, label, watch.compiling) as bar,
+        prefetch(make, start, config.steps) as next_batch,
         profiling.trace(config.profile_steps, workdir / "profile") as trace,
     ):
         preemption.nothing_to_save = True
+        if start < config.steps:
+            explain_compilation()
         for step_number in range(start, config.steps):
             trace(step_number)
+            evaluation = {}
             if step_number % config.eval.every == 0:
                 with saving_on_error():
-                    figures_now = measure(step_number, state, preemption.stop_point)
-                if figures_now is None:
+                    evaluation = measure(step_number, state, preemption.stop_point)
+                if evaluation is None:
                     preempted = True
                     save()
                     break
-                writer.write(step_number, figures_now)
-                figures |= {name.rpartition("/")[2]: value for name, value in figures_now.items()}
+                latest.update(evaluation)
+                bar.tell_compilation("evaluation")
                 watch.skip()
             batch, wait = next_batch()
             with jax.profiler.StepTraceAnnotation("step", step_num=step_number), saving_on_error():
                 state, metrics = step(state, batch, watch.run)
             settle(pending)  # of the step before: the device is never waited for
-            pending, done = (step_number, metrics | {"time/data_wait": wait}, watch.take()), step_number + 1
+            pending = step_number, metrics | {"time/data_wait": wait}, watch.take(), evaluation
+            done = step_number + 1
             preemption.nothing_to_save = False
-            bar.update(done, **figures)
+            bar.update(done, **{label: latest[name] for name, label in show.items() if name in latest})
             preempted = preemption.stop_point()
             if done % config.checkpoint.every == 0 or done == config.steps or preempted:
                 save()
@@ -362,6 +373,20 @@ def loop(
         logging.warning("stopped at step %d of %d; run the same command to go on", done, config.steps)
         return None, seconds
     return state, seconds
+
+
+@functools.cache  # once, however many methods a run trains
+def explain_compilation() -> None:
+    """Says why the first step takes longest."""
+    directory = jax.config.jax_compilation_cache_dir
+    kept = (
+        f" They are kept in {directory}, and the next run of this configuration reads them there." if directory else ""
+    )
+    if distributed.is_first():
+        console.say(
+            "The first step takes longest: XLA first compiles the evaluation and the training step, minutes for large "
+            f"models.{kept}"
+        )
 
 
 def _refuse_non_finite(step: int, values: dict[str, float], objectives, workdir: Path) -> None:
@@ -376,11 +401,6 @@ def _refuse_non_finite(step: int, values: dict[str, float], objectives, workdir:
     )
 
 
-def _drawn(objectives: Sequence[str]) -> bool:
-    """Whether fronts of these objectives have a figure."""
-    return len(objectives) in (2, 3)
-
-
 def _report(results: dict[str, Any], axes: tuple[str, ...], task: Task, root: Path, draw: bool) -> None:
     """Draws the fronts of all methods into `pareto.png`, by axes of those names, and prints a table."""
     fronts = []
@@ -392,7 +412,7 @@ def _report(results: dict[str, Any], axes: tuple[str, ...], task: Task, root: Pa
         arrays = [np.array(before[field]) for field in ("preferences", "points")]
         fronts.append(figures.Front("before training", *arrays, style="before"))
     truth = evaluate.true_front(task) if task.truth is not None else None
-    path, drawn = root / FIGURE, _drawn(axes)
+    path, drawn = root / FIGURE, figures.drawn(axes)
     if drawn and draw:
         figures.draw_fronts(path, fronts, axes, truth=truth, title=task.name)
     lines = [*([] if before is None else [dict(before, method="before training")]), *results.values()]

@@ -37,6 +37,7 @@ tasks
 reward_training
 build compiled_step
 evaluate
+run_writer
 saved_run
 report
 train

@@ -364,7 +364,7 @@ def test_told_to_stop_in_an_evaluation_it_saves_the_state_before_it(tmp_path, st
             opened,
             writer,
             label="",
-            show="loss",
+            show={"loss": "loss"},
         )
     assert (state is None) == (stopped_at is not None) and checkpoint.steps(opened) == saved
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]

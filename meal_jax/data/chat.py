@@ -198,6 +198,23 @@ def transcript(turns: Turns) -> str:
     return "".join(f"\n\n{speaker[role]}: {text}" for role, text in turns) + " \n\nAssistant:"
 
 
+def is_transcript(text: str) -> bool:
+    """Whether a text is of `transcript`'s form."""
+    return text.startswith("\n\n") and text.endswith(" \n\nAssistant:")
+
+
+def spoken(text: str) -> str:
+    """What a person said, of a prompt's text: of a transcript of one turn that turn alone, of several all of them.
+
+    Other texts are returned as they are.
+    """
+    if not is_transcript(text):
+        return text
+    turns = text.removesuffix(" \n\nAssistant:").strip("\n")
+    alone = "\n\nAssistant: " not in turns and turns.startswith("Human: ")
+    return turns.removeprefix("Human: ") if alone else turns
+
+
 def pad_left(
     rows: Sequence[Sequence[int]],
     length: int,

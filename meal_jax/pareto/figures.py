@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import os
 from collections.abc import Mapping, Sequence
+from typing import BinaryIO
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -48,8 +49,13 @@ class Front:
     style: str = ""
 
 
+def drawn(objectives: Sequence[str]) -> bool:
+    """Whether fronts of these objectives have a figure."""
+    return len(objectives) in (2, 3)
+
+
 def draw_fronts(
-    path: str | os.PathLike,
+    path: str | os.PathLike | BinaryIO,
     fronts: Sequence[Front],
     objectives: Sequence[str],
     truth: np.ndarray | None = None,
@@ -63,7 +69,7 @@ def draw_fronts(
     point dominates in that pair.
 
     Args:
-      path: .png, .pdf or .svg.
+      path: .png, .pdf or .svg; or a file opened for bytes, which gets a PNG.
       fronts: in the order of the legend.
       objectives: K names; 2 or 3.
       truth: [M, K] points of the true front, if known.
@@ -71,7 +77,7 @@ def draw_fronts(
       reference: [K], the hypervolume's reference point; drawn as a cross if it is near the points.
     """
     count = len(objectives)
-    if count not in (2, 3):
+    if not drawn(objectives):
         raise ValueError(f"Fronts are drawn for 2 or 3 objectives, not {count}: {', '.join(objectives)}.")
     for front in fronts:
         for name in ("preferences", "points"):

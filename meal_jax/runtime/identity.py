@@ -26,6 +26,7 @@ HARMLESS = {
     "eval": "decides how a state is measured, not how it is trained; evaluations under other settings are set aside",
     "checkpoint": "decides when and how many states are kept",
     "tensorboard": "an output",
+    "track": "an output",
     "profile_steps": "an output",
     "timed": "the same step in three programs, for the metrics' sake",
     "mesh": "decides where arrays lie; random draws and sums do not depend on it but for rounding",

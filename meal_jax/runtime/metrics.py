@@ -8,15 +8,17 @@ import math
 import os
 import pathlib
 import signal
+import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
@@ -30,27 +32,35 @@ FLUSH_SECONDS = 30.0  # between flushes of the events
 
 
 class MetricWriter:
-    """Writes numbers to `<workdir>/metrics.jsonl` and TensorBoard events to `<workdir>/tensorboard`; process 0 only.
+    """Writes a row per step to `<workdir>/metrics.jsonl` and TensorBoard events to `<workdir>/tensorboard`; process 0 only.
 
     A resumed run repeats the steps after its checkpoint, so their rows are dropped first, and the file never holds a step
-    twice. To leave no gap either, write the metrics of the steps before a checkpoint before saving it.
+    twice. To leave no gap either, write the metrics of the steps before a checkpoint before saving it. The row of a step
+    whose state was evaluated has the evaluation's values, too.
     """
 
-    def __init__(self, workdir: str | os.PathLike, tensorboard: bool = True, start_step: int = 0):
+    def __init__(
+        self, workdir: str | os.PathLike, tensorboard: bool = True, start_step: int = 0, tracker: Any | None = None
+    ):
         """Opens the files.
 
         Args:
           workdir: created if needed.
           tensorboard: also write events.
           start_step: first step that will be written; rows from this step on, of an interrupted run, are dropped.
+          tracker: a `track.Tracker`, which gets each row as well, and is closed with the files. One that has rows of the
+            interrupted run gets of the repeated steps only what it lacks.
         """
         self._lines, self._events, self._flushed = None, None, time.monotonic()
+        self._tracker, self._tracked = tracker, {}
         if jax.process_index() != 0:
             return
         workdir = pathlib.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / "metrics.jsonl"
-        _drop_rows(path, start_step)
+        dropped = _drop_rows(path, start_step)
+        if tracker is not None and tracker.resumed:
+            self._tracked = dropped
         self._lines = path.open("a", buffering=1)  # line-buffered: after SIGKILL at most part of a line is lost
         if tensorboard:
             # tensorboardX's SummaryWriter writes from a thread, and its flush does not write the queue.
@@ -61,15 +71,42 @@ class MetricWriter:
             start = SessionLog(status=SessionLog.START)
             self._events.write_event(Event(step=start_step, wall_time=time.time(), session_log=start))
 
+    @property
+    def shows(self) -> bool:
+        """Whether texts and images are written."""
+        return self._events is not None
+
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes one row. Values are anything that `float` accepts; NaN and infinity become null in the file."""
         row = {name: float(value) for name, value in values.items()}
+        finite = {name: value for name, value in row.items() if math.isfinite(value)}
         if self._lines is not None:
-            finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
-            self._lines.write(json.dumps({"step": int(step)} | finite) + "\n")
+            self._lines.write(json.dumps({"step": int(step)} | dict.fromkeys(row) | finite) + "\n")
+        if self._tracker is not None:
+            new = {name: value for name, value in finite.items() if name not in self._tracked.get(int(step), ())}
+            if new:
+                self._tracker.log({"step": int(step)} | new)
+        self._summarise(step, Summary(value=[Summary.Value(tag=name, simple_value=v) for name, v in row.items()]))
+
+    def text(self, step: int, tag: str, text: str) -> None:
+        """Writes a text in Markdown to TensorBoard."""
+        self._summarise(step, summary.text(tag, text))
+
+    def image(self, step: int, tag: str, png: bytes) -> None:
+        """Writes a picture to TensorBoard, the bytes of a PNG file."""
+        width, height = struct.unpack(">II", png[16:24])
+        image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
+        self._summarise(step, Summary(value=[Summary.Value(tag=tag, image=image)]))
+
+    def hyperparameters(self, values: Mapping[str, Any], metrics: Sequence[str]) -> None:
+        """Writes a configuration for TensorBoard's table of runs, next to the last values of `metrics`."""
+        known = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in values.items()}
+        for part in summary.hparams(known, dict.fromkeys(metrics, 0.0)):
+            self._summarise(0, part)
+
+    def _summarise(self, step: int, written: Summary) -> None:
         if self._events is not None:
-            summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in row.items()])
-            self._events.write_event(Event(step=int(step), wall_time=time.time(), summary=summary))
+            self._events.write_event(Event(step=int(step), wall_time=time.time(), summary=written))
             if time.monotonic() - self._flushed > FLUSH_SECONDS:
                 self.flush()
 
@@ -87,7 +124,9 @@ class MetricWriter:
             self._lines.close()
         if self._events is not None:
             self._events.close()
-        self._lines, self._events = None, None
+        if self._tracker is not None:
+            self._tracker.close()
+        self._lines, self._events, self._tracker = None, None, None
 
     def __enter__(self) -> MetricWriter:
         return self
@@ -96,20 +135,32 @@ class MetricWriter:
         self.close()
 
 
-def _drop_rows(path: pathlib.Path, start_step: int) -> None:
-    """Rewrites the file without the rows from `start_step` on and without the partial line that a kill may leave."""
+def _drop_rows(path: pathlib.Path, start_step: int) -> dict[int, set[str]]:
+    """Rewrites the file without the rows from `start_step` on and without the partial line that a kill may leave.
+
+    A step that an older version gave a second row, of its evaluation, gets them joined.
+
+    Returns:
+      Names in the dropped rows, by step.
+    """
     if not path.exists():
-        return
-    remaining = []
+        return {}
+    remaining: dict[int, dict[str, Any]] = {}
+    dropped: dict[int, set[str]] = {}
     for line in path.read_bytes().splitlines():
         try:
-            if json.loads(line)["step"] < start_step:
-                remaining.append(line + b"\n")
+            row = json.loads(line)
+            step = row["step"]
         except (ValueError, KeyError, TypeError):
             continue
+        if step < start_step:
+            remaining[step] = remaining.get(step, {}) | row
+        else:
+            dropped.setdefault(step, set()).update(row)
     rewritten = path.with_suffix(".tmp")
-    rewritten.write_bytes(b"".join(remaining))
+    rewritten.write_text("".join(json.dumps(row) + "\n" for row in remaining.values()))
     rewritten.replace(path)  # if killed before this, the old file stays
+    return dropped
 
 
 def _never() -> float:
@@ -117,9 +168,7 @@ def _never() -> float:
 
 
 @contextlib.contextmanager
-def progress(
-    total: int, start: int, description: str, compiling: Callable[[], float] = _never
-) -> Iterator[Meter]:
+def progress(total: int, start: int, description: str, compiling: Callable[[], float] = _never) -> Iterator[Meter]:
     """Shows the progress of a loop: a bar on a terminal, else a line every ten seconds and at the end. Process 0 only.
 
     Args:
@@ -268,10 +317,8 @@ class Preemption:
         """Thread: ends the program on a signal while there is nothing to save."""
         while numbers := os.read(heard, 64):
             if self.nothing_to_save and {signal.SIGTERM, signal.SIGINT} & set(numbers):
-                print(
-                    "stopped before the first step was done: nothing to save; run the same command to go on",
-                    file=sys.stderr,
-                )
+                text = "stopped before the first step was done: nothing to save; run the same command to go on"
+                print(console.wrap(text, sys.stderr), file=sys.stderr)
                 sys.stderr.flush()
                 os._exit(self.status)
         os.close(heard)
