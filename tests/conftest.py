@@ -26,6 +26,28 @@ TEMPLATE = (
 
 
 @pytest.fixture(scope="session")
+def documented():
+    """Function: names of objectives to all names of metrics that docs/metrics.md lists, by their section's title."""
+    import re
+    from pathlib import Path
+
+    page = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
+
+    def names(objectives):
+        sections = {}
+        for section in page.split("\n## ")[1:]:
+            listed = sections.setdefault(section.splitlines()[0], set())
+            for line in section.splitlines():
+                cells = line.split("|")
+                for name in re.findall(r"`([^`]+)`", cells[1]) if line.startswith("| `") else ():
+                    listed |= {name.replace("OBJECTIVE", objective) for objective in objectives}
+                    assert len(cells) == 5 and cells[2].strip() and cells[3].strip(), f"{name}: no meaning or no unit"
+        return sections
+
+    return names
+
+
+@pytest.fixture(scope="session")
 def chat_tokenizer():
     """A byte-level BPE tokenizer with a chat template of SmolLM2's form, trained here on a few invented words."""
     import tokenizers

@@ -29,7 +29,7 @@ def miniature():
 @pytest.mark.parametrize(
     "name", [n if n in IN_DEFAULT else pytest.param(n, marks=pytest.mark.slow) for n in methods.METHODS]
 )
-def test_a_method_trains_and_answers(name):
+def test_a_method_trains_and_answers(name, documented):
     config = methods.configure(name, miniature())
     method, cost = methods.get(name), methods.get(name).cost(config)
     task = build.build_task(config)
@@ -45,6 +45,7 @@ def test_a_method_trains_and_answers(name):
         assert all(np.isfinite(value) for value in jax.device_get(metrics).values()), metrics
     assert step._cache_size() == 1 and int(state.step) == 2
     assert {"utility", "response/length", "reward/first/mean", "reward/second/std"} <= metrics.keys()
+    assert metrics.keys() <= set().union(*documented(config.objectives).values())
     rolled = jax.eval_shape(functools.partial(method.rollout, setup), state, frozen, batch)
     assert rolled.responses.tokens.shape == (config.batch_size, cost.answers, config.sampling.max_new)
 

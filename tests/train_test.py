@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tensorboardX.proto import event_pb2
 
 from meal_jax import config as base
 from meal_jax import train
@@ -75,11 +77,49 @@ def rows_of(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_every_step_and_evaluation_has_a_row(folder):
+def test_every_step_has_one_row_and_evaluations_are_in_them(folder):
     rows = rows_of(folder)
+    assert [r["step"] for r in rows] == list(range(7))
     assert [r["step"] for r in rows if "utility" in r] == list(range(6))
     assert [r["step"] for r in rows if "eval/hypervolume" in r] == [0, 3, 6]
-    assert list((folder / "tensorboard").iterdir())
+    for r in (r for r in rows if "eval/hypervolume" in r):
+        evaluation = json.loads((folder / "evals" / f"{r['step']:06d}.json").read_text())
+        means = np.mean(evaluation["points"], axis=0)
+        assert [r[f"eval/reward/{name}/mean"] for name in ("first", "second")] == pytest.approx(means)
+        assert [r[f"eval/monotonicity/{name}"] for name in ("first", "second")] == evaluation["monotonicity"]
+        assert r["eval/monotonicity"] == pytest.approx(np.mean(evaluation["monotonicity"]))
+        assert r["eval/mean_inner_product"] == evaluation["mean_inner_product"]
+
+
+def test_docs_metrics_lists_exactly_what_is_written(finished, documented):
+    written = set().union(*map(dict.keys, rows_of(finished[0])))
+    page = documented(("first", "second"))
+    conditional = {
+        "accept/tau", "time/rollout", "time/score", "time/update", "time/text_rewards", "score/known", "memory/in_use_bytes",
+        "memory/peak_bytes",
+    }  # fmt: skip
+    sections = ("Every method", "Meal, static targets, RAFT", "Evaluation", "Time and memory")
+    assert written - {"memory/in_use_bytes", "memory/peak_bytes"} == set().union(*map(page.get, sections)) - conditional
+    assert len(set().union(*page.values())) == sum(map(len, page.values()))  # none is listed twice
+
+
+def test_tensorboard_has_answers_the_front_and_the_configuration(folder):
+    values = {}
+    for path in (folder / "tensorboard").iterdir():
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            event = event_pb2.Event.FromString(data[12 : 12 + length])
+            values |= {(event.step, value.tag.removesuffix("/text_summary")): value for value in event.summary.value}
+            data = data[16 + length :]
+    results = json.loads((folder / "pareto.json").read_text())
+    for step in (0, 3, 6):
+        assert values[step, "eval/front"].image.encoded_image_string.startswith(b"\x89PNG")
+        shown = values[step, "samples/prompt_0"].tensor.string_val[0].decode()
+    best = results["samples"][0]["answers"][-1]
+    assert shown.count("\n") >= 4 and best["response"].removesuffix(">") in shown.replace("&lt;", "<")
+    assert values[0, "_hparams_/session_start_info"].metadata.plugin_data.content.count(b"meal.tau") == 1
+    assert values[6, "eval/hypervolume"].simple_value == pytest.approx(results["hypervolume"])
 
 
 def test_a_rows_times_add_up_and_only_the_first_step_compiles(folder):
@@ -204,7 +244,7 @@ def test_killed_or_told_to_stop_and_run_again_it_ends_with_the_same_bits(tmp_pat
     points = [json.loads((tmp_path / name / "pareto.json").read_text())["points"] for name in ("whole", "killed")]
     assert points[0] == points[1]
     rows = [json.loads(line) for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in rows if "utility" in r] == list(range(300))
+    assert [r["step"] for r in rows] == list(range(301))
 
 
 TEXT_REWARDS = """
