@@ -79,6 +79,7 @@ def start(track: str, workdir: Path, values: Mapping[str, Any]) -> Tracker | Non
     if not track or not distributed.is_first():
         return None
     path = workdir / RECORD
+    workdir.mkdir(parents=True, exist_ok=True)
     try:
         record = json.loads(path.read_text())
     except (OSError, ValueError):
