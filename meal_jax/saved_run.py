@@ -38,6 +38,7 @@ class Run(NamedTuple):
       task, setup: the benchmark, and what the run held fixed.
       step: steps that `state` has done.
       state, frozen: the newest checkpoint, and what training only read.
+      mesh: the devices that they lie on; None if the run was not opened by `open_run`.
     """
 
     workdir: Path
@@ -48,6 +49,7 @@ class Run(NamedTuple):
     step: int
     state: State
     frozen: Frozen
+    mesh: Any = None
 
 
 def open_run(workdir: str | os.PathLike, config: ml_collections.ConfigDict | None = None, devices: int = 1) -> Run:
@@ -84,7 +86,7 @@ def open_run(workdir: str | os.PathLike, config: ml_collections.ConfigDict | Non
     step, state, _ = checkpoint.restore_latest(checkpoints, abstract)
     _, policy_key = build.run_keys(config.seed)
     _, frozen = build.make_policy(setup, task, policy_key, mesh)
-    return Run(workdir, config, method, task, setup, step, state, frozen)
+    return Run(workdir, config, method, task, setup, step, state, frozen, mesh)
 
 
 def read_config(workdir: str | os.PathLike, changes: Sequence[str] = ()) -> ml_collections.ConfigDict:

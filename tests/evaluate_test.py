@@ -138,3 +138,16 @@ def test_an_unknown_reference_lies_behind_every_point_of_the_first_evaluation(sc
     assert (points > fixed).all() and front.hypervolume(points, fixed) > 0
     assert fixed[0] == pytest.approx(scores[..., 0].mean() - 3 * scores[..., 0].std(), rel=0.1)
     np.testing.assert_array_equal(evaluate.fix_reference(fixed, answers), fixed)
+
+
+def test_half_a_character_at_a_cut_is_left_out():
+    """Tokens of a byte each, as byte-level tokenizers have them."""
+    task = types.SimpleNamespace(show=lambda tokens: bytes(tokens.tolist()).decode(errors="replace").strip())
+
+    def read(text, count, ended):
+        data = np.frombuffer(text.encode(), np.uint8)
+        return evaluate.readable_answer(task, data, np.arange(len(data)) < count, ended)
+
+    assert read("so é", 4, False) == "so" and read("so é", 5, False) == "so é"
+    assert read("日本", 4, False) == "日" and read("日本", 5, False) == "日"
+    assert read("so é", 4, True) == "so \ufffd"  # the policy ended there itself

@@ -258,20 +258,25 @@ def encode_prompts(chat: Chat, conversations: Sequence[Turns], length: int) -> t
 
 
 def encode_explicit(chat: Chat, texts: Sequence[str], length: int) -> Prompts:
-    """Prompts that a person gave, one human turn each.
+    """Prompts that a person gave, one human turn each; errors as of `encode_conversations`."""
+    return encode_conversations(chat, [(("user", text),) for text in texts], length)
+
+
+def encode_conversations(chat: Chat, conversations: Sequence[Turns], length: int) -> Prompts:
+    """Conversations that a person gave to Prompts, a row each, repeated ones as well.
 
     Raises:
       ValueError: one is longer than `length`; the message says by how much.
     """
-    rows = [prompt_ids(chat, (("user", text),)) for text in texts]
-    for text, row in zip(texts, rows, strict=True):
+    rows = [prompt_ids(chat, turns) for turns in conversations]
+    for turns, row in zip(conversations, rows, strict=True):
         if len(row) > length:
             raise ValueError(
-                f"The prompt {text[:40]!r}… has {len(row)} tokens with its chat template, there is room for {length}: "
+                f"The prompt {turns[-1][1][:40]!r}… has {len(row)} tokens with its chat template, there is room for {length}: "
                 f"shorten it, or raise config.data.prompt_length to {len(row)}."
             )
-    turns = [(("user", text),) for text in texts]
-    return pad_left(rows, length, chat.pad, [hash_of(name_of(t)) for t in turns], list(map(transcript, turns)))
+    ids = [hash_of(name_of(turns)) for turns in conversations]
+    return pad_left(rows, length, chat.pad, ids, list(map(transcript, conversations)))
 
 
 def split_of(turns: Turns) -> str:

@@ -16,6 +16,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("--prompt", help="what a person says; of the toy benchmark, tokens")
     asked.add_argument("--prompt_row", type=int, metavar="ROW", help="a row of the test prompts instead")
+    asked.add_argument("--prompts", metavar="FILE", help="a file of JSON lines instead; needs --out")
+    parser.add_argument("--out", metavar="FILE", help="where to write answers to --prompts, JSON lines")
     parser.add_argument("--preference", action="append", default=[], metavar="W,W", help="0.3,0.7; may be repeated")
     parser.add_argument("--grid", action="store_true", help="the preferences of the run's evaluation, as a table")
     parser.add_argument("--temperature", type=float, help="0 takes the likeliest token; default: as evaluated")

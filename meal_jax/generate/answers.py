@@ -2,19 +2,30 @@
 
     python -m meal_jax.generate --checkpoint=WORKDIR --preference=0.3,0.7 --prompt="How do I keep bread fresh?"
     python -m meal_jax.generate --checkpoint=WORKDIR --grid --prompt_row=0
+    python -m meal_jax.generate --checkpoint=WORKDIR --grid --prompts=prompts.jsonl --out=answers.jsonl
 
 With one preference the answer alone is printed. With several, or --grid, a table: the preference, what the method proposed for
-it to the policy, the answer, and its rewards where the device computes them (rewards that read text are left out: their models
-would have to be loaded). A benchmark that is not of text takes a prompt as its tokens are shown, e.g. "< 4 8 13".
+it to the policy, the answer, and its rewards, `python:` ones and reward models included. A benchmark that is not of text takes
+a prompt as its tokens are shown, e.g. "< 4 8 13".
 
-Letters: M preferences, K objectives, S prompt tokens, T response tokens.
+With --prompts a file of JSON lines is answered, {"prompt": …} or {"messages": […]} as in `data.own`, to a file with a line
+per prompt and preference:
+
+    {"row": 0, "prompt": "Which tea?", "preference": {"harmless": 0.3, "helpful": 0.7}, "proposed": {"harmless": 0.28,
+    "helpful": 0.72}, "answer": "Sencha.", "ended": true, "rewards": {"harmless": 0.41, "helpful": 1.3}}
+
+`row` counts the file's prompts from 0; `ended` is false for an answer that max_new cut.
+
+Letters: E prompts, M preferences, K objectives, S prompt tokens, T response tokens.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -22,11 +33,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from meal_jax import evaluate
+from meal_jax import console, evaluate
 from meal_jax.data import chat as chats
+from meal_jax.data import own
 from meal_jax.data.prompts import Prompts
 from meal_jax.rollout.sampling import Sampling
+from meal_jax.runtime.metrics import progress
 from meal_jax.saved_run import Run, open_run, read_config, read_preference
+from meal_jax.tasks import attach_rewards
 from meal_jax.tasks.task import Task
 
 
@@ -49,19 +63,39 @@ def answers(
       sampling: how tokens are drawn.
       max_new: T.
       seed: of the draws.
-      rewards: also compute those that the device computes, which takes another pass of the model.
+      rewards: also compute the rewards, which takes another pass of the model, or the host for rewards that read text.
 
     Returns:
       evaluate.Answers, NumPy: [E, M, ...]; without rewards, scores [E, M, 0].
     """
-    setup = dataclasses.replace(run.setup, max_new=max_new)
-    if not rewards:
+    return answerer(run, preferences, sampling=sampling, max_new=max_new, seed=seed, rewards=rewards)(prompts)
+
+
+def answerer(
+    run: Run, preferences: np.ndarray, *, sampling: Sampling, max_new: int, seed: int = 0, rewards: bool = True
+) -> Callable[[Prompts], evaluate.Answers]:
+    """`answers` as a function of the prompts, for several calls: its program and its reward models are made once."""
+    setup, scorer = dataclasses.replace(run.setup, max_new=max_new), None
+    if rewards:
+        scorer = attach_rewards.scorer(run.task, run.mesh, run.frozen)
+    else:
         meal = dataclasses.replace(setup.meal, beta=0.0)
         setup = dataclasses.replace(setup, reward=_no_rewards, reward_reads_base=False, meal=meal)
     answer = jax.jit(evaluate.answer_fn(setup, run.method, sampling))
-    return evaluate.evaluate(
-        answer, run.state, run.frozen, prompts, preferences, batch_size=len(prompts.id), seed=seed, place=lambda a: a
-    )
+
+    def call(prompts: Prompts) -> evaluate.Answers:
+        return evaluate.evaluate(
+            answer, run.state, run.frozen, prompts, preferences, batch_size=min(len(prompts.id), batch_size(run)),
+            seed=seed, place=lambda array: array, scorer=scorer,
+        )  # fmt: skip
+
+    return call
+
+
+def batch_size(run: Run) -> int:
+    """Prompts to answer at a time: as many as the run's evaluation, or as `config.micro` fits into memory."""
+    config = run.config
+    return min(size for size in (config.eval.batch_size, config.micro.rollout, config.micro.score) if size)
 
 
 def _no_rewards(params, batch, responses, hidden) -> jax.Array:
@@ -69,24 +103,44 @@ def _no_rewards(params, batch, responses, hidden) -> jax.Array:
 
 
 def read_prompt(task: Task, text: str) -> Prompts:
-    """One prompt from what a person typed, of as many tokens as the run's prompts may have.
+    """One prompt from what a person typed; see `read_prompts`."""
+    return read_prompts(task, [(("user", text),)])
+
+
+def read_prompts(task: Task, conversations: Sequence[chats.Turns]) -> Prompts:
+    """Prompts from what a person wrote, each of as many tokens as the run's prompts may have.
 
     Raises:
-      ValueError: it is too long, or holds what is not a token of a benchmark that is not of text.
+      ValueError: one is too long, or holds what is not a token of a benchmark that is not of text.
     """
-    room = task.test.tokens.shape[1]
-    if task.chat is not None:
-        prompts = chats.encode_explicit(task.chat, [text], room)
-        chats.need_known(task.chat, task.transformer.vocab_size, [prompts.tokens[0][prompts.mask[0]]], "The prompt")
-        return prompts
+    room, texts = task.test.tokens.shape[1], [" ".join(text for _, text in turns) for turns in conversations]
+    if task.chat is None:
+        return _read_tokens(task, texts, room)
+    prompts = chats.encode_conversations(task.chat, conversations, room)
+    chats.need_known(
+        task.chat, task.transformer.vocab_size, list(map(_real, prompts.tokens, prompts.mask)), "The prompt"
+    )
+    if task.test.text and not chats.is_transcript(task.test.text[0]):
+        prompts = prompts._replace(text=tuple(texts))  # as this benchmark's rewards read them
+    return prompts
+
+
+def _real(tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    return tokens[mask]
+
+
+def _read_tokens(task: Task, texts: Sequence[str], room: int) -> Prompts:
     ids = {task.show(np.array([i])): i for i in range(task.transformer.vocab_size)}
-    words = text.split()
-    unknown = [word for word in words if word not in ids]
-    if unknown:
-        raise ValueError(f"The prompt has {', '.join(unknown)}: tokens here are written {_few(list(ids))}.")
-    if not 0 < len(words) <= room:
-        raise ValueError(f"The prompt has {len(words)} tokens, there is room for 1 to {room}.")
-    return chats.pad_left([[ids[word] for word in words]], room, task.pad)
+    rows = [text.split() for text in texts]
+    for words in rows:
+        unknown = [word for word in words if word not in ids]
+        if unknown:
+            raise ValueError(f"The prompt has {', '.join(unknown)}: tokens here are written {_few(list(ids))}.")
+        if not 0 < len(words) <= room:
+            raise ValueError(f"The prompt has {len(words)} tokens, there is room for 1 to {room}.")
+    return chats.pad_left(
+        [[ids[word] for word in words] for words in rows], room, task.pad, text=[" ".join(words) for words in rows]
+    )
 
 
 def pick_prompt(task: Task, row: int) -> Prompts:
@@ -102,7 +156,7 @@ def pick_prompt(task: Task, row: int) -> Prompts:
 
 
 def table(task: Task, preferences: np.ndarray, answered: evaluate.Answers) -> Table:
-    """The answers to one prompt under M preferences, a row each; with their rewards, where `found` has them."""
+    """The answers to one prompt under M preferences, a row each; with their rewards, if they were computed."""
     rewards = answered.scores.shape[-1] == len(task.objectives)
     out = Table(show_lines=True)
     out.add_column(f"preference\n{' '.join(task.objectives)}", no_wrap=True)
@@ -111,7 +165,7 @@ def table(task: Task, preferences: np.ndarray, answered: evaluate.Answers) -> Ta
     for name in task.objectives if rewards else ():
         out.add_column(name, justify="right", no_wrap=True)
     for m, w in enumerate(preferences):
-        text = task.show(answered.tokens[0, m][answered.mask[0, m]])
+        text = evaluate.readable_answer(task, answered.tokens[0, m], answered.mask[0, m], answered.ended[0, m])
         scores = [f"{score:.2f}" for score in answered.scores[0, m]] if rewards else []
         out.add_row(_numbers(w), _numbers(answered.proposals[0, m]), escape(text), *scores)
     return out
@@ -126,7 +180,7 @@ def _few(words: Sequence[str], limit: int = 12) -> str:
 
 
 def ask(args: argparse.Namespace) -> None:
-    """Answers what the command line asks for, and prints it."""
+    """Answers what the command line asks for, and prints it, or writes it to --out."""
     config = read_config(args.checkpoint, args.set)
     preferences = [read_preference(text, config.objectives) for text in args.preference]
     if args.grid:
@@ -138,21 +192,75 @@ def ask(args: argparse.Namespace) -> None:
     max_new = config.sampling.max_new if args.max_new is None else args.max_new
     if max_new < 1:
         raise ValueError(f"--max_new={max_new}: an answer needs room for 1 token or more.")
+    conversations = _conversations(args)
     run = open_run(args.checkpoint, config, args.devices)
+    alone = len(preferences) == 1 and not args.grid and not args.prompts
+    answer = answerer(run, np.array(preferences), sampling=sampling, max_new=max_new, seed=args.seed, rewards=not alone)
+    if args.prompts:
+        count = write(Path(args.out), run, read_prompts(run.task, conversations), np.array(preferences), answer)
+        console.say(
+            f"{args.out}: {count} answers, to {len(conversations)} prompts under {len(preferences)} preferences"
+        )
+        return
     prompts = read_prompt(run.task, args.prompt) if args.prompt is not None else pick_prompt(run.task, args.prompt_row)
-    alone = len(preferences) == 1 and not args.grid
-    answered = answers(
-        run,
-        prompts,
-        np.array(preferences),
-        sampling=sampling,
-        max_new=max_new,
-        seed=args.seed,
-        rewards=not alone and not run.task.text_rewards,
-    )
+    answered = answer(prompts)
     if alone:
-        print(run.task.show(answered.tokens[0, 0][answered.mask[0, 0]]))
+        print(evaluate.readable_answer(run.task, answered.tokens[0, 0], answered.mask[0, 0], answered.ended[0, 0]))
     else:
-        console = Console()
-        console.print(escape(run.task.show(prompts.tokens[0][prompts.mask[0]])), style="bold")
-        console.print(table(run.task, np.array(preferences), answered))
+        terminal = Console()
+        terminal.print(escape(evaluate.readable_prompt(run.task, prompts, 0)), style="bold")
+        terminal.print(table(run.task, np.array(preferences), answered))
+
+
+def _conversations(args: argparse.Namespace) -> list[chats.Turns]:
+    """The prompts of --prompts; none without.
+
+    Raises:
+      ValueError: --prompts and --out do not come together, or --out is there already.
+    """
+    if bool(args.prompts) != bool(args.out):
+        raise ValueError("--prompts=FILE.jsonl and --out=FILE.jsonl belong together.")
+    if not args.prompts:
+        return []
+    if Path(args.out).expanduser().exists():
+        raise ValueError(f"--out={args.out} is there already: remove it, or name another file.")
+    return own.read_rows(args.prompts).prompts
+
+
+def write(
+    path: Path, run: Run, prompts: Prompts, preferences: np.ndarray, answer: Callable[[Prompts], evaluate.Answers]
+) -> int:
+    """Answers E prompts under M preferences [M, K] and writes a JSON line for each, a batch of prompts at a time.
+
+    Returns:
+      The number of lines, E × M.
+    """
+    names, count, size = run.task.objectives, 0, batch_size(run)
+    with (
+        path.expanduser().open("x") as file,
+        progress(len(prompts.id), 0, "answers") as meter,
+    ):
+        for start in range(0, len(prompts.id), size):
+            part = prompts.rows(np.arange(start, min(start + size, len(prompts.id))))
+            answered = answer(part)
+            for e, m in np.ndindex(answered.ended.shape):
+                line = {
+                    "row": start + e,
+                    "prompt": evaluate.readable_prompt(run.task, part, e),
+                    "preference": _named(names, preferences[m]),
+                    "proposed": _named(names, answered.proposals[e, m]),
+                    "answer": evaluate.readable_answer(
+                        run.task, answered.tokens[e, m], answered.mask[e, m], answered.ended[e, m]
+                    ),
+                    "ended": bool(answered.ended[e, m]),
+                    "rewards": _named(names, answered.scores[e, m]),
+                }
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                count += 1
+            file.flush()
+            meter.update(start + len(part.id))
+    return count
+
+
+def _named(names: Sequence[str], values: Sequence[float]) -> dict[str, float]:
+    return {name: round(float(value), 4) for name, value in zip(names, values, strict=True)}

@@ -96,3 +96,19 @@ def test_formats_are_told_apart(chat, chat_tokenizer, monkeypatch):
     assert chats.describe(chats.make(chat_tokenizer, system=None)) != format
     monkeypatch.setattr(chat_tokenizer, "chat_template", chat_tokenizer.chat_template.replace("asked", "begged"))
     assert chats.describe(chat) != format
+
+
+@pytest.mark.parametrize(
+    ("turns", "said"),
+    [
+        ((("user", "Which tea?"),), "Which tea?"),
+        ((("user", "Two\n\nparagraphs: one."),), "Two\n\nparagraphs: one."),
+        ((("user", "a"), ("assistant", "b"), ("user", "c")), "Human: a\n\nAssistant: b\n\nHuman: c"),
+    ],
+)
+def test_what_a_person_said_is_found_in_the_transcript(turns, said):
+    assert chats.is_transcript(chats.transcript(turns)) and chats.spoken(chats.transcript(turns)) == said
+
+
+def test_a_text_that_is_no_transcript_stays():
+    assert chats.spoken("Once upon a time") == "Once upon a time" and not chats.is_transcript("Once upon a time")

@@ -1,8 +1,11 @@
 """The command line that answers a prompt: under one preference, under a grid, on text and on the toy; and what it refuses."""
 
+import json
+
 import numpy as np
 import pytest
 
+from meal_jax import evaluate
 from meal_jax.generate import __main__ as command_line
 from meal_jax.generate import answers as generate
 from meal_jax.saved_run import open_run
@@ -63,6 +66,67 @@ def test_text_in_text_out_and_a_preference_changes_the_text(capsys, assistant_ru
     assert rows[1][2] == alone.strip() != rows[0][2] and len(rows[0]) == 5
 
 
+REWARDS = """
+def length(prompts, responses):
+    return [len(r.split()) for r in responses]
+
+def same(prompts, responses):
+    return [len(set(p.split()) & set(r.split())) for p, r in zip(prompts, responses)]
+"""
+
+
+def own_rewards(directory):
+    (directory / "mine.py").write_text(REWARDS)
+    sources = tuple(f"python:{directory}/mine.py:{name}" for name in ("length", "same"))
+    return f"--set=reward.sources={sources}"
+
+
+def test_a_grid_has_rewards_that_read_text(capsys, toy_run, tmp_path):
+    out = call(capsys, f"--checkpoint={toy_run}", "--prompt=< 3 7", "--grid", own_rewards(tmp_path))
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    assert out.startswith("< 3 7\n") and len(rows) == 3
+    for _, _, answer, length, same in rows:
+        assert float(length) == len(answer.split()) and float(same) == len({"<", "3", "7"} & set(answer.split()))
+
+
+def test_a_file_of_prompts_is_answered_in_batches_as_each_alone(capsys, toy_run, tmp_path):
+    source, out = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    prompts = ["< 3 7", "< 4 8", "< 3 7"]
+    source.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    command = [
+        f"--checkpoint={toy_run}",
+        f"--prompts={source}",
+        f"--out={out}",
+        "--temperature=0",
+        "--preference=0.2,0.8",
+    ]
+    printed = call(capsys, *command, "--preference=1,0", "--set=eval.batch_size=2", own_rewards(tmp_path))
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(line["row"], line["prompt"], line["preference"]["first"]) for line in lines] == [
+        (row, prompt, weight) for row, prompt in enumerate(prompts) for weight in (0.2, 1.0)
+    ]
+    for line in lines:
+        assert line["rewards"]["first"] == len(line["answer"].split()) and line["ended"] == (
+            "> " in line["answer"] + " "
+        )
+        assert sum(line["proposed"].values()) == pytest.approx(1, abs=1e-3)
+    assert [dict(line, row=0) for line in lines[:2]] == [dict(line, row=0) for line in lines[4:]]
+    alone = call(capsys, f"--checkpoint={toy_run}", "--prompt=< 4 8", "--temperature=0", "--preference=1,0")
+    assert alone.strip() == lines[3]["answer"] and "6 answers, to 3 prompts under 2 preferences" in printed
+    assert "is there already" in refusal(*command)
+
+
+def test_conversations_of_a_file_keep_their_turns(assistant_run):
+    task = open_run(assistant_run("text")).task
+    turns = (("user", "yes"), ("assistant", "no"), ("user", "please"))
+    prompts = generate.read_prompts(task, [turns, (("user", "thank you"),)])
+    assert [evaluate.readable_prompt(task, prompts, row) for row in (0, 1)] == [
+        "Human: yes\n\nAssistant: no\n\nHuman: please", "thank you",
+    ]  # fmt: skip
+    shown = task.show(prompts.tokens[0][prompts.mask[0]])
+    assert shown.count("please") == 1 and "assistant\nno" in shown
+
+
 def test_what_is_wrong_is_said_before_the_run_is_opened(monkeypatch, toy_run, tmp_path):
     monkeypatch.setattr(generate, "open_run", lambda *args: pytest.fail("opened"))
     row = [f"--checkpoint={toy_run}", "--prompt_row=0"]
@@ -72,6 +136,10 @@ def test_what_is_wrong_is_said_before_the_run_is_opened(monkeypatch, toy_run, tm
     assert "not numbers" in refusal(*row, "--preference=first")
     assert "--preference=0.3,0.7 (one weight an objective), or --grid" in refusal(*row)
     assert "room for 1 token" in refusal(*row, "--grid", "--max_new=0")
+    assert "belong together" in refusal(row[0], "--prompts=a.jsonl", "--grid")
+    assert "no a.jsonl" in refusal(row[0], f"--prompts={tmp_path}/a.jsonl", f"--out={tmp_path}/b", "--grid").replace(
+        f"{tmp_path}/", ""
+    )
     assert "temperature >= 0" in refusal(*row, "--grid", "--temperature=-1")
     assert "has no config.json" in refusal(f"--checkpoint={tmp_path}", "--prompt_row=0", "--grid")
 
