@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -186,15 +187,25 @@ def progress(total: int, start: int, description: str, compiling: Callable[[], f
         return
     bar = None
     if sys.stdout.isatty():
-        columns = ["{task.completed}/{task.total}", "{task.fields[timing]}", "{task.fields[shown]}"]
+        columns = ["{task.completed}/{task.total}", "{task.fields[timing]}"]
         text = [TextColumn(column, markup=False) for column in ["{task.description}", *columns]]
-        bar = Progress(text[0], BarColumn(bar_width=24), *text[1:], console=Console())
+        bar = _Bar(text[0], BarColumn(bar_width=24), *text[1:], console=Console())
     with bar or contextlib.nullcontext():
         meter = Meter(total, start, description, compiling, bar=bar, lines=bar is None)
         try:
             yield meter
         finally:
             meter.finish()
+
+
+class _Bar(Progress):
+    """A progress bar with the numbers below it, where they wrap and are not cut off."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        for task in self.tasks:
+            if task.fields["shown"]:
+                yield Text(f"  {task.fields['shown']}")
 
 
 class Meter:

@@ -112,7 +112,7 @@ def test_a_file_of_prompts_is_answered_in_batches_as_each_alone(capsys, toy_run,
         assert sum(line["proposed"].values()) == pytest.approx(1, abs=1e-3)
     assert [dict(line, row=0) for line in lines[:2]] == [dict(line, row=0) for line in lines[4:]]
     alone = call(capsys, f"--checkpoint={toy_run}", "--prompt=< 4 8", "--temperature=0", "--preference=1,0")
-    assert alone.strip() == lines[3]["answer"] and "6 answers, to 3 prompts under 2 preferences" in printed
+    assert alone.strip() == lines[3]["answer"] and "6 answers (prompts: 3, preferences: 2)" in printed
     assert "is there already" in refusal(*command)
 
 

@@ -93,6 +93,15 @@ def test_resume_drops_the_steps_that_are_repeated_and_the_half_line(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "tensorboard"]
 
 
+def test_two_rows_of_a_step_that_an_older_version_wrote_become_one(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 0, "eval/loss": 1}\n{"step": 0, "loss": 2}\n{"step": 1, "loss": 3}\n'
+    )
+    with metrics.MetricWriter(tmp_path, start_step=1) as writer:
+        writer.write(1, {"loss": 4})
+    assert rows(tmp_path) == [{"step": 0, "eval/loss": 1, "loss": 2}, {"step": 1, "loss": 4}]
+
+
 def test_restart_before_the_first_checkpoint_begins_anew(tmp_path):
     for value in (1.0, 2.0):
         with metrics.MetricWriter(tmp_path) as writer:
@@ -136,6 +145,38 @@ def test_lines_where_there_is_no_terminal(clock, capsys):
     assert "1 steps/s  1:00 elapsed  1:00 left" in lines[-1]
 
 
+def test_compilation_is_said_and_timed_and_never_counted(clock, capsys):
+    compiled = 0.0
+    with metrics.progress(total=600, start=0, description="train", compiling=lambda: compiled) as shown:
+        clock.now += 40.0
+        compiled += 30.0  # 10 s of the evaluation were its run
+        shown.tell_compilation("evaluation")
+        clock.now += 75.0
+        compiled += 75.0
+        shown.update(1)  # printed, since so much time has passed
+        for step in range(2, 12):
+            clock.now += 1.0
+            shown.update(step)
+        clock.now += 21.0
+        compiled += 20.0  # another length of prompts
+        shown.update(12)
+        clock.now += 1.5
+        compiled += 0.5  # too little for a line
+        shown.update(13)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["train: evaluation compiled in 0:30", "train: step compiled in 1:15"]
+    assert lines[2] == "train  1/600  1:55 elapsed"  # no rate, and no time left, from a compilation
+    assert lines[3].startswith("train  11/600  1 steps/s  2:05 elapsed  9:49 left")
+    assert lines[4] == "train: step compiled in 0:20"
+    assert lines[-1] == "train  13/600  1 steps/s  2:28 elapsed  9:47 left" and sum("compiled" in s for s in lines) == 3
+
+
+def test_names_that_a_person_chose_are_shown_as_they_are(clock, capsys):
+    with metrics.progress(total=2, start=0, description="train") as shown:
+        shown.update(1, **{"step": 0.5, "self": 1.0, "inner product": 0.25})
+    assert capsys.readouterr().out == "train  1/2  0:00 elapsed  step 0.5  self 1  inner product 0.25\n"
+
+
 def test_last_line_is_not_said_twice_and_survives_an_error(clock, capsys):
     with pytest.raises(RuntimeError), metrics.progress(total=5, start=0, description="train") as display:
         clock.now += 20.0
@@ -163,8 +204,23 @@ def test_bar_on_a_terminal(monkeypatch):
         for step in range(2, 5):
             display.update(step, loss=0.25)
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
-    assert "train [k=3]" in text and "4/4" in text and "loss 0.25" in text
+    assert "train [k=3]" in text and "4/4" in text and "\n  loss 0.25" in text.replace("\r", "")
     assert "steps/s" in text and "left" in text and "━" in text
+
+
+def test_numbers_below_the_bar_wrap_and_are_not_cut_off(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(metrics.sys, "stdout", terminal)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "80")
+    with metrics.progress(total=2, start=0, description="static targets") as shown:
+        shown.update(1, **{f"objective {k}": k / 8 for k in range(8)})
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
+    assert all(f"objective {k} {k / 8:.4g}" in re.sub(r"\s+", " ", text) for k in range(8)) and "…" not in text
 
 
 def test_preemption_sets_a_flag_and_restores_the_handlers():

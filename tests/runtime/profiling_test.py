@@ -118,3 +118,29 @@ def test_the_parts_of_a_step_have_their_names_in_its_program():
     )
     text = jax.jit(lambda x: method.step(None, None, None, x)).lower(jnp.ones(3)).as_text(debug_info=True)
     assert all(f"{part}/{what}" in text for part, what in (("rollout", "sin"), ("score", "cos"), ("update", "tanh")))
+
+
+@pytest.mark.parametrize(
+    ("reports", "seconds"),
+    [
+        ([(0, 1), (2, 3)], 2),
+        ([(1, 2), (0, 3)], 3),  # an inner function's trace is reported before the outer one's
+        ([(0, 1), (2, 3), (4, 5), (1.5, 6)], 5.5),
+        ([(0, 2), (1, 3)], 3),  # of two threads
+    ],
+)
+def test_time_that_reports_of_compilation_share_counts_once(reports, seconds):
+    spans = []
+    for start, end in reports:
+        spans = profiling.joined(spans, start, end)
+    assert sum(end - start for start, end in spans) == seconds
+
+
+def test_a_first_call_is_compilation_and_a_second_is_not():
+    program = jax.jit(lambda x: jnp.sin(x) @ x)
+    with profiling.stopwatch() as watch:
+        began = time.perf_counter()
+        program(jnp.ones((7, 7))).block_until_ready()
+        spent, first = time.perf_counter() - began, watch.compiling()
+        program(jnp.ones((7, 7))).block_until_ready()
+        assert 0 < first <= spent and watch.compiling() == first
