@@ -155,6 +155,8 @@ def _trackio(identity: str | None, name: str, workdir: Path, values: Mapping[str
         config={key: str(value) if isinstance(value, tuple) else value for key, value in values.items()},
         resume="allow",
         embed=False,
+        auto_log_cpu=False,
+        auto_log_gpu=False,
     )
 
     def log(row: dict[str, Any]) -> None:

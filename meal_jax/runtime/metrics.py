@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 from rich.console import Console, RenderableType
+from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 from tensorboardX import summary
@@ -205,7 +206,7 @@ class _Bar(Progress):
         yield from super().get_renderables()
         for task in self.tasks:
             if task.fields["shown"]:
-                yield Text(f"  {task.fields['shown']}")
+                yield Padding(Text(task.fields["shown"]), (0, 0, 0, 2))
 
 
 class Meter:
@@ -236,7 +237,8 @@ class Meter:
         self._step, self._pending = step, True
         self._shown = "  ".join(f"{k} {v}" if isinstance(v, int | str) else f"{k} {v:.4g}" for k, v in shown.items())
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, timing=self.timing(now), shown=self._shown)
+            unbroken = "  ".join(item.replace(" ", "\N{NO-BREAK SPACE}") for item in self._shown.split("  "))
+            self._bar.update(self._task, completed=step, timing=self.timing(now), shown=unbroken)
         elif self._lines and now - self._printed >= LINE_SECONDS:
             self._print(now)
         if self._mark is None:
