@@ -319,6 +319,7 @@ def loop(
         pending = None
         writer.flush()
         checkpoint.save(checkpoints, done, state, {"config": json.loads(config.to_json_best_effort())})
+        bar.tell_compilation("checkpoint")
         watch.skip()
 
     @contextlib.contextmanager

@@ -120,12 +120,16 @@ def test_the_loss_counts_response_tokens_alone_and_the_written_model_has_it(conf
     np.testing.assert_allclose(result, naive_loss(chat_model, task.chat, task, uneven), rtol=1e-5)
 
 
-def test_what_it_writes(config, finished, chat_model):
+def test_what_it_writes(config, finished, chat_model, documented):
     workdir, results = finished
     assert json.loads((workdir / "sft.json").read_text()) == json.loads((workdir / "model" / "sft.json").read_text())
     assert results["compiled"] == 1 and [h["step"] for h in results["history"]] == [0, 4, 6]
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in rows if "loss" in r] == list(range(6))
+    assert [r["step"] for r in rows] == list(range(7)) and [r["step"] for r in rows if "loss" in r] == list(range(6))
+    assert [r["eval/loss"] for r in rows if "eval/loss" in r] == [h["loss"] for h in results["history"]]
+    page = documented(())
+    assert set().union(*map(dict.keys, rows)) <= set().union(*page.values())
+    assert page["Fine-tuning (`config.stage=sft`)"] == {"loss", "eval/loss"}
     before, after = (chats.make(pretrained.load_tokenizer(index)) for index in (chat_model, workdir / "model"))
     assert chats.describe(before) == chats.describe(after)  # the prompts of alignment and of reward heads are the same
     assert chats.response_ids(before, "no thank you") == chats.response_ids(after, "no thank you")
