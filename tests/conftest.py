@@ -40,7 +40,7 @@ def documented():
             for line in section.splitlines():
                 cells = line.split("|")
                 for name in re.findall(r"`([^`]+)`", cells[1]) if line.startswith("| `") else ():
-                    listed |= {name.replace("OBJECTIVE", objective) for objective in objectives}
+                    listed |= {name.replace("OBJECTIVE", objective) for objective in objectives or ("",)}
                     assert len(cells) == 5 and cells[2].strip() and cells[3].strip(), f"{name}: no meaning or no unit"
         return sections
 
