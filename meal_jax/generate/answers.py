@@ -198,9 +198,8 @@ def ask(args: argparse.Namespace) -> None:
     answer = answerer(run, np.array(preferences), sampling=sampling, max_new=max_new, seed=args.seed, rewards=not alone)
     if args.prompts:
         count = write(Path(args.out), run, read_prompts(run.task, conversations), np.array(preferences), answer)
-        console.say(
-            f"{args.out}: {count} answers, to {len(conversations)} prompts under {len(preferences)} preferences"
-        )
+        summary = f"{count} answers (prompts: {len(conversations)}, preferences: {len(preferences)})"
+        console.say(f"{args.out}: {summary}")
         return
     prompts = read_prompt(run.task, args.prompt) if args.prompt is not None else pick_prompt(run.task, args.prompt_row)
     answered = answer(prompts)
