@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 MIN_SEEDS = 6  # with fewer the two-sided signed-rank test cannot fall below 0.05: 2 / 2⁵ = 0.0625
 
@@ -24,6 +24,9 @@ class Difference(NamedTuple):
       adjusted: p after Holm's correction for the comparisons made together.
       detectable: the mean difference that a t test of as many seeds would find in four of five tries at the 5 % level.
       wins: seeds in which the first method has more.
+      losses: seeds in which it has less.
+      effect: Cohen's d_z, the mean of the differences in their standard deviations; NaN where they do not vary.
+      effect_low, effect_high: its 95 % interval for normal differences, from the noncentral t distribution.
     """
 
     mean: float
@@ -33,6 +36,10 @@ class Difference(NamedTuple):
     adjusted: float
     detectable: float
     wins: int
+    losses: int = 0
+    effect: float = float("nan")
+    effect_low: float = float("nan")
+    effect_high: float = float("nan")
 
 
 def compare(
@@ -43,16 +50,24 @@ def compare(
     Args:
       first: a measure, by seed [S].
       others: the same measure of other methods, in the same seeds.
-      draws: resamples of the seeds.
-
-    Returns:
-      `Difference`s by name; their p values are adjusted together.
+      draws: resamples for the intervals.
     """
-    result = {
-        name: difference(np.asarray(first, float) - np.asarray(values, float), draws) for name, values in others.items()
+    return family({name: (first, values) for name, values in others.items()}, draws)
+
+
+def family(pairs: Mapping[str, tuple[Sequence[float], Sequence[float]]], draws: int = 10_000) -> dict[str, Difference]:
+    """Several comparisons that are tested together, so that Holm's correction is over all of them.
+
+    Args:
+      pairs: name → a measure of two methods, each by seed [S]; S may differ from pair to pair.
+      draws: resamples for the intervals.
+    """
+    differences = {
+        name: difference(np.asarray(first, float) - np.asarray(other, float), draws)
+        for name, (first, other) in pairs.items()
     }
-    adjusted = holm([d.p for d in result.values()])
-    return {name: d._replace(adjusted=p) for (name, d), p in zip(result.items(), adjusted, strict=True)}
+    adjusted = holm([d.p for d in differences.values()])
+    return {name: d._replace(adjusted=p) for (name, d), p in zip(differences.items(), adjusted, strict=True)}
 
 
 def difference(values: np.ndarray, draws: int = 10_000) -> Difference:
@@ -61,7 +76,42 @@ def difference(values: np.ndarray, draws: int = 10_000) -> Difference:
     means = values[np.random.default_rng(0).integers(0, seeds, (draws, seeds))].mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
     p = float(stats.wilcoxon(values).pvalue) if np.any(values) else 1.0
-    return Difference(float(values.mean()), float(low), float(high), p, p, detectable(values), int(np.sum(values > 0)))
+    return Difference(
+        float(values.mean()), float(low), float(high), p, p, detectable(values), int(np.sum(values > 0)),
+        int(np.sum(values < 0)), *effect_size(values),
+    )  # fmt: skip
+
+
+def effect_size(values: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
+    """Cohen's d_z = mean / standard deviation of S paired differences, and its confidence interval.
+
+    The t statistic √S d_z of normal differences follows a noncentral t distribution. Its noncentralities at which the
+    observed t is either quantile of the level bound √S times the true effect.
+
+    Returns:
+      (d_z, low, high); NaN for one seed and for differences that do not vary.
+    """
+    seeds, spread = len(values), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    if spread <= 1e-12 * float(np.max(np.abs(values), initial=0.0)) or spread == 0:
+        return (float("nan"),) * 3
+    t = float(values.mean()) / spread * np.sqrt(seeds)
+
+    def noncentrality(share: float) -> float:
+        """The noncentrality at which a share of the distribution lies below t; the share falls as it grows."""
+        width = 2.0
+        while not stats.nct.cdf(t, seeds - 1, t - width) > share > stats.nct.cdf(t, seeds - 1, t + width):
+            width *= 2
+            if width > 1e4 * (1 + abs(t)):
+                return float("nan")
+        return optimize.brentq(lambda nc: stats.nct.cdf(t, seeds - 1, nc) - share, t - width, t + width)
+
+    low, high = noncentrality((1 + level) / 2), noncentrality((1 - level) / 2)
+    return t / np.sqrt(seeds), low / np.sqrt(seeds), high / np.sqrt(seeds)
+
+
+def smallest_p(seeds: int, comparisons: int) -> float:
+    """The smallest adjusted p value that so many seeds and comparisons allow: all differences of one sign, Holm's first."""
+    return min(1.0, comparisons * 2.0 ** (1 - seeds))
 
 
 def detectable(values: np.ndarray, level: float = 0.05, power: float = 0.8) -> float:
@@ -82,12 +132,15 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def verdict(label: str, other: str, measure: str, d: Difference, seeds: int) -> str:
-    """One sentence for people."""
-    interval = f"{d.mean:+.3f} ({d.low:+.3f} … {d.high:+.3f})"
-    figures = f"{interval}, ahead in {d.wins} of {seeds} seeds, adjusted p = {d.adjusted:.2g}"
+def verdict(label: str, other: str, measure: str, d: Difference, seeds: int, lower_is_better: bool = False) -> str:
+    """One sentence for people. "Ahead" is more of the measure, or less of one where lower is better."""
+    form = "+.3g" if lower_is_better else "+.3f"  # variances are of any scale, shares and inner products near 1
+    interval = f"{d.mean:{form}} ({d.low:{form}} … {d.high:{form}})"
+    wins = d.losses if lower_is_better else d.wins
+    figures = f"{interval}, ahead in {wins} of {seeds} seeds, adjusted p = {d.adjusted:.2g}"
     if seeds < MIN_SEEDS:
         return f"{label} against {other} in {measure}: {figures}; too few seeds for the test."
     if d.adjusted < 0.05:
-        return f"{label} is {'ahead of' if d.mean > 0 else 'behind'} {other} in {measure}: {figures}."
-    return f"{label} and {other} are not told apart in {measure}: {figures}; {d.detectable:.3f} could have been found."
+        ahead = (d.mean > 0) != lower_is_better
+        return f"{label} is {'ahead of' if ahead else 'behind'} {other} in {measure}: {figures}."
+    return f"{label} and {other} are not told apart in {measure}: {figures}; {d.detectable:{form[1:]}} could have been found."

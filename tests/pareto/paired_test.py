@@ -52,3 +52,32 @@ def test_what_could_have_been_found_is_found_in_four_of_five_tries():
 )
 def test_the_sentence(values, words):
     assert words in paired.verdict("Meal", "static targets", "hypervolume", paired.difference(values), len(values))
+
+
+def test_the_effect_size_is_the_mean_in_standard_deviations_with_the_t_tests_own_interval():
+    values = RNG.normal(0.8, 1.0, 12)
+    d, low, high = paired.effect_size(values)
+    assert d == pytest.approx(values.mean() / values.std(ddof=1))
+    t = stats.ttest_1samp(values, 0.0).statistic
+    # By its definition: at either end the observed t is a quantile of the noncentral distribution.
+    assert stats.nct.cdf(t, 11, low * np.sqrt(12)) == pytest.approx(0.975, abs=1e-6)
+    assert stats.nct.cdf(t, 11, high * np.sqrt(12)) == pytest.approx(0.025, abs=1e-6)
+    assert (low > 0) == (stats.ttest_1samp(values, 0.0).pvalue < 0.05)
+    assert paired.effect_size(-values) == pytest.approx((-d, -high, -low))
+    assert np.isnan(paired.effect_size(np.full(5, 0.3))).all() and np.isnan(paired.effect_size(values[:1])).all()
+
+
+def test_a_family_is_corrected_over_all_of_its_pairs():
+    base = RNG.normal(size=8)
+    pairs = {"far": (base + 1 + 0.01 * np.arange(8), base), "few": ([1.0, 2.0, 2.5], [0.0, 0.5, 1.5])}
+    differences = paired.family(pairs)
+    assert differences["far"].p == 2 / 2**8 and differences["far"].adjusted == 4 / 2**8
+    assert differences["few"].p == differences["few"].adjusted == 0.25
+    assert paired.smallest_p(8, 2) == differences["far"].adjusted and paired.smallest_p(3, 9) == 1.0
+
+
+def test_less_is_ahead_where_lower_is_better():
+    d = paired.difference(-0.02 - 0.001 * np.arange(8))
+    sentence = paired.verdict("Meal", "static targets", "utility noise", d, 8, lower_is_better=True)
+    assert sentence.startswith("Meal is ahead of static targets in utility noise: -0.0235") and "8 of 8" in sentence
+    assert "Meal is behind" in paired.verdict("Meal", "static targets", "hypervolume", d, 8)

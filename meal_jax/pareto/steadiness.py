@@ -1,0 +1,117 @@
+"""How steadily a run trained, from its metrics.jsonl: what "steadier training" is taken to mean here.
+
+The paper claims steadier training and, in the text at hand, does not define it. These definitions are ours. The series are
+the policy's gradient norm ("grad_norm/policy", before clipping) and the utility ("utility", a batch's mean inner product of
+training rewards and targets), by step. The first fifth of the steps, in which a policy learns most, is left out of variances.
+
+    grad_norm_variance   variance of the gradient norm over steps
+    utility_variance     variance of the utility over steps; a rise counts as well as noise
+    utility_noise        half the mean squared change from one step to the next (von Neumann), in which a slow rise counts
+                         little: for independent noise around a constant it equals the variance
+    steps_to_90          first step by which 90 % of the rise from the first level to the last is reached, in a running mean
+    lost                 share of its largest rise that the run had lost at its end: 0 at its best, 1 back where it began
+    collapsed            whether it lost more than half
+
+Levels are running means over a twentieth of the steps: the first, the last, and the largest.
+
+Letters: T steps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+FIRST_PART = 0.2  # of the steps, left out of variances
+LEVEL_PART = 0.05  # of the steps, averaged for a level
+COLLAPSE = 0.5  # share of the rise that a collapsed run has lost
+NAN = float("nan")
+
+
+class Steadiness(NamedTuple):
+    """The measures, as defined above; NaN where the series is missing, too short or never rises."""
+
+    grad_norm_variance: float
+    utility_variance: float
+    utility_noise: float
+    steps_to_90: float
+    lost: float
+    collapsed: bool
+
+
+def measure(metrics: Sequence[Mapping[str, Any]]) -> Steadiness:
+    """The steadiness of a run, from its rows in the order of their steps."""
+    gradient, utility = series(metrics, "grad_norm/policy")[1], series(metrics, "utility")
+    loss = lost(utility[1])
+    return Steadiness(
+        variance(gradient),
+        variance(utility[1]),
+        noise(utility[1]),
+        steps_to(*utility),
+        loss,
+        bool(loss > COLLAPSE),
+    )
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl by step, several rows of a step merged; a damaged line is left out, no file is []."""
+    path, rows = Path(path), {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+            rows[row["step"]] = rows.get(row["step"], {}) | row
+        except (ValueError, KeyError, TypeError):
+            continue
+    return [rows[step] for step in sorted(rows)]
+
+
+def series(metrics: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps [T] and values [T] of a metric, where it was recorded."""
+    pairs = [(row["step"], row[name]) for row in metrics if row.get(name) is not None]
+    steps, values = np.array(pairs, float).reshape(-1, 2).T
+    return steps, values
+
+
+def variance(values: np.ndarray) -> float:
+    """Sample variance of values [T] after the first fifth."""
+    later = _later(values)
+    return float(np.var(later, ddof=1)) if len(later) > 1 else NAN
+
+
+def noise(values: np.ndarray) -> float:
+    """Half the mean squared change between neighbouring values [T] after the first fifth."""
+    later = _later(values)
+    return float(np.mean(np.diff(later) ** 2) / 2) if len(later) > 1 else NAN
+
+
+def steps_to(steps: np.ndarray, values: np.ndarray, share: float = 0.9) -> float:
+    """The first of the steps [T] by which a share of the rise is reached in the running mean of values [T]; NaN if the
+    last level is not above the first."""
+    levels = running_mean(values)
+    if len(levels) < 2 or not levels[-1] > levels[0]:
+        return NAN
+    reached = levels >= levels[0] + share * (levels[-1] - levels[0])
+    return float(steps[len(values) - len(levels) + int(np.argmax(reached))])  # the last step that the mean covers
+
+
+def lost(values: np.ndarray) -> float:
+    """Share of its largest rise that a series [T] had lost at its end, in its running mean; NaN if it never rises."""
+    levels = running_mean(values)
+    if len(levels) < 2 or not levels.max() > levels[0]:
+        return NAN
+    return float((levels.max() - levels[-1]) / (levels.max() - levels[0]))
+
+
+def running_mean(values: np.ndarray) -> np.ndarray:
+    """Means of every window of a twentieth of the values [T], at least one value wide."""
+    width = max(1, round(LEVEL_PART * len(values)))
+    return np.convolve(values, np.full(width, 1 / width), "valid") if len(values) else values
+
+
+def _later(values: np.ndarray) -> np.ndarray:
+    return values[int(np.ceil(FIRST_PART * len(values))) :]
