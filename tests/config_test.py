@@ -65,7 +65,7 @@ def test_other_variants_are_refused_with_what_there_is(name, arg):
 def test_toy_takes_the_number_of_objectives_or_a_base():
     assert len(load("toy").get_config("k=3").objectives) == 3
     assert load("toy").get_config("base").policy.pretrain > 0 == load("toy").get_config().policy.pretrain
-    with pytest.raises(ValueError, match="k=2, k=3 or base"):
+    with pytest.raises(ValueError, match="k=2, k=3, base or attainable"):
         load("toy").get_config("k=4")
 
 

@@ -247,7 +247,7 @@ def missing(config: Any) -> list[Finding]:
     Each has a command in its advice. Where something is missing, what else a newcomer has to know stands below it: the
     fine-tuned start and the devices.
     """
-    if config.task not in BENCHMARKS or config.task in ("toy", "synthetic"):
+    if config.task not in BENCHMARKS or config.task in ("toy", "toy_attainable", "synthetic"):
         return []  # `build.build_task` tells
     failures = [f for f in (*weights(config), *data(config)) if f.status == "fail"]
     sources = {"policy": (str(config.policy.source), "config.policy.source")}

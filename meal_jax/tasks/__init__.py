@@ -1,3 +1,3 @@
 """The benchmarks. Each is a module with a function `build`, from a configuration to a `task.Task`."""
 
-BENCHMARKS = ("assistant", "reddit", "stories", "synthetic", "toy")
+BENCHMARKS = ("assistant", "reddit", "stories", "synthetic", "toy", "toy_attainable")
