@@ -164,7 +164,16 @@ def _alike(a: str, b: str) -> bool:
 def _read_config(argv: Sequence[str]) -> Mapping[str, Any] | None:
     """The configuration that --config names, as its file gives it; None where there is no such flag or file."""
     paths = re.findall(r"(?:^|\n)--?config[= \n]([^\n]+)", "\n".join(argv))
-    path, _, argument = paths[-1].partition(":") if paths else ("", "", "")
+    return read_config_file(paths[-1]) if paths else None
+
+
+def read_config_file(name: str) -> Any:
+    """What get_config of a file of configs/ returns, by "PATH" or "PATH:ARGUMENT"; None where there is no such file.
+
+    Raises:
+      ValueError: the file refuses its argument.
+    """
+    path, _, argument = name.partition(":")
     if not os.path.isfile(path):
         return None
     spec = importlib.util.spec_from_file_location("_meal_jax_config", path)

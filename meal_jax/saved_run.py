@@ -104,7 +104,7 @@ def read_config(workdir: str | os.PathLike, changes: Sequence[str] = ()) -> ml_c
     """
     config = recorded_config(workdir)
     for change in changes:
-        _change(config, change)
+        apply_change(config, change)
     defaults.check(config)
     return config
 
@@ -206,8 +206,12 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def _change(config: ml_collections.ConfigDict, change: str) -> None:
-    """Applies "field=value"; a value is a Python literal, or text where the field is one."""
+def apply_change(config: ml_collections.ConfigDict, change: str, flag: str = "--set") -> None:
+    """Applies "field=value"; a value is a Python literal, or text where the field is one.
+
+    Raises:
+      ValueError: it is none, or the configuration has no such field or no such type; names `flag`.
+    """
     name, equals, text = change.partition("=")
     *parents, leaf = name.split(".")
     try:
@@ -218,7 +222,7 @@ def _change(config: ml_collections.ConfigDict, change: str) -> None:
         is_text = isinstance(config[leaf], str)
         config[leaf] = text if is_text else ast.literal_eval(text)
     except (KeyError, TypeError, ValueError, SyntaxError) as error:
-        raise ValueError(f"--set={change} is not field=value with a field of the configuration: {error}") from None
+        raise ValueError(f"{flag}={change} is not field=value with a field of the configuration: {error}") from None
 
 
 def finished(workdir: Path, config: ml_collections.ConfigDict) -> dict[str, Any] | None:

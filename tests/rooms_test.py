@@ -44,6 +44,7 @@ train
 export
 sft
 testing generate compare parity answers_figure
+study
 aot
 bench doctor
 main

@@ -1,0 +1,34 @@
+"""The net's own gain where a proposal that reads the prompt should help (meal_jax/tasks/toy_attainable.py says why).
+
+    python -m meal_jax.study --config=configs/study/toy_attainable.py --workdir=runs/study_attainable
+
+The question is the net against no net: beside adaptation, and alone. If it does not help here, find out why: `net_loose` lets
+proposals leave the targets freely and `net_tight` hardly at all.
+"""
+
+from meal_jax.study import plan
+from meal_jax.study.plan import Question, Variant
+
+
+def get_config():
+    c = plan.default()
+    c.base = "configs/toy.py:attainable"
+    c.changes = ("eval.every=50", "tensorboard=False")
+    c.variants = (
+        Variant("meal", "Meal"),
+        Variant("no_net", "Meal without the net", changes=("meal.net=False",)),
+        Variant("no_adapt", "the net without adaptation", changes=("meal.adapt=False",)),
+        Variant("static", "static targets", "static"),
+        Variant("net_loose", "Meal, ρ = 0.01", changes=("meal.rho=0.01",)),
+        Variant("net_tight", "Meal, ρ = 3", changes=("meal.rho=3.0",)),
+    )
+    c.questions = (
+        Question("net", "meal", "no_net", "hypervolume"),
+        Question("net_utility", "meal", "no_net", "mean_inner_product"),
+        Question("net_alone", "no_adapt", "static", "hypervolume"),
+        Question("static", "meal", "static", "hypervolume"),
+        Question("loose", "net_loose", "no_net", "hypervolume"),
+        Question("tight", "net_tight", "no_net", "hypervolume"),
+    )
+    c.drawn = ("meal", "no_net", "no_adapt", "static")
+    return c

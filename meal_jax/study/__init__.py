@@ -1,0 +1,1 @@
+"""A study: a table of runs (variant × seed), trained in child processes, and the questions that they answer."""

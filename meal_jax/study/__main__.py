@@ -1,0 +1,78 @@
+"""Trains a study's table of runs, tests its questions over seeds, and writes study.md, study.json and figures.
+
+    python -m meal_jax.study --config=configs/study/toy.py --workdir=runs/study_toy
+    python -m meal_jax.study --config=configs/study/toy.py --workdir=runs/study_toy --only=static,no_net --jobs=2
+    python -m meal_jax.study --config=configs/study/toy.py --workdir=runs/study_toy --report
+
+A study is a base configuration, variants of it, seeds, and questions about pairs of variants (meal_jax/study/plan.py). Each
+run is an ordinary run of `meal_jax.main` in WORKDIR/VARIANT/SEED, in a process of its own with one thread. The same command
+again resumes runs that were cut short and trains those that are missing; finished ones are left alone, and more seeds or
+variants may be added. A folder that holds another configuration's run is refused before anything is trained. A run that fails is named
+and the others go on; what each prints is in WORKDIR/logs.
+
+On a GPU, give the number of runs that fit into its memory together as --jobs.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from meal_jax import command
+
+
+def study_as_flags_say() -> int:
+    f = flags.FLAGS
+    root = Path(f.workdir) if f.workdir else Path("runs") / f"study_{Path(command.workdir()).name}"
+    return run(f.config, root.expanduser(), f.only, f.jobs, f.report)
+
+
+def run(config, root: Path, only: list[str], jobs: int, report: bool) -> int:
+    """Trains and reports; returns the exit status, 1 where a run failed and 75 where the study was told to stop.
+
+    Raises:
+      ValueError, FileNotFoundError: the study, or one of its variants, cannot run here; nothing was written.
+    """
+    import contextlib
+
+    from meal_jax.runtime import distributed, identity
+    from meal_jax.study import measures, plan, runs, workers, write
+
+    distributed.refuse_several("python -m meal_jax.study")
+    plan.check(config)
+    measures.check(config)
+    study = plan.choose(config, only)
+    table = runs.table(study, root)
+    left = [] if report else [r for r in table if not r.finished]
+    failed, stopped = write.read_failures(root) if report else {}, False
+    jobs = jobs or workers.cores()
+    print(
+        f"{len(table)} runs, {len(table) - len(left)} finished or not asked for; {len(left)} to train, {jobs} at a time",
+        flush=True,
+    )
+    with identity.hold(root) if left else contextlib.nullcontext():
+        outcomes = (
+            workers.train(left, jobs, root / "logs", lambda text: print(text, flush=True), len(table)) if left else []
+        )
+        failed |= {o.run.name: o.message for o in outcomes if o.how == "failed"}
+        stopped = any(o.how == "stopped" for o in outcomes)
+    records = {v.name: {} for v in study.variants}
+    for row in runs.table(study, root):
+        if row.finished:
+            records[row.variant][row.seed] = measures.read(row.folder)
+    root.mkdir(parents=True, exist_ok=True)
+    path = write.write(study, table, records, failed, root)
+    for name, message in failed.items():
+        print(f"failed: {name}: {message}")
+    print(f"study: {path}")
+    if stopped:
+        print("stopped; run the same command to go on")
+    return workers.STOPPED if stopped else int(bool(failed))
+
+
+if __name__ == "__main__":
+    command.define_config()
+    flags.DEFINE_string("workdir", None, "Where the runs write, runs/study_NAME of the study's file by default.")
+    flags.DEFINE_list("only", [], "Names of questions and curves: only the runs that these need.")
+    flags.DEFINE_integer("jobs", 0, "Runs at a time; 0 is one per core.", lower_bound=0)
+    flags.DEFINE_bool("report", False, "Trains nothing and analyses the runs that are finished.")
+    command.main(study_as_flags_say)

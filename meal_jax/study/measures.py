@@ -1,0 +1,125 @@
+"""What a study reads from finished runs: measures by what was spent, and how steadily they trained.
+
+Letters: E evaluations.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from meal_jax.compare import BASES
+from meal_jax.pareto import steadiness
+
+# Name → label, and whether lower is better. Of an evaluation, so that they are compared at equal spending:
+EVALUATED = {
+    "mean_inner_product": ("inner product", False),
+    "hypervolume": ("hypervolume", False),
+    "share_of_true_hypervolume": ("share of the true hypervolume", False),
+    "truncated": ("truncated answers", True),
+    "repetitive": ("repetitive answers", True),
+    "log_likelihood": ("log-likelihood per token", False),
+    "distinct_2": ("distinct-2", False),
+}
+# Of the whole of training (pareto/steadiness.py):
+TRAINING = {
+    "grad_norm_variance": ("variance of the gradient norm", True),
+    "utility_variance": ("variance of utility", True),
+    "utility_noise": ("noise of utility", True),
+    "steps_to_90": ("steps to 90 % of the rise", True),
+    "lost": ("share of the rise that was lost", True),
+}
+MEASURES = EVALUATED | TRAINING
+# What two runs have spent alike, by the key of a run's budget. The names are those of `compare --equal`.
+EQUAL = {"updates": "policy updates", "tokens": "tokens sampled"}
+
+
+class Record(NamedTuple):
+    """A finished run.
+
+    Attributes:
+      final: what pareto.json holds.
+      budgets: what had been spent at each evaluation, [E] by the keys of a budget.
+      values: of EVALUATED at each evaluation, [E]; NaN where an evaluation lacks it.
+      steadiness: of the whole of training.
+    """
+
+    final: dict[str, Any]
+    budgets: dict[str, np.ndarray]
+    values: dict[str, np.ndarray]
+    steadiness: steadiness.Steadiness
+
+
+def read(folder: Path) -> Record:
+    """Reads a finished run's pareto.json, evals and metrics.jsonl.
+
+    Raises:
+      FileNotFoundError: an evaluation of its history is not there.
+    """
+    final = json.loads((folder / "pareto.json").read_text())
+    history = final["history"]
+    evaluations = [json.loads((folder / "evals" / f"{h['step']:06d}.json").read_text()) for h in history]
+    budgets = {key: np.array([h["budget"][key] for h in history], float) for key in history[0]["budget"]}
+    values = {name: np.array([e.get(name, np.nan) for e in evaluations], float) for name in EVALUATED}
+    return Record(final, budgets, values, steadiness.measure(steadiness.read_metrics(folder / "metrics.jsonl")))
+
+
+def pair(first: Record, other: Record, measure: str, equal: str) -> tuple[float, float]:
+    """A measure of two runs when both had spent what the thriftier one spent in all.
+
+    Between evaluations it is interpolated linearly: runs spend different amounts per step, and the next earlier evaluation
+    would set the one back by up to `config.eval.every` steps. Measures of training are of the whole run.
+
+    Raises:
+      ValueError: the hypervolumes of the two are from different reference points.
+    """
+    if measure in TRAINING:
+        return getattr(first.steadiness, measure), getattr(other.steadiness, measure)
+    references = [record.final.get("reference") for record in (first, other)]
+    if measure == "hypervolume" and references[0] != references[1]:
+        raise ValueError(
+            f"hypervolumes from {references[0]} and from {references[1]} cannot be compared: name one point for all runs, "
+            "eval.reference in the study's changes."
+        )
+    spent = BASES[equal].spent
+    limit = min(record.budgets[spent][-1] for record in (first, other))
+    first_value, other_value = (
+        float(np.interp(limit, record.budgets[spent], record.values[measure])) for record in (first, other)
+    )
+    return first_value, other_value
+
+
+def pairs(
+    first: dict[int, Record], other: dict[int, Record], measure: str, equal: str
+) -> dict[int, tuple[float, float]]:
+    """`pair` of every seed that both have, where both values are finite."""
+    both = {seed: pair(first[seed], other[seed], measure, equal) for seed in sorted(first.keys() & other.keys())}
+    return {seed: values for seed, values in both.items() if np.all(np.isfinite(values))}
+
+
+def steady(records: Sequence[Record]) -> dict[str, Any]:
+    """One variant's seeds: medians of the measures of training, and the share of collapsed runs; None for NaN."""
+    out: dict[str, Any] = {}
+    for name in TRAINING:
+        values = np.array([getattr(r.steadiness, name) for r in records], float)
+        values = values[np.isfinite(values)]
+        out[name] = float(np.median(values)) if len(values) else None
+    out["collapse_rate"] = float(np.mean([r.steadiness.collapsed for r in records]))
+    return out
+
+
+def check(study) -> None:
+    """Refuses questions about measures that there are not.
+
+    Raises:
+      ValueError: names the question and lists the measures.
+    """
+    for question in study.questions:
+        if question.measure not in MEASURES:
+            raise ValueError(
+                f"question {question.name} is about {question.measure!r}, which is none of {', '.join(MEASURES)}."
+            )
