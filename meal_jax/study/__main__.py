@@ -5,10 +5,10 @@
     python -m meal_jax.study --config=configs/study/toy.py --workdir=runs/study_toy --report
 
 A study is a base configuration, variants of it, seeds, and questions about pairs of variants (meal_jax/study/plan.py). Each
-run is an ordinary run of `meal_jax.main` in WORKDIR/VARIANT/SEED, in a process of its own with one thread. The same command
-again resumes runs that were cut short and trains those that are missing; finished ones are left alone, and more seeds or
-variants may be added. A folder that holds another configuration's run is refused before anything is trained. A run that fails is named
-and the others go on; what each prints is in WORKDIR/logs.
+run is an ordinary run of `meal_jax.main` in WORKDIR/VARIANT/SEED, in a process of its own with one thread. What each prints is
+in WORKDIR/logs. The same command again resumes runs that were cut short and trains those that are missing; finished ones are
+left alone, and more seeds or variants may be added. A folder that holds another configuration's run is refused before
+anything is trained. A run that fails is named, and the others go on.
 
 On a GPU, give the number of runs that fit into its memory together as --jobs.
 """
@@ -46,7 +46,7 @@ def run(config, root: Path, only: list[str], jobs: int, report: bool) -> int:
     failed, stopped = write.read_failures(root) if report else {}, False
     jobs = jobs or workers.cores()
     print(
-        f"{len(table)} runs, {len(table) - len(left)} finished or not asked for; {len(left)} to train, {jobs} at a time",
+        f"{len(table)} runs, {len(table) - len(left)} of them finished; {len(left)} to train, {jobs} at a time",
         flush=True,
     )
     with identity.hold(root) if left else contextlib.nullcontext():

@@ -10,7 +10,7 @@ import numpy as np
 
 from meal_jax import compare
 from meal_jax.pareto import paired
-from meal_jax.study.measures import EQUAL, MEASURES, Record, pairs, steady
+from meal_jax.study.measures import EQUAL, MEASURES, TRAINING, Record, pairs, steady
 from meal_jax.study.plan import Question
 
 Records = dict[str, dict[int, Record]]  # by variant and seed
@@ -39,10 +39,15 @@ def analyse(study: ml_collections.ConfigDict, records: Records) -> dict[str, Any
 
 
 def answer(study: ml_collections.ConfigDict, records: Records, equal: str) -> dict[str, dict[str, Any]]:
-    """The questions at one kind of equal spending, tested as one family."""
+    """The questions at one kind of equal spending, tested as one family.
+
+    Measures of training are of the whole run and stand with the policy updates alone, which is what runs have in common.
+    """
     labels = {v.name: v.label for v in study.variants}
     values = {}
     for question in study.questions:
+        if question.measure in TRAINING and equal != "updates":
+            continue
         both = pairs(records.get(question.first, {}), records.get(question.other, {}), question.measure, equal)
         if both:
             values[question] = both

@@ -1,0 +1,54 @@
+"""What is read from finished runs, and measures at equal spending by hand."""
+
+import numpy as np
+import pytest
+
+from meal_jax.study import measures, plan
+from meal_jax.study.plan import Question
+
+
+def test_at_equal_tokens_the_one_that_spent_more_is_set_back_between_its_evaluations(write_runs):
+    root = write_runs("meal", [0.8], tokens=(0, 100, 200))
+    write_runs("static", [0.6], tokens=(0, 80, 160))
+    meal, static = (measures.read(root / name / "0") for name in ("meal", "static"))
+    assert measures.pair(meal, static, "hypervolume", "updates") == pytest.approx((0.8, 0.6))
+    # At 160 tokens Meal is 0.6 of the way from 0.4 to 0.8.
+    assert measures.pair(meal, static, "hypervolume", "tokens") == pytest.approx((0.64, 0.6))
+    assert measures.pair(static, meal, "mean_inner_product", "tokens") == pytest.approx((0.3, 0.32))
+    assert measures.pair(meal, static, "steps_to_90", "tokens") == measures.pair(meal, static, "steps_to_90", "updates")
+    assert np.isnan(measures.pair(meal, static, "log_likelihood", "tokens")).all()
+
+
+def test_pairs_are_of_the_seeds_that_both_have_and_of_numbers(write_runs):
+    root = write_runs("meal", [0.8, 0.7, 0.6])
+    write_runs("static", [0.5, 0.4])
+    meal = {seed: measures.read(root / "meal" / str(seed)) for seed in (0, 1, 2)}
+    static = {seed: measures.read(root / "static" / str(seed)) for seed in (0, 1)}
+    assert measures.pairs(meal, static, "hypervolume", "updates") == {0: (0.8, 0.5), 1: (0.7, 0.4)}
+    assert measures.pairs(meal, static, "log_likelihood", "updates") == {}
+
+
+def test_hypervolumes_from_different_points_are_refused(write_runs):
+    root = write_runs("meal", [0.8])
+    write_runs("static", [0.6], reference=(-1.0, 0.0))
+    meal, static = (measures.read(root / name / "0") for name in ("meal", "static"))
+    with pytest.raises(ValueError, match=r"\[0\.0, 0\.0\] and from \[-1\.0, 0\.0\] cannot be compared: name one point"):
+        measures.pair(meal, static, "hypervolume", "updates")
+    assert measures.pair(meal, static, "mean_inner_product", "updates") == pytest.approx((0.4, 0.3))
+
+
+def test_steadiness_of_a_variant_is_the_median_and_the_share_of_collapsed_runs(write_runs):
+    fall = np.r_[np.linspace(0, 1, 10), np.zeros(10)]
+    root = write_runs("meal", [0.8, 0.7], utility=fall)
+    write_runs("flat", [0.5], utility=np.zeros(20))
+    steady = measures.steady([measures.read(root / "meal" / s) for s in "01"] + [measures.read(root / "flat" / "0")])
+    assert steady["collapse_rate"] == pytest.approx(2 / 3) and steady["lost"] == 1.0
+    assert steady["steps_to_90"] is None  # none ends above its beginning
+    assert steady["grad_norm_variance"] == pytest.approx(0.25 * 16 / 15)
+
+
+def test_a_question_about_no_measure_is_refused():
+    study = plan.default()
+    study.questions = (Question("q", "a", "b", "hypervolumes"),)
+    with pytest.raises(ValueError, match="q is about 'hypervolumes', which is none of mean_inner_product, hypervolume"):
+        measures.check(study)
