@@ -286,8 +286,8 @@ are lower bounds without reward models. Hours of the other scales follow from me
 {table}
 
 Names in capitals stand for files: HH_RLHF is a directory with hh-rlhf's `harmless-base` and `helpful-base`, and
-`configs/reddit_small.py` describes POSTS. `python -m meal_jax.reproduce --figure=2 --scale=small -- FLAGS` passes more flags on,
-such as `--config.data.posts=FILE`. The configurations of the `full` scale say which weights and data they need.
+`configs/reddit_small.py` describes POSTS. `python -m meal_jax.reproduce --figure=2 --scale=small -- FLAGS` passes more flags
+on, such as `--config.data.posts=FILE`. The configurations of the `full` scale say which weights and data they need.
 
 ```bash
 {commands}

@@ -94,19 +94,23 @@ def effect_size(values: np.ndarray, level: float = 0.95) -> tuple[float, float, 
     seeds, spread = len(values), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     if spread <= 1e-12 * float(np.max(np.abs(values), initial=0.0)) or spread == 0:
         return (float("nan"),) * 3
-    t = float(values.mean()) / spread * np.sqrt(seeds)
+    t, free = float(values.mean()) / spread * np.sqrt(seeds), seeds - 1
 
-    def noncentrality(share: float) -> float:
-        """The noncentrality at which a share of the distribution lies below t; the share falls as it grows."""
+    def below(noncentrality: float) -> float:
+        """The chance of a t statistic below |t|. Where SciPy's is not a number, at very large t, the numerator's own noise
+        is negligible and what varies is the standard deviation."""
+        share = stats.nct.cdf(abs(t), free, noncentrality)
+        return share if np.isfinite(share) else stats.chi2.sf(free * (max(noncentrality, 0.0) / abs(t)) ** 2, free)
+
+    def bound(share: float) -> float:
+        """The noncentrality at which a share of the distribution lies below |t|; the share falls as it grows."""
         width = 2.0
-        while not stats.nct.cdf(t, seeds - 1, t - width) > share > stats.nct.cdf(t, seeds - 1, t + width):
+        while not below(abs(t) - width) > share > below(abs(t) + width):
             width *= 2
-            if width > 1e4 * (1 + abs(t)):
-                return float("nan")
-        return optimize.brentq(lambda nc: stats.nct.cdf(t, seeds - 1, nc) - share, t - width, t + width)
+        return optimize.brentq(lambda n: below(n) - share, abs(t) - width, abs(t) + width)
 
-    low, high = noncentrality((1 + level) / 2), noncentrality((1 - level) / 2)
-    return t / np.sqrt(seeds), low / np.sqrt(seeds), high / np.sqrt(seeds)
+    ends = [np.sign(t or 1.0) * bound(share) / np.sqrt(seeds) for share in ((1 + level) / 2, (1 - level) / 2)]
+    return t / np.sqrt(seeds), float(min(ends)), float(max(ends))
 
 
 def smallest_p(seeds: int, comparisons: int) -> float:

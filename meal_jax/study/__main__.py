@@ -8,7 +8,7 @@ A study is a base configuration, variants of it, seeds, and questions about pair
 run is an ordinary run of `meal_jax.main` in WORKDIR/VARIANT/SEED, in a process of its own with one thread. What each prints is
 in WORKDIR/logs. The same command again resumes runs that were cut short and trains those that are missing; finished ones are
 left alone, and more seeds or variants may be added. A folder that holds another configuration's run is refused before
-anything is trained. A run that fails is named, and the others go on.
+anything is trained. A run that fails is named, and the others go on. study.md is about what --only names, or about everything.
 
 On a GPU, give the number of runs that fit into its memory together as --jobs.
 """
@@ -55,10 +55,11 @@ def run(config, root: Path, only: list[str], jobs: int, report: bool) -> int:
         )
         failed |= {o.run.name: o.message for o in outcomes if o.how == "failed"}
         stopped = any(o.how == "stopped" for o in outcomes)
+    finished = {row.name: row for row in runs.table(study, root) if row.finished}
     records = {v.name: {} for v in study.variants}
-    for row in runs.table(study, root):
-        if row.finished:
-            records[row.variant][row.seed] = measures.read(row.folder)
+    for row in finished.values():
+        records[row.variant][row.seed] = measures.read(row.folder)
+    failed = {name: message for name, message in failed.items() if name not in finished}
     root.mkdir(parents=True, exist_ok=True)
     path = write.write(study, table, records, failed, root)
     for name, message in failed.items():

@@ -67,6 +67,16 @@ def test_the_effect_size_is_the_mean_in_standard_deviations_with_the_t_tests_own
     assert np.isnan(paired.effect_size(np.full(5, 0.3))).all() and np.isnan(paired.effect_size(values[:1])).all()
 
 
+@pytest.mark.parametrize("spread", [1e-1, 1e-2, 1e-4, 1e-7])
+def test_the_effect_sizes_interval_of_nearly_equal_differences_is_that_of_their_deviation(spread):
+    """With a mean of many deviations only the deviation's own error counts: s² (n − 1) / σ² is chi-squared."""
+    values = 1.0 + spread * np.array([0.3, -1.2, 0.8, 0.1, -0.4, 1.1])
+    d, low, high = paired.effect_size(values)
+    ends = d * np.sqrt(stats.chi2.ppf([0.025, 0.975], 5) / 5)
+    assert (low, high) == pytest.approx(tuple(ends), rel=0.05)
+    assert paired.effect_size(-values) == pytest.approx((-d, -high, -low))
+
+
 def test_a_family_is_corrected_over_all_of_its_pairs():
     base = RNG.normal(size=8)
     pairs = {"far": (base + 1 + 0.01 * np.arange(8), base), "few": ([1.0, 2.0, 2.5], [0.0, 0.5, 1.5])}
