@@ -97,9 +97,9 @@ def effect_size(values: np.ndarray, level: float = 0.95) -> tuple[float, float, 
     t, free = float(values.mean()) / spread * np.sqrt(seeds), seeds - 1
 
     def below(noncentrality: float) -> float:
-        """The chance of a t statistic below |t|. Where SciPy's is not a number, at very large t, the numerator's own noise
-        is negligible and what varies is the standard deviation."""
-        share = stats.nct.cdf(abs(t), free, noncentrality)
+        """The chance of a t statistic below |t|. At large t SciPy's is slow, and not a number in places; the mean's own
+        noise is negligible there, and what varies is the standard deviation."""
+        share = stats.nct.cdf(abs(t), free, noncentrality) if abs(t) < 1000 else np.nan
         return share if np.isfinite(share) else stats.chi2.sf(free * (max(noncentrality, 0.0) / abs(t)) ** 2, free)
 
     def bound(share: float) -> float:
@@ -110,7 +110,7 @@ def effect_size(values: np.ndarray, level: float = 0.95) -> tuple[float, float, 
         return optimize.brentq(lambda n: below(n) - share, abs(t) - width, abs(t) + width)
 
     ends = [np.sign(t or 1.0) * bound(share) / np.sqrt(seeds) for share in ((1 + level) / 2, (1 - level) / 2)]
-    return t / np.sqrt(seeds), float(min(ends)), float(max(ends))
+    return float(t / np.sqrt(seeds)), float(min(ends)), float(max(ends))
 
 
 def smallest_p(seeds: int, comparisons: int) -> float:
