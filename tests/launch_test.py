@@ -71,7 +71,7 @@ def test_every_command_names_a_module_and_flags_that_exist():
                 wrong.append(f"{file}: {module} has no --{name}")
             if len(path) > 1 and path[1] != "name" and config is not None and not has_field(config, path[1:]):
                 wrong.append(f"{file}: no configuration has the field {name}")
-            literal = re.match(r"configs/\w+\.py", value)
+            literal = re.match(r"configs/(?:\w+/)?\w+\.py", value)
             if name == "config" and literal and not (ROOT / literal[0]).exists():
                 wrong.append(f"{file}: there is no {literal[0]}")
     assert not wrong, "\n".join(wrong)

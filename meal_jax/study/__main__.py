@@ -29,11 +29,16 @@ def study_as_flags_say() -> int:
 def run(config, root: Path, only: list[str], jobs: int, report: bool) -> int:
     """Trains and reports; returns the exit status, 1 where a run failed and 75 where the study was told to stop.
 
+    Args:
+      config: the study, `plan.default`.
+      root: the study's workdir.
+      only: names of questions and curves, [] for all.
+      jobs: runs at a time, 0 for one per core.
+      report: trains nothing.
+
     Raises:
       ValueError, FileNotFoundError: the study, or one of its variants, cannot run here; nothing was written.
     """
-    import contextlib
-
     from meal_jax.runtime import distributed, identity
     from meal_jax.study import measures, plan, runs, workers, write
 
@@ -42,32 +47,32 @@ def run(config, root: Path, only: list[str], jobs: int, report: bool) -> int:
     measures.check(config)
     study = plan.choose(config, only)
     table = runs.table(study, root)
-    left = [] if report else [r for r in table if not r.finished]
-    failed, stopped = write.read_failures(root) if report else {}, False
-    jobs = jobs or workers.cores()
-    print(
-        f"{len(table)} runs, {len(table) - len(left)} of them finished; {len(left)} to train, {jobs} at a time",
-        flush=True,
-    )
-    with identity.hold(root) if left else contextlib.nullcontext():
-        outcomes = (
-            workers.train(left, jobs, root / "logs", lambda text: print(text, flush=True), len(table)) if left else []
-        )
-        failed |= {o.run.name: o.message for o in outcomes if o.how == "failed"}
-        stopped = any(o.how == "stopped" for o in outcomes)
+    left, jobs = [row for row in table if not row.finished], jobs or workers.cores()
+    say(f"{len(table)} runs, {len(table) - len(left)} of them finished" + f"; {jobs} at a time" * (not report))
+    outcomes, failed = [], write.read_failures(root) if report else {}
+    if left and not report:
+        with identity.hold(root):
+            outcomes = workers.train(left, jobs, root / "logs", say, len(table))
+    failed |= {o.run.name: o.message for o in outcomes if o.how == "failed"}
     finished = {row.name: row for row in runs.table(study, root) if row.finished}
+    failed = {name: message for name, message in failed.items() if name not in finished}
     records = {v.name: {} for v in study.variants}
     for row in finished.values():
         records[row.variant][row.seed] = measures.read(row.folder)
-    failed = {name: message for name, message in failed.items() if name not in finished}
     root.mkdir(parents=True, exist_ok=True)
     path = write.write(study, table, records, failed, root)
     for name, message in failed.items():
-        print(f"failed: {name}: {message}")
-    print(f"study: {path}")
-    if stopped:
-        print("stopped; run the same command to go on")
-    return workers.STOPPED if stopped else int(bool(failed))
+        say(f"failed: {name}: {message}")
+    say(f"study: {path}")
+    if any(o.how == "stopped" for o in outcomes):
+        say("stopped; run the same command to resume")
+        return workers.STOPPED
+    return int(bool(failed))
+
+
+def say(text: str) -> None:
+    """Prints a line at once, also into a file."""
+    print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def test_a_study_is_trained_reported_and_resumed(study, tmp_path, capsys):
     assert command.run(study, tmp_path, ["static", "lam"], 2, False) == 1
     assert trained(tmp_path) == ["meal/0", "meal/1", "static/0", "static/1"]
     out = capsys.readouterr().out
-    assert "4 runs, 0 of them finished; 4 to train, 2 at a time" in out
+    assert "4 runs, 0 of them finished; 2 at a time" in out
     assert "[4/4]" in out and "failed: static/1: error: a reward is not a number (" in out
     text, content = (tmp_path / "study.md").read_text(), json.loads((tmp_path / "study.json").read_text())
     assert "3 of 4 runs are finished (2 seeds from 0). Failed: static/1 (error: a reward is not a number" in text
