@@ -223,7 +223,7 @@ def against_first(
     for field, measure in (("mean_inner_product", "inner product"), ("hypervolume", "hypervolume")):
         by_seed = {name: m["by_seed"][field] for name, m in methods.items()}
         differences = paired.compare(by_seed[first], {name: by_seed[name] for name in others})
-        tests[field] = {name: d._asdict() for name, d in differences.items()}
+        tests[field] = {name: paired.as_dict(d) for name, d in differences.items()}
         sentences += [paired.verdict(labels[first], labels[name], measure, d, seeds) for name, d in differences.items()]
     return tests, sentences
 

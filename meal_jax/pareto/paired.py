@@ -136,6 +136,11 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
+def as_dict(d: Difference) -> dict[str, float | int | None]:
+    """The fields as JSON has them: None for what is not a number."""
+    return {name: value if np.isfinite(value) else None for name, value in d._asdict().items()}
+
+
 def verdict(label: str, other: str, measure: str, d: Difference, seeds: int, lower_is_better: bool = False) -> str:
     """One sentence for people. "Ahead" is more of the measure, or less of one where lower is better."""
     form = "+.3g" if lower_is_better else "+.3f"  # variances are of any scale, shares and inner products near 1

@@ -61,7 +61,7 @@ def answer(study: ml_collections.ConfigDict, records: Records, equal: str) -> di
             "seeds": list(both),
             "first_median": float(np.median(columns[q.name][0])),
             "other_median": float(np.median(columns[q.name][1])),
-            **differences[q.name]._asdict(),
+            **paired.as_dict(differences[q.name]),
             "smallest_p": paired.smallest_p(len(both), len(columns)),
             "sentence": sentence(q, labels, differences[q.name], len(both), len(columns)),
         }

@@ -25,6 +25,7 @@ def test_a_clear_difference_is_found_and_no_difference_is_not():
 def test_equal_results_differ_by_nothing():
     d = paired.difference(np.zeros(6))
     assert (d.mean, d.p, d.wins, d.detectable) == (0.0, 1.0, 0, 0.0)
+    assert paired.as_dict(d)["effect"] is None and paired.as_dict(d)["p"] == 1.0
 
 
 def test_holms_correction_by_hand():
