@@ -63,7 +63,7 @@ def write(
 
 def markdown(study: ml_collections.ConfigDict, content: dict[str, Any], figure_names: Sequence[str]) -> str:
     """The text of study.md."""
-    seeds = f"{study.seeds} seeds from {study.seed}"
+    seeds = f"seeds {study.seed} to {study.seed + study.seeds - 1}" if study.seeds > 1 else f"seed {study.seed}"
     parts = [
         f"# Study of {study.base}",
         f"{content['finished']} of {content['runs']} runs are finished ({seeds}). {_lack(content)}".strip(),
@@ -95,7 +95,7 @@ def markdown(study: ml_collections.ConfigDict, content: dict[str, Any], figure_n
         "Of each variant's first seed; others by `--config.seed`.",
     ]
     parts.append("```bash\n" + "\n".join(content["commands"].values()) + "\n```")
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _lack(content: dict[str, Any]) -> str:

@@ -61,7 +61,7 @@ def test_a_study_is_trained_reported_and_resumed(study, tmp_path, capsys):
     assert "4 runs, 0 of them finished; 2 at a time" in out
     assert "[4/4]" in out and "failed: static/1: error: a reward is not a number (" in out
     text, content = (tmp_path / "study.md").read_text(), json.loads((tmp_path / "study.json").read_text())
-    assert "3 of 4 runs are finished (2 seeds from 0). Failed: static/1 (error: a reward is not a number" in text
+    assert "3 of 4 runs are finished (seeds 0 to 1). Failed: static/1 (error: a reward is not a number" in text
     assert content["finished"] == 3 and list(content["failed"]) == ["static/1"] and content["missing"] == []
     assert content["questions"]["updates"]["static"]["seeds"] == [0]
 
