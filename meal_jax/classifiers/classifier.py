@@ -12,6 +12,7 @@ Letters: R rows (texts), T tokens, L layers.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
@@ -27,7 +28,7 @@ import numpy as np
 from flax import traverse_util
 
 from meal_jax.classifiers import bart, bert, deberta, decoder, gpt2
-from meal_jax.classifiers.family import SETTINGS, Family, read_params, tensors_of
+from meal_jax.classifiers.family import SETTINGS, Family, open_checked, read_params, tensors_of
 from meal_jax.classifiers.layers import ACTIVATIONS
 from meal_jax.hf import families, pretrained
 from meal_jax.models.lora import ADAPTER_LEAVES
@@ -141,6 +142,15 @@ def load(
     for i, path in enumerate(sorted(shapes.keys() - flat.keys())):
         flat[path] = jax.device_put(_draw(path, shapes[path], jax.random.fold_in(key, i)), placement[path])
     return make_classifier(config, traverse_util.unflatten_dict(flat, sep="/"))
+
+
+def check(source: str | os.PathLike):
+    """The configuration; refuses what `load` would, from config.json and the files' headers. Errors as of `load`."""
+    directory = pretrained.resolve_weights(source)
+    config = load_config(directory)
+    with contextlib.ExitStack() as stack:
+        open_checked(directory, family_of(config), config, param_shapes(config), stack)
+    return config
 
 
 def init(config, key: jax.Array) -> Classifier:

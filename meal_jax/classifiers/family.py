@@ -132,18 +132,8 @@ def read_params(
       ModuleNotFoundError: the weights are torch's .bin files and there is no torch.
       ValueError: a damaged file, or tensors missing, misshapen, of a type that is not floating point, or left over.
     """
-    weights = [weight for weight in family.weights(config) if weight.path in shapes]
-    names = expected(weights, shapes)
     with contextlib.ExitStack() as stack:
-        files = pretrained.open_weights(directory, stack)
-        # Of a tensor and its copies, the one with the table's name is used.
-        tensors = {canonical(family, name, names): files[name] for name in sorted(files, key=lambda n: n in names)}
-        if fresh:
-            drawn = {name for name in names if names[name][0].startswith("classifier/")}
-            drawn |= {name for name in names if names[name][0].startswith("pooler/") and name not in tensors}
-            names = {name: names[name] for name in names.keys() - drawn}
-            tensors = {name: tensors[name] for name in tensors.keys() - drawn}
-        _check(directory, family, names, tensors, fresh)
+        weights, names, tensors = open_checked(directory, family, config, shapes, stack, fresh=fresh)
         paths = {path for path, _ in names.values()}
         return {
             weight.path: pretrained.read_weight(
@@ -152,6 +142,34 @@ def read_params(
             for weight in weights
             if weight.path in paths
         }
+
+
+def open_checked(
+    directory: Path,
+    family: Family,
+    config: Any,
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+    stack: contextlib.ExitStack,
+    *,
+    fresh: bool = False,
+) -> tuple[list[Weight], dict[str, tuple[str, tuple[int, ...]]], dict[str, Any]]:
+    """Opens a model's files and checks every name, shape and type by their headers; arguments and errors as of `read_params`.
+
+    Returns:
+      The family's rows; name → (path, shape) of the tensors to read; name → lazily read tensor. `stack` closes the files.
+    """
+    weights = [weight for weight in family.weights(config) if weight.path in shapes]
+    names = expected(weights, shapes)
+    files = pretrained.open_weights(directory, stack)
+    # Of a tensor and its copies, the one with the table's name is used.
+    tensors = {canonical(family, name, names): files[name] for name in sorted(files, key=lambda n: n in names)}
+    if fresh:
+        drawn = {name for name in names if names[name][0].startswith("classifier/")}
+        drawn |= {name for name in names if names[name][0].startswith("pooler/") and name not in tensors}
+        names = {name: names[name] for name in names.keys() - drawn}
+        tensors = {name: tensors[name] for name in tensors.keys() - drawn}
+    _check(directory, family, names, tensors, fresh)
+    return weights, names, tensors
 
 
 def _check(directory: Path, family: Family, names, tensors: Mapping[str, Any], fresh: bool) -> None:

@@ -65,7 +65,10 @@ def reach(name: str, source: str, read: Callable[[Path], str]) -> Finding:
     """
     path = Path(pretrained.location(source)).expanduser()
     if path.is_file():
-        return ok(name, f"{source}, {path.stat().st_size / GIB:.2f} GiB")
+        try:
+            return ok(name, f"{source}: {read(pretrained.resolve(path))}")
+        except (OSError, ValueError, ModuleNotFoundError) as error:
+            return fail(name, f"{error}", "Correct the file, or name another.")
     directory = path if path.is_dir() else None
     if directory is None:
         try:
@@ -177,21 +180,31 @@ def splits(config: Any) -> Iterator[Finding]:
     place = config.data.posts or config.data.path
     if not place or not Path(place).expanduser().exists():  # `data` has told
         return
-    rows = getattr(importlib.import_module(f"meal_jax.tasks.{config.task}"), "read_rows", None)
-    if rows is None:
-        return
-    path = Path(place).expanduser()
-    size = sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
-    if size > READ_BYTES:
-        yield unknown("splits", f"{size / 2**20:.0f} MiB of rows were not read")
-        return
     try:
-        train, test = rows(config)[:2]
+        rows = read_rows(config)
     except (OSError, ValueError, ImportError) as error:
         yield fail("splits", f"{error}", "Correct the data, or config.data.")
         return
+    if rows is None:
+        yield unknown(
+            "splits", f"rows of more than {READ_BYTES / 2**20:.0f} MiB, or of a benchmark's own, were not read"
+        )
+        return
+    train, test = rows
     counts = overlap.between([row.text for row in train], [row.text for row in test])
     yield ok("splits", f"{overlap.say(counts)}; before limits of length")
+
+
+def read_rows(config: Any) -> tuple[list[Any], list[Any]] | None:
+    """Rows to train on and to evaluate on, before limits of length; None where they are not rows, or too many to read here.
+
+    Raises:
+      OSError, ValueError, ImportError: they cannot be read.
+    """
+    rows = getattr(importlib.import_module(f"meal_jax.tasks.{config.task}"), "read_rows", None)
+    path = Path(config.data.posts or config.data.path).expanduser()
+    size = sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+    return None if rows is None or size > READ_BYTES else tuple(rows(config)[:2])
 
 
 def workdir(config: Any, workdir: str) -> Iterator[Finding]:

@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -39,12 +38,19 @@ from meal_jax.hf.storage import (  # noqa: F401 - the file names are part of thi
     weight_files,
     write_files,
 )
-from meal_jax.models.transformer import Transformer, TransformerConfig
+from meal_jax.hf.tensors import (
+    EMBEDDING,
+    HEAD,
+    check_tensors,
+    param_shapes,
+    rename,
+    torch_shape,
+)
+from meal_jax.models.transformer import TransformerConfig
 
 PyTree = Any
 PIECES = "tokenizer.model"  # sentencepiece's file
 ADAPTER = "adapter_config.json"  # of PEFT
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 CHUNK = 4096  # rows of a matrix that are compared at a time
 SHIPPED = Path(__file__).parents[1] / "shipped"  # models that the package holds, by the names of their folders
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")  # files that are fetched from the hub
@@ -155,7 +161,7 @@ def _has_own_head(directory: Path, config: TransformerConfig) -> bool:
     """Whether a directory of tied weights stores an output that differs from its embedding: transformers then uses it."""
     try:
         with contextlib.ExitStack() as stack:
-            tensors = _rename(open_weights(directory, stack), config)
+            tensors = rename(open_weights(directory, stack), config)
             head, embedding = tensors.get(HEAD), tensors.get(EMBEDDING)
             if head is None or embedding is None or head.get_shape() != embedding.get_shape():
                 return False
@@ -164,21 +170,6 @@ def _has_own_head(directory: Path, config: TransformerConfig) -> bool:
             return any(not np.array_equal(head[part], embedding[part]) for part in parts)
     except (FileNotFoundError, ModuleNotFoundError, ValueError):  # `load_params` tells
         return False
-
-
-@functools.cache
-def param_shapes(config: TransformerConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """Path "a/b/c" → shape and type of every base parameter of the decoder, without adapters."""
-    c = dataclasses.replace(config, lora=None)
-    tokens = jax.ShapeDtypeStruct((1, 1, 1), jnp.int32)
-
-    def init(tokens):
-        def call(module, tokens):
-            return module(module.embed(tokens), tokens, jnp.ones((1, 1, 1, 1), bool))
-
-        return Transformer(c).init(jax.random.key(0), tokens, method=call)["params"]
-
-    return traverse_util.flatten_dict(jax.eval_shape(init, tokens), sep="/")
 
 
 def load_params(source: str | os.PathLike, config: TransformerConfig, sharding: PyTree | None = None) -> PyTree:
@@ -210,8 +201,8 @@ def load_params(source: str | os.PathLike, config: TransformerConfig, sharding: 
             raise ValueError(f"Parameters and shardings differ in: {', '.join(placement.keys() ^ shapes.keys())}.")
     directory = resolve_weights(source)
     with contextlib.ExitStack() as stack:
-        tensors = _rename(open_weights(directory, stack), config)
-        _check(directory, tensors, config)
+        tensors = rename(open_weights(directory, stack), config)
+        check_tensors(directory, tensors, config)
         flat = {
             weight.path: read_weight(weight, tensors, shapes[weight.path], config.layers, placement[weight.path])
             for weight in weights(config)
@@ -219,65 +210,11 @@ def load_params(source: str | os.PathLike, config: TransformerConfig, sharding: 
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def _rename(tensors: Mapping[str, Tensor], config: TransformerConfig) -> Mapping[str, Tensor]:
-    """Tensors under the names of the text-only model with a head.
-
-    Three writers differ: Gemma 3 with vision has a text part; transformers' headless classes leave out the prefix "model.";
-    and of two tied tensors some keep the output alone.
-    """
-    if config.family == "gemma3_text" and any("language_model." in name for name in tensors):
-        # transformers 4 wrote language_model.model.…, 5 writes model.language_model.…
-        text = re.compile(r"^(model\.)?language_model\.(model\.)?")
-        tensors = {
-            name
-            if name.startswith("lm_head.")
-            else re.sub("^model[.](?=lm_head)", "", text.sub("model.", name)): tensor
-            for name, tensor in tensors.items()
-            if "vision_tower." not in name and "multi_modal_projector." not in name
-        }
-    if not any(name.startswith("model.") for name in tensors):
-        tensors = {name if name == HEAD else f"model.{name}": tensor for name, tensor in tensors.items()}
-    if config.tied and HEAD in tensors and EMBEDDING not in tensors:
-        tensors = {EMBEDDING if name == HEAD else name: tensor for name, tensor in tensors.items()}
-    return tensors
-
-
-def _check(directory: Path, tensors: Mapping[str, Tensor], config: TransformerConfig) -> None:
-    """Raises ValueError naming every tensor that is missing, misshapen, of a wrong type or left over."""
-    shapes = param_shapes(config)
-    expected = {}
-    for weight in weights(config):
-        shape = torch_shape(weight, shapes[weight.path].shape)
-        expected |= dict.fromkeys(weight.names(config.layers), shape)
-    stored = {name: tuple(tensor.get_shape()) for name, tensor in tensors.items()}
-    problems = {
-        "missing": sorted(expected.keys() - stored.keys()),
-        "misshapen": [
-            f"{name} {list(stored[name])} instead of {list(expected[name])}"
-            for name in sorted(expected.keys() & stored.keys())
-            if stored[name] != expected[name]
-        ],
-        "not floating point": sorted(
-            f"{name} ({tensor.get_dtype()})"
-            for name, tensor in tensors.items()
-            if name in expected and tensor.get_dtype() not in FLOATS
-        ),
-        "left over": sorted(name for name in stored.keys() - expected.keys() if not _is_redundant(name, config)),
-    }
-    lines = [f"  {what}: {few(names)}" for what, names in problems.items() if names]
-    if lines:
-        raise ValueError(f"The tensors in {directory} are not those of its config.json:\n" + "\n".join(lines))
-
-
-def _is_redundant(name: str, config: TransformerConfig) -> bool:
-    """Whether a tensor follows from others, as some writers add: the tied output, the rotary frequencies."""
-    return (config.tied and name == "lm_head.weight") or name.endswith("rotary_emb.inv_freq")
-
-
-def torch_shape(weight: Weight, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of the tensor behind a parameter of a shape: without L, and reversed if it is transposed."""
-    shape = shape[1:] if "{}" in weight.name else shape
-    return shape[::-1] if weight.transposed else shape
+def check_weights(source: str | os.PathLike, config: TransformerConfig) -> None:
+    """Refuses what `load_params` would, from the files' headers: no value is read. Errors as of `load_params`."""
+    directory = resolve_weights(source)
+    with contextlib.ExitStack() as stack:
+        check_tensors(directory, rename(open_weights(directory, stack), config), config)
 
 
 def read_weight(
@@ -414,8 +351,10 @@ def load_tokenizer(source: str | os.PathLike):
             tokenizer = _from_pieces(directory)
         else:
             tokenizer = AutoTokenizer.from_pretrained(str(directory))
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged files raise many unrelated types
         raise FileNotFoundError(f"{directory} has no tokenizer that can be read: {error}") from error
+    if len(tokenizer.get_vocab()) <= len(tokenizer.added_tokens_decoder):  # what transformers 5 makes of no files
+        raise FileNotFoundError(f"{directory} has no tokenizer that can be read: no file there holds a vocabulary.")
     if isinstance(tokenizer.chat_template, dict) and "default" in tokenizer.chat_template:
         tokenizer.chat_template = tokenizer.chat_template["default"]  # of several named ones, here and in exports
     if tokenizer.pad_token is None:

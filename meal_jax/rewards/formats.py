@@ -97,6 +97,33 @@ def need_begin(tokenizer, layout: Callable[..., Encoded], where: str) -> None:
         raise ValueError(f"{where}: the tokenizer lacks the begin token that stands before a post.")
 
 
+def need_fit(tokenizer, preset: Preset, labels: int, vocabulary: int, name: str, where: str) -> None:
+    """Refuses a classifier that cannot score by a preset.
+
+    Args:
+      tokenizer: of the classifier.
+      preset: its layout and the label that is read.
+      labels: number of its logits.
+      vocabulary: rows of its embedding.
+      name, where: of the preset and of the model, for messages.
+
+    Raises:
+      ValueError: there is no such label; the layout needs a begin token and there is none; or the tokenizer has ids for
+        plain text, or for what the layout adds, that the embedding has no row for.
+    """
+    if preset.label >= labels:
+        raise ValueError(f"{where} has {labels} labels, and {name!r} reads label {preset.label}.")
+    need_begin(tokenizer, preset.layout, where)
+    added = set(tokenizer.added_tokens_decoder)
+    sample = preset.layout(tokenizer, "a", "b", MAX_TOKENS).ids
+    last = max(*sample, *(i for i in tokenizer.get_vocab().values() if i not in added))
+    if last >= vocabulary:
+        raise ValueError(
+            f"{where}: its tokenizer has the token {tokenizer.convert_ids_to_tokens(last)!r} of id {last}, and its embedding "
+            f"has {vocabulary} rows, for ids 0 to {vocabulary - 1}. Take the tokenizer that belongs to these weights."
+        )
+
+
 def trained(directory: str | Path) -> Preset:
     """The Preset of a model that `reward_training.model` wrote, from its config.json.
 

@@ -161,11 +161,8 @@ def _model(source: Source, config, task: Task, objective: str) -> Callable:
     tokenizer = pretrained.load_tokenizer(place)
     # Weights are rounded to the compute type before they are used; stored in it they take half and score the same.
     model = classifier.load(place, dtype=config.reward.dtype, param_dtype=config.reward.dtype)
-    if preset.label >= model.labels:
-        raise ValueError(
-            f"{FIELD}: {place} has {model.labels} labels, and {source.value!r} reads label {preset.label}."
-        )
-    formats.need_begin(tokenizer, preset.layout, f"{FIELD} {source.value}@{place}")
+    where = f"{FIELD} {source.value}@{place}"
+    formats.need_fit(tokenizer, preset, model.labels, model.config.vocab_size, source.value, where)
     rows = config.reward.batch_size
     return lambda mesh, frozen: text.classifier_reward(
         model, tokenizer, preset.layout, preset.label, mesh, batch_size=rows

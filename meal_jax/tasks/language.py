@@ -112,14 +112,19 @@ def need_known(chat: chats.Chat, vocabulary: int, train: Prompts, test: Prompts,
     Raises:
       ValueError: as `chat.need_known`.
     """
+    need_known_format(chat, vocabulary, conditioning)
+    chats.need_known(chat, vocabulary, rows_of(train), "The training prompt, in row")
+    chats.need_known(chat, vocabulary, rows_of(test), "The test prompt, in row")
+
+
+def need_known_format(chat: chats.Chat, vocabulary: int, conditioning: Conditioning) -> None:
+    """`need_known` of what stands around every prompt: ends, padding, generation prompt and preferences."""
     table = [row for rows in conditioning.table for row in rows]
     for what, rows in (
         ("The end of a turn", [[chat.end]]),
         ("The padding", [[chat.pad]]),
         ("The generation prompt", [conditioning.tail]),
         ("The spelling of preferences, in row", table),
-        ("The training prompt, in row", rows_of(train)),
-        ("The test prompt, in row", rows_of(test)),
     ):
         chats.need_known(chat, vocabulary, rows, what)
 
