@@ -9,6 +9,7 @@ from pathlib import Path
 from meal_jax import command
 
 TOLD = (*command.ERRORS, RuntimeError)
+DTYPES = ("float32", "bfloat16")  # of `rounding`, which brings jax
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -16,6 +17,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoint", required=True, metavar="WORKDIR", help="workdir of a run")
     parser.add_argument("--out", required=True, metavar="DIR", help="a directory that is not there yet")
     parser.add_argument("--kind", default="merged", choices=("merged", "adapter"))
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="storage type of merged weights; config.policy.param_dtype by default"
+    )
     parser.add_argument("--preference", metavar="W,W", help="one to bake in, or to assume: 0.3,0.7")
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="e.g. data.path=DIR, if moved"
@@ -30,10 +34,12 @@ def write(args: argparse.Namespace) -> None:
 
     config = read_config(args.checkpoint, args.set)
     preference = None if args.preference is None else read_preference(args.preference, config.objectives)
-    model_directory.check(config, Path(args.out).expanduser(), args.kind, preference)
+    model_directory.check(config, Path(args.out).expanduser(), args.kind, preference, args.dtype)
     run = open_run(args.checkpoint, config, args.devices)
-    model_directory.export(run, args.out, kind=args.kind, preference=preference)
+    lost = model_directory.export(run, args.out, kind=args.kind, preference=preference, dtype=args.dtype)
     print(f"{args.out}: step {run.step} of {args.checkpoint}, {args.kind}. Read its README.md.")
+    if lost is not None:
+        print(lost.say())
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import numpy as np
 from meal_jax import config as defaults
 from meal_jax.export.chat_template import text_of
 from meal_jax.export.prompt_gap import Gap
+from meal_jax.export.rounding import Rounding
 from meal_jax.hf import pretrained
 from meal_jax.saved_run import Run
 
@@ -80,6 +81,8 @@ def write(
     exact: bool,
     networks: Sequence[str],
     gap: Gap | None = None,
+    dtype: str = "float32",
+    lost: Rounding | None = None,
 ) -> str:
     """The card.
 
@@ -91,9 +94,11 @@ def write(
       exact: the chat template's text gives exactly training's tokens.
       networks: of "weight_net" and "prefix", those that were written.
       gap: what the prompt's pass differs by from training's, where adapters read the preference; None where it does not.
+      dtype: storage type of merged weights.
+      lost: what merging into it lost; None where nothing was merged.
     """
     parts = [
-        _head(run, kind),
+        _head(run, kind, dtype, lost),
         _giving(run, kind, preference, slots, exact, networks, gap),
         _weight_net(run) if "weight_net" in networks else "",
         _tokens(run, slots),
@@ -115,7 +120,7 @@ def base_name(run: Run) -> tuple[str, bool]:
     return (local.name, False) if local.is_dir() else (source, True)
 
 
-def _head(run: Run, kind: str) -> str:
+def _head(run: Run, kind: str, dtype: str, lost: Rounding | None) -> str:
     (base, on_hub), c = base_name(run), run.config
     meta = {
         "library_name": "peft" if kind == "adapter" else "transformers",
@@ -135,7 +140,8 @@ def _head(run: Run, kind: str) -> str:
         "Method": f"{run.method.label} (`{c.method}`), step {run.step} of {c.steps}",
         "Objectives, in a preference's order": ", ".join(run.task.objectives),
         "Trained": trained,
-        "Stored as": "float32" if kind == "adapter" else run.task.transformer.param_dtype,
+        "Stored as": "float32" if kind == "adapter" else dtype,
+        **({} if lost is None else {"Lost by merging": lost.say()}),
         "Answers": f"of up to {c.sampling.max_new} tokens in training",
     }
     table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in rows.items())])

@@ -1,6 +1,6 @@
 """A trained policy as a directory that servers of Hugging Face models read: merged weights, or a PEFT adapter.
 
-    python -m meal_jax.export --checkpoint=WORKDIR --out=DIR [--kind=merged|adapter] [--preference=0.3,0.7]
+    python -m meal_jax.export --checkpoint=WORKDIR --out=DIR [--kind=merged|adapter] [--preference=0.3,0.7] [--dtype=float32]
 
 How a server then gives a preference hangs on how the policy reads one (`config.conditioning.kind`):
   text    by the chat template's variable `preference`; --preference sets what it is where a request names none;
@@ -30,7 +30,7 @@ import numpy as np
 from flax import traverse_util
 from safetensors.numpy import save_file
 
-from meal_jax.export import card, chat_template, prompt_gap
+from meal_jax.export import card, chat_template, prompt_gap, rounding
 from meal_jax.hf import families, pretrained
 from meal_jax.meal import step as meal
 from meal_jax.models import lora
@@ -43,7 +43,14 @@ KINDS = ("merged", "adapter")
 EXPORTED = Path(card.__file__).parent
 
 
-def export(run: Run, out: str | os.PathLike, *, kind: str = "merged", preference: np.ndarray | None = None) -> None:
+def export(
+    run: Run,
+    out: str | os.PathLike,
+    *,
+    kind: str = "merged",
+    preference: np.ndarray | None = None,
+    dtype: str | None = None,
+) -> rounding.Rounding | None:
     """Writes the directory `out`, whole or not at all.
 
     Args:
@@ -51,12 +58,16 @@ def export(run: Run, out: str | os.PathLike, *, kind: str = "merged", preference
       out: a directory that is not there yet, or is empty.
       kind: "merged" (adapters added to the weights) or "adapter" (PEFT's LoRA format, beside the base model).
       preference: [K] to bake in, or for "text" to assume where a request names none.
+      dtype: storage type of merged weights, one of `rounding.DTYPES`; None for the run's, config.policy.param_dtype.
+
+    Returns:
+      What merging adapters into that type lost; None where nothing was merged.
 
     Raises:
       ValueError: see `check`; or the run's method answers otherwise than by one policy.
     """
     out, task = Path(out).expanduser(), run.task
-    check(run.config, out, kind, preference)
+    check(run.config, out, kind, preference, dtype)
     if run.method.answer is not meal.answer:
         raise ValueError(
             f"{run.method.label} answers a preference by more than telling one policy of it; export writes one policy."
@@ -73,8 +84,10 @@ def export(run: Run, out: str | os.PathLike, *, kind: str = "merged", preference
         params = lora.bake(params, preference)
         gap = None if c.prompt_per_candidate else prompt_gap.measure(run, preference)
     flat = traverse_util.flatten_dict(params, sep="/")
+    lost, dtype = None, dtype or task.transformer.param_dtype
     if kind == "merged":
-        save_merged(partial, run, flat, slots, preference)
+        lost = rounding.measure(flat, task.transformer, dtype)
+        save_merged(partial, run, flat, slots, preference, dtype)
     else:
         save_adapter(partial, run, flat)
     suppressed = sorted({*(() if task.forbidden is None else np.flatnonzero(task.forbidden).tolist()), *slots})
@@ -86,15 +99,20 @@ def export(run: Run, out: str | os.PathLike, *, kind: str = "merged", preference
     given = None if preference is None else [float(v) for v in preference]
     write_json(partial / "preference.json", describe(run, slots, given))
     write_json(partial / "meal_config.json", json.loads(run.config.to_json_best_effort()))
-    (partial / "README.md").write_text(card.write(run, kind, given, slots, exact, extras, gap), encoding="utf-8")
+    (partial / "README.md").write_text(
+        card.write(run, kind, given, slots, exact, extras, gap, dtype, lost), encoding="utf-8"
+    )
     for path in partial.iterdir():  # safetensors' writer makes files that only their owner can read
         shutil.copymode(partial / "preference.json", path)
     if out.exists():  # empty
         out.rmdir()
     partial.rename(out)
+    return lost
 
 
-def check(config: ml_collections.ConfigDict, out: Path, kind: str, preference: np.ndarray | None) -> None:
+def check(
+    config: ml_collections.ConfigDict, out: Path, kind: str, preference: np.ndarray | None, dtype: str | None = None
+) -> None:
     """Refuses what cannot be exported, before anything is loaded.
 
     Raises:
@@ -104,6 +122,10 @@ def check(config: ml_collections.ConfigDict, out: Path, kind: str, preference: n
     scaled, needs_tokens = reads.startswith("adapter"), inserted(reads) == "prefix"
     if kind not in KINDS:
         raise ValueError(f"--kind={kind} is not one of {', '.join(KINDS)}.")
+    if dtype is not None and dtype not in rounding.DTYPES:
+        raise ValueError(f"--dtype={dtype} is not one of {', '.join(rounding.DTYPES)}.")
+    if dtype is not None and kind == "adapter":
+        raise ValueError("--dtype is the storage type of merged weights; adapters are stored in float32: leave it out.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out={out} is there and not empty: name another directory, or remove it.")
     if kind == "adapter" and not config.policy.lora_rank:
@@ -168,12 +190,17 @@ def make_template(
 
 
 def save_merged(
-    directory: Path, run: Run, flat: Mapping[str, Any], slots: Sequence[int], preference: np.ndarray | None
+    directory: Path,
+    run: Run,
+    flat: Mapping[str, Any],
+    slots: Sequence[int],
+    preference: np.ndarray | None,
+    dtype: str,
 ) -> None:
-    """The decoder with its adapters added, and a row of the embedding for each baked slot."""
+    """The decoder with its adapters added, and a row of the embedding for each baked slot; stored in `dtype`."""
     transformer = traverse_util.unflatten_dict(flat, sep="/")["transformer"]
-    params = lora.fold(transformer, run.task.transformer.lora)
-    config = dataclasses.replace(run.task.transformer, lora=None)
+    params = lora.fold(transformer, run.task.transformer.lora, dtype)
+    config = dataclasses.replace(run.task.transformer, lora=None, param_dtype=dtype)
     if slots:
         params, config = bake(params, config, slots, prefix_of(run, flat, preference))
     source = {}

@@ -135,14 +135,23 @@ def merge(trainable: PyTree, frozen: PyTree) -> PyTree:
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def fold(params: PyTree, lora: Lora | None) -> PyTree:
+def update(a: jax.Array, b: jax.Array, lora: Lora) -> jax.Array:
+    """What an adapter adds to its kernel, (alpha / R) A B [..., D, F] in float32, from A [..., D, R] and B [..., R, F]."""
+    a, b = (jnp.asarray(factor, jnp.float32) for factor in (a, b))
+    # Accelerators multiply float32 in fewer digits unless told.
+    return lora.alpha / lora.rank * jnp.matmul(a, b, precision="highest")
+
+
+def fold(params: PyTree, lora: Lora | None, dtype: Any = None) -> PyTree:
     """Adds every adapter to its kernel, W + (alpha / R) A B, and drops it; all other leaves are as they were.
 
-    The sum is taken in float32 and stored in the kernel's type, so a bfloat16 kernel rounds what it learned.
+    The sum is taken in float32 and stored in the kernel's type, so a bfloat16 kernel rounds what it learned
+    (`export.rounding` measures how much).
 
     Args:
       params: nested dict with kernels [..., D, F] and, beside some of them, lora_a [..., D, R] and lora_b [..., R, F].
       lora: the settings that the adapters were trained under.
+      dtype: storage type of the adapted kernels; None for their own.
     """
     flat = traverse_util.flatten_dict(params, sep="/")
     folded = {}
@@ -151,10 +160,8 @@ def fold(params: PyTree, lora: Lora | None) -> PyTree:
         if name in ADAPTER_LEAVES:
             continue
         if name == "kernel" and f"{layer}/lora_a" in flat:
-            a, b = (jnp.asarray(flat[f"{layer}/{factor}"], jnp.float32) for factor in ADAPTER_LEAVES)
-            # Accelerators multiply float32 in fewer digits unless told.
-            delta = lora.alpha / lora.rank * jnp.matmul(a, b, precision="highest")
-            leaf = (jnp.asarray(leaf, jnp.float32) + delta).astype(leaf.dtype)
+            delta = update(*(flat[f"{layer}/{factor}"] for factor in ADAPTER_LEAVES), lora)
+            leaf = (jnp.asarray(leaf, jnp.float32) + delta).astype(dtype or leaf.dtype)
         folded[path] = leaf
     return traverse_util.unflatten_dict(folded, sep="/")
 
