@@ -38,7 +38,8 @@ def wrap(chat: Chat, conditioning: str = "") -> str:
         "{{- said -}}\n"
         "{%- if add_generation_prompt -%}\n"
         f"{conditioning}"
-        "{{- conversation(turns, true)[said|length:] -}}\n"
+        "{%- set opened = conversation(turns, true) -%}\n"  # minja takes no part of a call's result
+        "{{- opened[said|length:] -}}\n"
         "{%- endif -%}"
     )
 

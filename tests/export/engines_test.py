@@ -1,0 +1,168 @@
+"""Exported chat templates, and answers, in other programs than transformers: llama.cpp, and openvino-genai with its minja.
+
+The engines are the wheels xllamacpp (tried: 2026.10.11549) and openvino-genai (tried: 2026.4.1) with transformers, best in a
+virtual environment of their own, whose Python the variable MEAL_JAX_ENGINES names.
+"""
+
+import copy
+import dataclasses
+import functools
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from meal_jax.data import chat as chats
+from meal_jax.export import chat_template, model_directory
+from meal_jax.hf import pretrained
+from meal_jax.models.policy import Conditioning
+from meal_jax.models.transformer import TransformerConfig
+from tests.data.published_chat_test import DATED, FOLDS, REFUSES, TURNS
+
+PYTHON = os.environ.get("MEAL_JAX_ENGINES", sys.executable)
+WORKER = Path(__file__).with_name("render_elsewhere.py")
+LEVELS = [0.0, 0.05, 0.15, 0.25, 0.3, 0.45, 0.5, 0.7, 1.0]
+GEMMA_2 = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}"
+    "{{ '<|im_start|>' + role + '\n' + message['content'] | trim + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{'<|im_start|>model\n'}}{% endif %}"
+)
+BASES = {"turns": TURNS, "folds": FOLDS, "refuses": REFUSES, "dated": DATED, "gemma 2": GEMMA_2}
+READS = ("text", "prefix", "adapter+text", "adapter", "none")
+
+
+@functools.cache
+def need(engine):
+    found = subprocess.run([PYTHON, "-c", f"import {engine}"], capture_output=True)
+    if found.returncode:
+        pytest.skip(f"{engine} is not installed in {PYTHON}: see this file's docstring")
+
+
+def ask(engine, task):
+    need(engine)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    run = subprocess.run(
+        [PYTHON, str(WORKER), engine], input=json.dumps(task), capture_output=True, text=True, env=environment
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    return json.loads(run.stdout.rpartition("\n[")[1].strip("\n") + run.stdout.rpartition("\n[")[2])
+
+
+def write_gguf(path, directory, params, config):
+    """A GGUF file of a Llama and of the directory's tokenizer."""
+    gguf_test = pytest.importorskip("tests.hf.gguf_test", reason="the gguf package is not installed")
+    entries = json.loads((Path(directory) / "tokenizer.json").read_text())
+    names = {i: name for name, i in entries["model"]["vocab"].items()}
+    special = {token["id"]: token["content"] for token in entries["added_tokens"]}
+    names |= special
+    ids = range(config.vocab_size)
+    gguf_test.write(
+        path,
+        params,
+        config,
+        tokenizer__ggml__tokens=[names.get(i, f"[PAD{i}]") for i in ids],
+        tokenizer__ggml__token_type=[3 if i in special else 1 if i in names else 5 for i in ids],
+        tokenizer__ggml__merges=[m if isinstance(m, str) else " ".join(m) for m in entries["model"]["merges"]],
+        tokenizer__ggml__bos_token_id=1,
+        tokenizer__ggml__eos_token_id=2,
+        tokenizer__ggml__add_bos_token=False,
+        tokenizer__chat_template=TURNS,
+    )
+    return path
+
+
+def exported(tokenizer, base, reads):
+    """A base's chat template as `export` writes it for a kind of conditioning."""
+    tokenizer = chats.with_one_template(tokenizer)
+    tokenizer.chat_template = base
+    chat = chats.make(tokenizer)
+    encode = functools.partial(tokenizer, add_special_tokens=False)
+    table = [
+        tuple(tuple(encode(f" {name}: {i / 10:.1f}")["input_ids"]) for i in range(11))
+        for name in ("harmless", "helpful")
+    ]
+    conditioning = Conditioning(reads, 2, slots=2, table=tuple(table) if "text" in reads else ())
+    task = types.SimpleNamespace(chat=chat, conditioning=conditioning, objectives=("harmless", "helpful"))
+    slots = [5, 6] if reads == "prefix" else []
+    return model_directory.make_template(types.SimpleNamespace(task=task), tokenizer, slots, np.array([0.3, 0.7]))[0]
+
+
+def requests_of(reads):
+    """Conversations with and without a generation prompt, and preferences on and between the numerals' levels."""
+    messages = [{"role": role, "content": text} for role, text in chat_template.EXAMPLE]
+    plain = [
+        {"messages": part, "opened": opened, "variables": {}}
+        for part in (messages[:1], messages)
+        for opened in (True, False)
+    ]
+    if reads != "text":
+        return plain
+    weights = [{"preference": [w, round(1 - w, 2)]} for w in LEVELS]
+    return [*plain, *({"messages": messages[:1], "opened": True, "variables": variables} for variables in weights)]
+
+
+@pytest.mark.parametrize("engine", ["xllamacpp", "openvino_genai"])
+@pytest.mark.parametrize("reads", READS)
+def test_other_engines_render_an_exported_template_as_jinja2_does(engine, reads, chat_tokenizer, tmp_path):
+    need(engine)
+    task = {"requests": requests_of(reads), "tokenizer": str(tmp_path / "tokenizer")}
+    task["templates"] = [exported(copy.copy(chat_tokenizer), base, reads) for base in BASES.values()]
+    chat_tokenizer.save_pretrained(task["tokenizer"])
+    if engine == "xllamacpp":
+        config = TransformerConfig(
+            vocab_size=320, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, hidden=24, tied=True
+        )
+        flat = {path: np.zeros(leaf.shape, np.float32) for path, leaf in pretrained.param_shapes(config).items()}
+        params = traverse_util.unflatten_dict(flat, sep="/")
+        task["gguf"] = str(write_gguf(tmp_path / "model.gguf", task["tokenizer"], params, config))
+    texts = ask(engine, task)
+    for name, template, found in zip(BASES, task["templates"], texts, strict=True):
+        for request, text in zip(task["requests"], found, strict=True):
+            expected = chat_tokenizer.apply_chat_template(
+                request["messages"],
+                chat_template=template,
+                tokenize=False,
+                add_generation_prompt=request["opened"],
+                **request["variables"],
+            )
+            assert text == expected, (name, request)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reads", READS)
+def test_llama_cpp_answers_as_the_run_does(reads, assistant_run, tmp_path):
+    """Merged weights as GGUF, the prompt by the exported template, at the same preference: the same greedy tokens."""
+    from meal_jax.generate import answers
+    from meal_jax.rollout.sampling import Sampling
+    from meal_jax.saved_run import open_run
+
+    need("xllamacpp")
+    w = np.array([0.3, 0.7])
+    run = open_run(assistant_run(reads, prompt="preference" if reads.startswith("adapter") else "uniform"))
+    run = run._replace(setup=dataclasses.replace(run.setup, meal=dataclasses.replace(run.setup.meal, net=False)))
+    out = tmp_path / "out"
+    model_directory.export(run, out, preference=None if reads == "none" else w)
+    prompts = chats.encode_explicit(run.task.chat, ["Is it late?"], 48)
+    answer = answers.answers(run, prompts, w[None], sampling=Sampling(temperature=0.0), max_new=10, rewards=False)
+    expected = answer.tokens[0, 0][answer.mask[0, 0]].tolist()
+    config = pretrained.load_config(out)
+    gguf = write_gguf(tmp_path / "model.gguf", out, pretrained.load_params(out, config), config)
+    template = json.loads((out / "tokenizer_config.json").read_text())["chat_template"]
+    messages = [{"role": "user", "content": "Is it late?"}]
+    task = {
+        "gguf": str(gguf),
+        "templates": [template],
+        "requests": [{"messages": messages, "opened": True, "variables": {}}],
+        "suppress": json.loads((out / "generation_config.json").read_text())["suppress_tokens"],
+    }
+    ((_, tokens),) = ask("xllamacpp", task)
+    assert tokens[: len(expected)] == expected and len(expected) > 3
