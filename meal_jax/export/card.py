@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from meal_jax import config as defaults
+from meal_jax.export import served
 from meal_jax.export.chat_template import text_of
 from meal_jax.export.prompt_gap import Gap
 from meal_jax.export.rounding import Rounding
@@ -100,6 +101,7 @@ def write(
     parts = [
         _head(run, kind, dtype, lost),
         _giving(run, kind, preference, slots, exact, networks, gap),
+        served.section(run.task.conditioning, kind, slots) if run.task.chat is not None else "",
         _weight_net(run) if "weight_net" in networks else "",
         _tokens(run, slots),
         _rewards(run),
@@ -183,12 +185,29 @@ def _giving(
         parts.append(
             "With transformers, in this directory:\n\n```python\n" + example(run, kind, slots, networks) + "```"
         )
-        if run.task.chat.system is not None:
-            parts.append(
-                f"The policy was trained under the system message {chat.system!r}, which the chat template puts in front of "
-                "a conversation that has none. Under another it is off what it was trained on."
-            )
+        parts += _format(run)
     return "\n\n".join(parts)
+
+
+def _format(run: Run) -> Iterator[str]:
+    """What of the prompts' format a request can change: system message, date, where answers end."""
+    chat = run.task.chat
+    if chat.system is not None:
+        yield (
+            f"The policy was trained under the system message {chat.system!r} (`data.system`), which the chat template puts "
+            "in front of a conversation that has none. Under another it is off what it was trained on."
+        )
+    if "strftime_now" in chat.tokenizer.chat_template:
+        yield (
+            f"The base's chat template writes today's date. In training it wrote {chat.date} (`data.date`), and the exported "
+            "template writes that date too."
+        )
+    if run.task.stop:
+        marks = ", ".join(json.dumps(mark) for mark in run.task.stop)
+        yield (
+            f"Before its rewards an answer was cut at {marks} (`data.stop`). Give a server these as stop strings: the policy "
+            "may write on after them."
+        )
 
 
 def _text(run: Run, preference: list[float] | None, exact: bool) -> Iterator[str]:
@@ -200,11 +219,10 @@ def _text(run: Run, preference: list[float] | None, exact: bool) -> Iterator[str
     spelled = "".join(text_of(chat, row) for row in rows)
     assumed = _numbers(preference or [1 / c.objectives] * c.objectives)
     yield (
-        "By text alone, so any server can use it. Between the conversation and the generation prompt stands, in numerals of "
+        "By text alone. Between the conversation and the generation prompt stands, in numerals of "
         f"{levels} levels from 0.0 to 1.0, text like\n\n    {spelled!r}\n\n"
-        "The chat template in tokenizer_config.json writes it: pass the variable `preference`, a list of weights. In "
-        "transformers that is an argument of `apply_chat_template`, in vLLM `chat_template_kwargs: "
-        f'{{"preference": [...]}}` in the body of a request. Where a request names none, {assumed} is taken.'
+        "The chat template in tokenizer_config.json writes it: pass the variable `preference`, a list of weights; below it "
+        f"says how in which program. Where a request names none, {assumed} is taken."
     )
     if not exact:
         yield (
@@ -219,9 +237,8 @@ def _baked(preference: list[float] | None, slots: Sequence[int], exact: bool) ->
     yield (
         f"It is baked in: this model answers under {_numbers(preference)} and no other. The embeddings that tell the policy "
         f"so are the rows {slots[0]} to {slots[-1]} of the embedding, tokens that the chat template writes between the "
-        "conversation and the generation prompt. Any server that applies the chat template can use it: transformers, "
-        "vLLM, and others that read this directory or a conversion of it. The preference is what the policy was given, as "
-        "it is; a weight-net, which would shift it from prompt to prompt, has no part in it."
+        "conversation and the generation prompt. So a program must apply this directory's chat template. The preference is "
+        "what the policy was given, as it is; a weight-net, which would shift it from prompt to prompt, has no part in it."
     )
     if not exact:
         yield (
@@ -234,7 +251,7 @@ def _folded(run: Run, preference: list[float], exact: bool, gap: Gap | None) -> 
     yield (
         f"It is in the weights: this model answers under {_numbers(preference)} and no other. In training each objective has "
         "a block of every adapter's rank, scaled by its weight; here the scales are multiplied in, and the adapters are plain "
-        "ones. Any server of the base model can use it. The preference is what the policy was given, as it is; a weight-net, "
+        "ones. The preference is what the policy was given, as it is; a weight-net, "
         "which would shift it from prompt to prompt, has no part in it."
     )
     if gap is not None:
@@ -258,9 +275,8 @@ def _folded(run: Run, preference: list[float], exact: bool, gap: Gap | None) -> 
 def _prefix() -> Iterator[str]:
     yield (
         "The policy reads a preference as a few embeddings between the conversation and the generation prompt. `prefix.py` "
-        "(NumPy) computes them from `prefix.safetensors`. So a server must take embeddings: transformers does "
-        "(`inputs_embeds`), vLLM does (`--enable-prompt-embeds`, the completions API); llama.cpp's server, Ollama and TGI "
-        "take text only. For those, export again with `--preference=…`, which bakes one preference in. **By text alone "
+        "(NumPy) computes them from `prefix.safetensors`. So a program must take embeddings. For those that take text or "
+        "token ids only, export again with `--preference=…`, which bakes one preference in. **By text alone "
         "this model is given no preference at all**, a state that it was not trained in."
     )
 
@@ -310,8 +326,8 @@ def _tokens(run: Run, slots: Sequence[int]) -> str:
         rows = tied if run.task.transformer.tied else "their rows are zeros"
         lines.append(f"The baked tokens are among them, and need it most: in the output {rows}.")
     lines.append(
-        "transformers obeys that list. vLLM does not read it: give those ids as `logit_bias` of -100, or accept that one "
-        "may be drawn now and then."
+        "Of the programs above transformers alone reads that list. Give the others those ids as `logit_bias` (llama.cpp: "
+        "`[[ID, false], …]`), or accept that one may be drawn now and then."
     )
     return " ".join(lines)
 

@@ -1,7 +1,8 @@
 """Exported chat templates, and answers, in other programs than transformers: llama.cpp, and openvino-genai with its minja.
 
-The engines are the wheels xllamacpp (tried: 2026.10.11549) and openvino-genai (tried: 2026.4.1) with transformers, best in a
-virtual environment of their own, whose Python the variable MEAL_JAX_ENGINES names.
+The engines are the wheels xllamacpp (tried: 2026.10.11549), openvino-genai (2026.4.1), ctranslate2 (4.8.5, with torch) and
+mlx-lm (0.32.2, with mlx[cpu]), all with transformers, best in a virtual environment of their own: MEAL_JAX_ENGINES names its
+Python.
 """
 
 import copy
@@ -41,9 +42,12 @@ READS = ("text", "prefix", "adapter+text", "adapter", "none")
 
 
 @functools.cache
+def has(engine):
+    return subprocess.run([PYTHON, "-c", f"import {engine}"], capture_output=True).returncode == 0
+
+
 def need(engine):
-    found = subprocess.run([PYTHON, "-c", f"import {engine}"], capture_output=True)
-    if found.returncode:
+    if not has(engine):
         pytest.skip(f"{engine} is not installed in {PYTHON}: see this file's docstring")
 
 
@@ -139,13 +143,18 @@ def test_other_engines_render_an_exported_template_as_jinja2_does(engine, reads,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("reads", READS)
-def test_llama_cpp_answers_as_the_run_does(reads, assistant_run, tmp_path):
-    """Merged weights as GGUF, the prompt by the exported template, at the same preference: the same greedy tokens."""
+def test_other_engines_answer_as_the_run_does(reads, assistant_run, tmp_path):
+    """Merged weights, the same preference, no token suppressed but in llama.cpp: the same greedy tokens.
+
+    llama.cpp is given messages and the exported template, the others the prompt's ids.
+    """
     from meal_jax.generate import answers
     from meal_jax.rollout.sampling import Sampling
     from meal_jax.saved_run import open_run
 
-    need("xllamacpp")
+    engines = [engine for engine in ("xllamacpp", "ctranslate2", "mlx_lm") if has(engine)]
+    if not engines:
+        need("xllamacpp")
     w = np.array([0.3, 0.7])
     run = open_run(assistant_run(reads, prompt="preference" if reads.startswith("adapter") else "uniform"))
     run = run._replace(setup=dataclasses.replace(run.setup, meal=dataclasses.replace(run.setup.meal, net=False)))
@@ -154,15 +163,17 @@ def test_llama_cpp_answers_as_the_run_does(reads, assistant_run, tmp_path):
     prompts = chats.encode_explicit(run.task.chat, ["Is it late?"], 48)
     answer = answers.answers(run, prompts, w[None], sampling=Sampling(temperature=0.0), max_new=10, rewards=False)
     expected = answer.tokens[0, 0][answer.mask[0, 0]].tolist()
+    assert len(expected) > 3
+    tokenizer, messages = pretrained.load_tokenizer(out), [{"role": "user", "content": "Is it late?"}]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
     config = pretrained.load_config(out)
     gguf = write_gguf(tmp_path / "model.gguf", out, pretrained.load_params(out, config), config)
-    template = json.loads((out / "tokenizer_config.json").read_text())["chat_template"]
-    messages = [{"role": "user", "content": "Is it late?"}]
-    task = {
-        "gguf": str(gguf),
-        "templates": [template],
-        "requests": [{"messages": messages, "opened": True, "variables": {}}],
-        "suppress": json.loads((out / "generation_config.json").read_text())["suppress_tokens"],
-    }
-    ((_, tokens),) = ask("xllamacpp", task)
-    assert tokens[: len(expected)] == expected and len(expected) > 3
+    suppressed = json.loads((out / "generation_config.json").read_text())["suppress_tokens"]
+    for engine in engines:
+        task = {"directory": str(out), "ids": ids}
+        if engine == "xllamacpp":
+            request = {"messages": messages, "opened": True, "variables": {}}
+            task = {"gguf": str(gguf), "templates": [tokenizer.chat_template], "requests": [request]}
+        tokens = ask(engine, task | {"suppress": suppressed})
+        tokens = tokens[0][1] if engine == "xllamacpp" else tokens
+        assert tokens[: len(expected)] == expected, engine

@@ -344,7 +344,7 @@ def test_the_card_and_settings_say_what_the_model_is(run, directory, chat_model)
         "harmless, helpful", "step 3 of 600", "LoRA of rank 2, alpha 6, on `attention/(q\\|k\\|v\\|o)$`", chat_model.name,
         "| harmless | 0.5 | 2 |", "| helpful | 1.5 | 2.236 |", "96 responses", "conditioning.kind = 'text'",
         'license: "other"',
-        "As the base model", 'chat_template_kwargs: {"preference": [...]}', "hidden_states[-1]", "harmless: 0.5",
+        "As the base model", '"chat_template_kwargs": {"preference": […]}', "hidden_states[-1]", "harmless: 0.5",
     ):  # fmt: skip
         assert message in text, message
     assert str(chat_model) not in text.partition("## Training")[0]  # a path of this machine, in the configuration alone

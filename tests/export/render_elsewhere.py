@@ -1,7 +1,8 @@
 """Started by engines_test.py with a Python that has the engine: renders chat templates, and answers, in another program.
 
-Reads a JSON task from standard input, prints a JSON list, an entry per template: a list of texts, one per request. With
-"suppress" (token ids) llama.cpp also answers the first request greedily, and the entry is (texts, token ids).
+Reads a JSON task from standard input and prints a JSON list. Of a task with templates it has an entry per template: a list of
+texts, one per request. With "suppress" (token ids) llama.cpp also answers the first request greedily, and the entry is (texts,
+token ids). Of a task with a directory and ids it is the greedy answer's token ids.
 """
 
 import json
@@ -77,6 +78,31 @@ def openvino(task):
         ]
 
 
+def ctranslate2(task):
+    """A greedy answer of the exported directory to token ids; the converter needs torch too."""
+    import ctranslate2
+    from ctranslate2.converters import TransformersConverter
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as directory:
+        TransformersConverter(task["directory"]).convert(directory, force=True)
+        prompt = AutoTokenizer.from_pretrained(task["directory"]).convert_ids_to_tokens(task["ids"])
+        generator = ctranslate2.Generator(directory, intra_threads=1)
+        (answer,) = generator.generate_batch([prompt], max_length=10, beam_size=1, include_prompt_in_result=False)
+        return answer.sequences_ids[0]
+
+
+def mlx_lm(task):
+    """A greedy answer of the exported directory to token ids."""
+    import mlx.core as mx
+    from mlx_lm import load
+    from mlx_lm.generate import generate_step
+
+    model, _ = load(task["directory"])
+    return [int(token) for token, _ in generate_step(mx.array(task["ids"]), model, max_tokens=10)]
+
+
+ENGINES = {"xllamacpp": llama_cpp, "openvino_genai": openvino, "ctranslate2": ctranslate2, "mlx_lm": mlx_lm}
 if __name__ == "__main__":
-    result = {"xllamacpp": llama_cpp, "openvino_genai": openvino}[sys.argv[1]](json.load(sys.stdin))
+    result = ENGINES[sys.argv[1]](json.load(sys.stdin))
     print("\n" + json.dumps(result))
