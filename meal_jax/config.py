@@ -218,7 +218,7 @@ def default() -> ml_collections.ConfigDict:
     c.data.template = "chat"  # prompt format: chat = the model's own template, plain = the benchmark's, for base models
     c.data.system = text("")  # system message: a text; "" = an empty one where the template would insert its own; None
     c.data.date = "2024-07-26"  # that a chat template writes for today's, YYYY-MM-DD
-    # Texts that end an answer before it is scored as text; None = the published evaluation's under template=plain, else none
+    # Texts that end an answer before it is scored; None = the published evaluation's under template=plain, else none
     c.data.stop = texts(None)
     # Of the files at path: published = the benchmark's data set, own = JSON lines (data/own.py)
     c.data.format = "published"

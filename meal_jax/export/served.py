@@ -23,7 +23,11 @@ MERGED = (
     ),
     (OPENVINO, "chat template: same text", '`apply_chat_template(…, extra_context={"preference": […]})`'),
     (MLX, f"weights, prompt as token ids: {SAME}", "`tokenizer.apply_chat_template(…, preference=[…])`"),
-    (CTRANSLATE2, f"weights, prompt as token ids: {SAME}", "in the prompt's token ids, which it is given"),
+    (
+        CTRANSLATE2,
+        f"weights, prompt as token ids: {SAME}, up to one that must not be drawn",
+        "in the prompt's token ids, which it is given",
+    ),
 )
 
 

@@ -18,7 +18,7 @@ from meal_jax.data import templates
 from meal_jax.data.prompts import Prompts
 from meal_jax.hf import pretrained
 from meal_jax.meal.step import Batch, Frozen
-from meal_jax.rewards import formats, judge, python, text
+from meal_jax.rewards import formats, judge, python, stop, text
 from meal_jax.rewards.sources import CALLS, FIELD, TRAINED, Source, parse, reads_text
 from meal_jax.rollout.decode import Responses
 from meal_jax.runtime import sharding
@@ -41,7 +41,7 @@ def attach(task: Task, config, load: Callable | None = None) -> Task:
       ValueError: a model, a judge or a function does not do; or a reward reads text and the benchmark has none.
     """
     if not config.reward.sources:
-        return task
+        return cut_answers(task)
     sources = [parse(source) for source in config.reward.sources]
     columns = tuple(
         _token_function(source, objective) if source.kind == "jax" else None
@@ -57,7 +57,7 @@ def attach(task: Task, config, load: Callable | None = None) -> Task:
         task = task._replace(truth=None)  # it was of the benchmark's own rewards
         if not config.eval.reference:
             task = task._replace(reference=_reference(task, config, sources))
-    return task._replace(
+    attached = task._replace(
         reward=device,
         reward_reads_base=task.reward_reads_base and None in columns,
         text_rewards=tuple(
@@ -65,6 +65,22 @@ def attach(task: Task, config, load: Callable | None = None) -> Task:
             for source, objective in zip(sources, config.objectives, strict=True)
         ),
         judged_by_base=not config.reward.judge and any(source.kind == "judge" for source in sources),
+    )
+    return cut_answers(attached) if any(not reads_text(source) for source in sources) else attached
+
+
+def cut_answers(task: Task) -> Task:
+    """The task with a reward that reads answers cut at `Task.stop`, as rewards of text do (see `rewards.stop`).
+
+    Raises:
+      ValueError: a stop text cannot be found among the tokenizer's tokens.
+    """
+    if not task.stop or task.chat is None:
+        return task
+    automata = stop.tables(task.chat.tokenizer, task.transformer.vocab_size, task.stop)
+    return task._replace(
+        reward=stop.cutting(task.reward),
+        reward_params={"own": task.reward_params, "stop": jax.tree.map(jnp.asarray, automata)},
     )
 
 

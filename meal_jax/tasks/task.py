@@ -42,7 +42,7 @@ class Task(NamedTuple):
       judged_by_base: one of `text_rewards` reads the frozen base.
       evaluation_set: name, sha256 and number of the prompts of `test`, see `data.templates.evaluation_set`.
       chat: a `data.chat.Chat`, how conversations become prompts; None for a benchmark that is not of text.
-      stop: texts at which an answer is cut before a reward reads it, see `data.templates.stop_of`.
+      stop: texts at which an answer is cut before a reward reads it, see `data.templates.stop_of` and `rewards.stop`.
     """
 
     objectives: tuple[str, ...]

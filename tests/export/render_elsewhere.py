@@ -98,8 +98,13 @@ def mlx_lm(task):
     from mlx_lm import load
     from mlx_lm.generate import generate_step
 
+    def suppress(_, logits):
+        logits[:, mx.array(task["suppress"])] = -mx.inf
+        return logits
+
     model, _ = load(task["directory"])
-    return [int(token) for token, _ in generate_step(mx.array(task["ids"]), model, max_tokens=10)]
+    steps = generate_step(mx.array(task["ids"]), model, max_tokens=10, logits_processors=[suppress])
+    return [int(token) for token, _ in steps]
 
 
 ENGINES = {"xllamacpp": llama_cpp, "openvino_genai": openvino, "ctranslate2": ctranslate2, "mlx_lm": mlx_lm}
