@@ -6,7 +6,8 @@
 After the colon any two or all three of harmless, helpful, humor (meal_jax/rewards/formats.py says which models); the
 evaluation grid is the published one, 11 preferences for two and 13 for three; --config.eval.grid=lattice is symmetric
 between objectives. Settings follow the papers on this benchmark (RiC, arXiv 2402.10207) where it fixes them: model, adapters,
-lengths, prompts, evaluation sampling. The rest is ours and has not been tuned at this scale.
+lengths, prompts, evaluation sampling; PPO and PARM follow their own code. The rest is ours and has not been tuned at this
+scale. docs/methods.md lists what differs from the originals.
 
 The published comparisons start from a model fine-tuned on the chosen answers: give its directory in
 --config.policy.source. The weights of Llama-2 need their licence accepted on the hub. Hypervolumes are measured from
@@ -48,6 +49,11 @@ def get_config(arg: str = "harmless,helpful"):
     c.meal.beta = 0.02
     c.meal.reuse_virtual = True
     c.conditioning.slots = 4
+    # The other methods as their originals set them. RiC's ppo/morlhf.py: KL 0.2, target 3, horizon 10,000, 4 epochs.
+    c.ppo.kl, c.ppo.kl_target, c.ppo.kl_horizon = 0.2, 3.0, 10_000.0
+    c.ppo.epochs = 4
+    # PARM's run.sh (of its safety task; its code for this one is not published): β 0.01, Dirichlet 0.5.
+    c.parm.beta, c.parm.dirichlet = 0.01, 0.5
     c.rollout.gather = True  # else decoding gathers the split weights at every token
     c.sampling.max_new = 128
     c.policy.source = "meta-llama/Llama-2-7b-hf"

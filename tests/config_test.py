@@ -193,3 +193,14 @@ def test_every_field_can_be_set_on_the_command_line():
 
     reserved = set(dir(ml_collections.ConfigDict()))
     assert not reserved & set(names(base.default()))
+
+
+@pytest.mark.parametrize("name", ["assistant", "reddit"])
+def test_the_paper_configurations_have_the_originals_values(name):
+    c = importlib.import_module(f"configs.{name}").get_config()
+    for method in ("morlhf", "parm"):
+        base.check(methods.configure(method, c))
+    assert (c.ppo.kl, c.ppo.kl_target, c.ppo.kl_horizon, c.ppo.epochs) == (0.2, 3.0, 10_000.0, 4)
+    assert (c.ppo.clip, c.ppo.value_clip, c.ppo.value_coef, c.ppo.gamma, c.ppo.gae_lambda) == (0.2, 0.2, 0.1, 1.0, 0.95)
+    assert (c.parm.beta, c.parm.dirichlet, c.parm.r1, c.parm.r2, c.parm.alpha) == (0.01, 0.5, 4, 4, 8.0)
+    assert c.ric.keep_quantile == 0.7 and c.ric.map == "l2" and c.dpo.beta == 0.1
