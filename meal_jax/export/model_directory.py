@@ -137,6 +137,13 @@ def check(
             "A preference is baked as embeddings of new tokens, which an adapter does not hold: --kind=merged"
             + ("." if scaled else ", or leave out --preference to take the prefix network along.")
         )
+    if kind == "adapter" and families.is_fused(
+        pretrained.read_json(pretrained.resolve(config.policy.source) / "config.json")
+    ):
+        raise ValueError(
+            "The base's files fuse matrices that this run's adapters take apart (Phi 3), so PEFT would find no place for "
+            "them: --kind=merged."
+        )
     if scaled and preference is None:
         raise ValueError(
             f"This run's adapters read the preference (config.conditioning.kind={reads!r}), so an exported model answers "

@@ -115,6 +115,13 @@ FAMILIES = {
         ),
     )
 }
+# Phi 3 and 4 compute what Mistral does, from fused tensors (`FUSED`); they are read, and written back, as Mistral.
+PHI3 = {"sliding_window": None, "rms_norm_eps": 1e-5, "num_key_value_heads": None}
+# Fused tensor's last name → the names of its parts, from its first row on.
+FUSED = {
+    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+}
 # Entries that change the computation and are not implemented; any value that is not in OFF is refused.
 UNIMPLEMENTED = ("attention_bias", "mlp_bias", "rope_interleaved", "quantization_config", "use_bidirectional_attention")
 OFF = (None, False, {})
@@ -181,12 +188,14 @@ def _family(c: Mapping[str, Any], where: Any) -> tuple[Family, Mapping[str, Any]
     if has_vision(c) and isinstance(c.get("text_config"), Mapping):
         tied = c.get("tie_word_embeddings", True)  # the text part's own entry counts for nothing, as in transformers
         return FAMILIES["gemma3_text"], {**c["text_config"], "tie_word_embeddings": tied}
+    if is_fused(c):
+        return FAMILIES["mistral"], {**PHI3, **c}
     for family in FAMILIES.values():
         # transformers' class without a head writes its own name; AutoModelForCausalLM reads it.
         headless = "Gemma3TextModel" if family.local_rope else family.architecture.replace("ForCausalLM", "Model")
         if architectures in ([family.architecture], [headless]):
             return family, c
-    known = ", ".join(family.architecture for family in FAMILIES.values())
+    known = ", ".join([*(family.architecture for family in FAMILIES.values()), "Phi3ForCausalLM"])
     raise ValueError(
         f"{where} asks for what is not implemented: architecture {', '.join(architectures)} ({known} are). Use another model."
     )
@@ -197,11 +206,16 @@ def has_vision(c: Mapping[str, Any]) -> bool:
     return (c.get("architectures") or _by_model_type(c)) == ["Gemma3ForConditionalGeneration"]
 
 
+def is_fused(c: Mapping[str, Any]) -> bool:
+    """Whether config.json's entries are those of Phi 3 or 4, whose files hold fused tensors."""
+    return (c.get("architectures") or _by_model_type(c)) in (["Phi3ForCausalLM"], ["Phi3Model"])
+
+
 def _by_model_type(c: Mapping[str, Any]) -> list[str]:
     """The decoder of an entry model_type, where there is no entry architectures."""
     kind = c.get("model_type")
-    if kind == "gemma3":
-        return ["Gemma3ForConditionalGeneration"]
+    if kind in ("gemma3", "phi3"):
+        return ["Gemma3ForConditionalGeneration" if kind == "gemma3" else "Phi3ForCausalLM"]
     return [FAMILIES[kind].architecture if kind in FAMILIES else f"model_type {kind}"]
 
 

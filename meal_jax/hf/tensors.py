@@ -10,12 +10,14 @@ import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 
-from meal_jax.hf.families import Weight, weights
+from meal_jax.hf.families import FUSED, Weight, weights
 from meal_jax.hf.storage import FLOATS, Tensor, few
 from meal_jax.models.transformer import Transformer, TransformerConfig
 
@@ -40,8 +42,8 @@ def param_shapes(config: TransformerConfig) -> dict[str, jax.ShapeDtypeStruct]:
 def rename(tensors: Mapping[str, Tensor], config: TransformerConfig) -> Mapping[str, Tensor]:
     """Tensors under the names of the text-only model with a head.
 
-    Three writers differ: Gemma 3 with vision has a text part; transformers' headless classes leave out the prefix "model.";
-    and of two tied tensors some keep the output alone.
+    Four writers differ: Gemma 3 with vision has a text part; transformers' headless classes leave out the prefix "model.";
+    of two tied tensors some keep the output alone; and Phi 3 fuses matrices that read the same input.
     """
     if config.family == "gemma3_text" and any("language_model." in name for name in tensors):
         # transformers 4 wrote language_model.model.…, 5 writes model.language_model.…
@@ -55,9 +57,40 @@ def rename(tensors: Mapping[str, Tensor], config: TransformerConfig) -> Mapping[
         }
     if not any(name.startswith("model.") for name in tensors):
         tensors = {name if name == HEAD else f"model.{name}": tensor for name, tensor in tensors.items()}
+    tensors = _unfuse(tensors, config)
     if config.tied and HEAD in tensors and EMBEDDING not in tensors:
         tensors = {EMBEDDING if name == HEAD else name: tensor for name, tensor in tensors.items()}
     return tensors
+
+
+def _unfuse(tensors: Mapping[str, Tensor], config: TransformerConfig) -> Mapping[str, Tensor]:
+    """Fused matrices as the parts that `families.FUSED` names, each read on indexing; one of another height stays as it is."""
+    c = config
+    heights = {
+        "self_attn.qkv_proj": [count * c.head_dim for count in (c.heads, c.kv_heads, c.kv_heads)],
+        "mlp.gate_up_proj": [c.hidden] * 2,
+    }
+    out = {}
+    for name, tensor in tensors.items():
+        fused = next((stem for stem in FUSED if name.endswith(f".{stem}.weight")), None)
+        if fused is None or tensor.get_shape()[0] != sum(heights[fused]):
+            out[name] = tensor
+            continue
+        first = 0
+        for part, height in zip(FUSED[fused], heights[fused], strict=True):
+            shape, read = (height, *tensor.get_shape()[1:]), functools.partial(_rows, tensor, first, height)
+            out[name.replace(fused, part)] = Tensor(shape, tensor.get_dtype(), read)
+            first += height
+    return out
+
+
+def _rows(tensor: Tensor, first: int, height: int, index: Any) -> np.ndarray:
+    """`index` of the part of a tensor that has `height` rows from `first` on."""
+    rows, *rest = index if isinstance(index, tuple) else (index,)
+    if rows is Ellipsis:
+        rows = slice(None)
+    start, stop, _ = rows.indices(height)
+    return tensor[(slice(first + start, first + stop), *rest)]
 
 
 def check_tensors(directory: Path, tensors: Mapping[str, Tensor], config: TransformerConfig) -> None:
