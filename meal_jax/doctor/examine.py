@@ -112,4 +112,4 @@ def gathered(findings: list[Finding]) -> list[Finding]:
         for finding in their_findings:
             if finding.status != "ok" and finding not in first:
                 elsewhere[finding].append(number)
-    return first + [f._replace(found=f"{f.detail} (processes {numbers})") for f, numbers in elsewhere.items()]
+    return first + [f._replace(detail=f"{f.detail} (processes {numbers})") for f, numbers in elsewhere.items()]

@@ -195,7 +195,8 @@ def _family(c: Mapping[str, Any], where: Any) -> tuple[Family, Mapping[str, Any]
         headless = "Gemma3TextModel" if family.local_rope else family.architecture.replace("ForCausalLM", "Model")
         if architectures in ([family.architecture], [headless]):
             return family, c
-    known = ", ".join([*(family.architecture for family in FAMILIES.values()), "Phi3ForCausalLM"])
+    llama, *others = (family.architecture for family in FAMILIES.values())
+    known = ", ".join([llama, "Phi3ForCausalLM", *others])
     raise ValueError(
         f"{where} asks for what is not implemented: architecture {', '.join(architectures)} ({known} are). Use another model."
     )
