@@ -54,7 +54,7 @@ def tables(tokenizer: Any, vocabulary: int, stop: Sequence[str]) -> list[Table]:
 def table(texts: Sequence[str], mark: str) -> Table:
     """The automaton of one stop text over tokens.
 
-    States 0 … M − 1 count the characters matched; M is found; M + 1, the first one, is white space before the answer, which
+    States 0 … M − 1 count the characters matched; M is complete; M + 1, the first one, is white space before the answer, which
     matches nothing.
 
     Args:
@@ -65,7 +65,7 @@ def table(texts: Sequence[str], mark: str) -> Table:
       "next" [M + 2, V] state after a token; "begins" [M + 2, V] where the stop text begins that the token completes, counted
       from the token's first character; "length" [V] characters; "first" [V] of the first that is not white space.
     """
-    size, found, blank = len(mark), len(mark), len(mark) + 1
+    size, complete, blank = len(mark), len(mark), len(mark) + 1
     alphabet = sorted(set(mark))
     # Knuth, Morris and Pratt: after `state` matched characters and one more, the longest beginning that they end with.
     step = np.zeros(
@@ -75,7 +75,7 @@ def table(texts: Sequence[str], mark: str) -> Table:
         for k, char in enumerate(alphabet):
             read = mark[:state] + char
             step[state, k] = next(n for n in range(state + 1, -1, -1) if read.endswith(mark[:n]))
-    step[found] = found
+    step[complete] = complete
     step[blank] = step[0]
     step[blank, [k for k, char in enumerate(alphabet) if char.isspace()] + [len(alphabet) + 1]] = blank
     classes = {char: k for k, char in enumerate(alphabet)}
@@ -91,7 +91,7 @@ def table(texts: Sequence[str], mark: str) -> Table:
         count = int((lengths > place).sum())
         read = np.array([class_of(texts[i][place]) for i in order[:count]])
         new = step[state[:, :count], read]
-        first_time = (new == found) & (state[:, :count] != found)
+        first_time = (new == complete) & (state[:, :count] != complete)
         begins[:, :count] = np.where(first_time, place + 1 - size, begins[:, :count])
         state[:, :count] = new
     back = np.argsort(order)
@@ -119,7 +119,7 @@ def cut(tables: Sequence[Mapping[str, jax.Array]], tokens: jax.Array, mask: jax.
 
 def _cut_at(automaton: Mapping[str, jax.Array], tokens: jax.Array, mask: jax.Array) -> jax.Array:
     automaton = jax.tree.map(jnp.asarray, dict(automaton))
-    found = automaton["next"].shape[0] - 2
+    complete = automaton["next"].shape[0] - 2
     length = jnp.where(mask, automaton["length"][tokens].astype(jnp.int32), 0)
     place = jnp.cumsum(length, axis=-1) - length  # of each token's first character
 
@@ -128,17 +128,17 @@ def _cut_at(automaton: Mapping[str, jax.Array], tokens: jax.Array, mask: jax.Arr
         token, real, here = column
         completed = here + automaton["begins"][state, token]
         new = jnp.where(real, automaton["next"][state, token], state)
-        begin = jnp.where((new == found) & (state != found), completed, begin)
+        begin = jnp.where((new == complete) & (state != complete), completed, begin)
         return (new, begin), None
 
     rows = mask.shape[:-1]
-    start = (jnp.full(rows, found + 1, automaton["next"].dtype), jnp.full(rows, -1, jnp.int32))
+    start = (jnp.full(rows, complete + 1, automaton["next"].dtype), jnp.full(rows, -1, jnp.int32))
     columns = (jnp.moveaxis(x, -1, 0) for x in (tokens, mask, place))
     (state, begin), _ = jax.lax.scan(step, start, tuple(columns))
     kept = mask & (place + automaton["first"][tokens] < begin[..., None])
     last = jnp.max(jnp.where(kept, jnp.arange(1, mask.shape[-1] + 1), 0), axis=-1)
     shorter = mask & (jnp.arange(mask.shape[-1]) < last[..., None])
-    return jnp.where((state == found)[..., None], shorter, mask)
+    return jnp.where((state == complete)[..., None], shorter, mask)
 
 
 def cutting(reward: Callable[..., jax.Array]) -> Callable[..., jax.Array]:

@@ -129,8 +129,8 @@ def test_other_engines_render_an_exported_template_as_jinja2_does(engine, reads,
         params = traverse_util.unflatten_dict(flat, sep="/")
         task["gguf"] = str(write_gguf(tmp_path / "model.gguf", task["tokenizer"], params, config))
     texts = ask(engine, task)
-    for name, template, found in zip(BASES, task["templates"], texts, strict=True):
-        for request, text in zip(task["requests"], found, strict=True):
+    for name, template, rendered in zip(BASES, task["templates"], texts, strict=True):
+        for request, text in zip(task["requests"], rendered, strict=True):
             expected = chat_tokenizer.apply_chat_template(
                 request["messages"],
                 chat_template=template,

@@ -224,8 +224,8 @@ def test_a_family_is_trained_and_exported_with_the_same_greedy_text_everywhere(n
     run = open_run(tmp_path / "run")
     assert run.step == 2
     prompts = chats.encode_explicit(run.task.chat, [PROMPT], 128)
-    found = answers.answers(run, prompts, W[None], sampling=Sampling(temperature=0.0), max_new=8, rewards=False)
-    expected = found.tokens[0, 0][found.mask[0, 0]].tolist()
+    answer = answers.answers(run, prompts, W[None], sampling=Sampling(temperature=0.0), max_new=8, rewards=False)
+    expected = answer.tokens[0, 0][answer.mask[0, 0]].tolist()
     load, messages = transformers.AutoModelForCausalLM.from_pretrained, [{"role": "user", "content": PROMPT}]
     texts = [run.task.show(np.array(expected))]
     for kind in model_directory.KINDS:
@@ -260,8 +260,8 @@ def test_phi_3s_fused_tensors_are_read(tmp_path, entries):
     transformers.Phi3ForCausalLM(transformers.Phi3Config(**(SIZES | sizes | entries))).save_pretrained(tmp_path)
     config = pretrained.load_config(tmp_path)
     assert config.family == "mistral" and config.window == entries.get("sliding_window", 0)
-    found = comparison.compare(str(tmp_path), [[3, 5, 7, 9, 11, 2, 4, 8], [11, 2]], 3)
-    assert found.difference < 1e-4, found
+    result = comparison.compare(str(tmp_path), [[3, 5, 7, 9, 11, 2, 4, 8], [11, 2]], 3)
+    assert result.difference < 1e-4, result
     pretrained.save(tmp_path / "out", config, pretrained.load_params(tmp_path, config))
     ids = torch.tensor([[3, 5, 7, 9, 11, 2, 4, 8]])
     one, other = (transformers.AutoModelForCausalLM.from_pretrained(d).eval() for d in (tmp_path, tmp_path / "out"))
