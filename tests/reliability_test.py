@@ -38,7 +38,7 @@ def test_damaged_checkpoints(reliability, home, which):
 
 @pytest.mark.parametrize("when", ["save", "evaluation"])
 def test_told_to_stop(reliability, home, when):
-    assert reliability.told(home, when)["same_bits"]
+    assert reliability.terminated(home, when)["same_bits"]
 
 
 def test_a_full_disk_and_a_sealed_one(reliability, home):
