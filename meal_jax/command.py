@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import functools
 import importlib.util
 import os
 import re
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import config_dict, config_flags
 
 from meal_jax import console
 from meal_jax.former_names import RENAMED
@@ -98,11 +99,18 @@ def keep_compiled() -> None:
 def parse(argv: Sequence[str]) -> list[str]:
     """absl's parser, with a message in place of a trace for a field or a file that is not there.
 
+    Fields that may be None take "None" too, which ml_collections reads as a text, or refuses as no number.
+
     Raises:
       SystemExit: the message.
     """
     try:
-        return app.parse_flags_with_usage(list(argv))
+        to_none = _set_to_none(argv)
+        rest = app.parse_flags_with_usage([argument for argument in argv if argument not in to_none])
+        for name in to_none.values():
+            *sections, leaf = name.split(".")
+            functools.reduce(getattr, sections, flags.FLAGS.config)[leaf] = None
+        return rest
     except (
         AttributeError,
         KeyError,
@@ -159,6 +167,24 @@ def _hint(name: str, known: Sequence[str]) -> str:
 
 def _alike(a: str, b: str) -> bool:
     return difflib.SequenceMatcher(None, a, b).ratio() >= 0.75
+
+
+def _set_to_none(argv: Sequence[str]) -> dict[str, str]:
+    """Arguments that set a field to None which may be None, and that field's name."""
+    options = {argument: OPTION.match(argument) for argument in argv[1:] if argument.endswith("=None")}
+    optional = _optional(_read_config(argv) or {}) if options else ()
+    return {argument: option[1] for argument, option in options.items() if option and option[1] in optional}
+
+
+def _optional(config: Mapping[str, Any], prefix: str = "") -> set[str]:
+    """Names of the fields that may be None: those that `config.number` and its like make."""
+    names = set()
+    if isinstance(config, config_dict.ConfigDict):
+        for name, value in config.items(preserve_field_references=True):
+            whole = f"{prefix}{name}"
+            names |= _optional(value, f"{whole}.")
+            names |= {whole} if isinstance(value, config_dict.FieldReference) else set()
+    return names
 
 
 def _read_config(argv: Sequence[str]) -> Mapping[str, Any] | None:

@@ -76,6 +76,24 @@ def test_a_wrong_field_of_a_section_finds_its_own():
     assert "meal_jax/config.py" in command.wrong_field(["main", TOY, "--config.zzzzzz=1"])
 
 
+def test_a_field_that_may_be_none_takes_none():
+    code = """
+import sys
+from absl import flags
+from meal_jax import command
+
+command.define_config()
+command.parse(sys.argv)
+config = flags.FLAGS.config
+print(config.mesh.data, config.mesh.fsdp, config.data.system, config.steps)
+"""
+    fields = [f"--config.{field}" for field in ("mesh.data=2", "mesh.fsdp=None", "data.system=None", "steps=7")]
+    result = subprocess.run([sys.executable, "-c", code, TOY, *fields], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout == "2 None None 7\n", result.stderr
+    result = start("main", TOY, "--workdir=/nowhere", "--config.steps=None")
+    assert result.returncode == 1 and "steps" in result.stderr and "Traceback" not in result.stderr
+
+
 def test_a_former_name_is_refused_with_the_new_one():
     result = command.wrong_field(["main", TOY, "--config.rollout.apart=True"])
     assert result == "config.rollout.apart is not a field. It is called config.rollout.unstack_layers now."
