@@ -96,6 +96,9 @@ def default() -> ml_collections.ConfigDict:
     m.passes = 1  # policy updates per half of a pool; after the first with probability ratios
     m.pass_clip = 0.2  # those ratios are clipped to 1 ± this
     m.adapt = True  # preferences follow the responses (step 5)
+    # A response that is accepted less than the baseline counts against a preference: adapted = the one that it embodies,
+    # proposed = the one that was asked for
+    m.rejected = "adapted"
     m.net = True  # the weight-net proposes (steps 2, 7–9); False: ŵ = w
     m.meta = "utility"  # meta-objective: utility (importance-weighted REINFORCE) or likelihood
     m.hypergradient = "exact"  # exact; first_order = φ acts through acceptance only; none = direct term only
@@ -247,7 +250,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     from meal_jax import methods, track
     from meal_jax.meal.bilevel import HYPERGRADIENT, LENGTH_NORM, META
     from meal_jax.meal.normalise import SCALE
-    from meal_jax.meal.preference import ACCEPT, BASELINE, TARGETS
+    from meal_jax.meal.preference import ACCEPT, BASELINE, REJECTED, TARGETS
     from meal_jax.models.attention import ATTENTION
     from meal_jax.models.policy import CONDITIONING, PROMPT
     from meal_jax.rewards import sources
@@ -265,6 +268,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         *(("compare_with", name, tuple(methods.METHODS)) for name in config.compare_with),
         ("meal.accept", m.accept, ACCEPT),
         ("meal.baseline", m.baseline, BASELINE),
+        ("meal.rejected", m.rejected, REJECTED),
         ("meal.reward_scale", m.reward_scale, SCALE),
         ("meal.targets", m.targets, TARGETS),
         ("meal.meta", m.meta, META),

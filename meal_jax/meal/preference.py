@@ -14,6 +14,7 @@ import jax.numpy as jnp
 TINY = 1e-30  # a preference of exactly 0 stays 0 (to float precision) instead of making a logarithm infinite
 TARGETS = ("stratified", "dirichlet", "shared")
 ACCEPT = ("soft", "sample", "top1")
+REJECTED = ("adapted", "proposed")
 BASELINE = ("none", "pool", "leave_one_out", "accepted")
 
 

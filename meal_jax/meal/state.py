@@ -38,6 +38,7 @@ class MealConfig:
     targets: str
     net: bool
     adapt: bool
+    rejected: str
     reuse_virtual: bool
     ratio_clip: float
     length_norm: str

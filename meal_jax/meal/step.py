@@ -265,14 +265,19 @@ def update(
 def _preferences(
     setup: Setup, key: jax.Array, phi: PyTree, pool: _Pool
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Proposed ŵ and adapted p [B, N, K], acceptance weights a and their control variate b [B, N], as functions of φ."""
+    """Proposed ŵ and learned-from p [B, N, K], acceptance weights a and their control variate b [B, N], as functions of φ."""
     m, tau = setup.meal, _tau(setup.meal, pool)
     w_hat = propose(setup, phi, pool.rollout.pooled, pool.rollout.w)
     lam = m.lam if pool.tau is None or m.lam == 0 else m.lam / m.tau * tau  # λ/τ is the configured one in every prompt
     p = adapt(w_hat, pool.r, lam, tau) if m.adapt else w_hat
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, pool.batch.id)
     a = accept(keys, p, pool.r, tau, m.accept)
-    return w_hat, p, a, control(a, p, pool.r, tau, m.accept, m.baseline)
+    b = control(a, p, pool.r, tau, m.accept, m.baseline)
+    if m.rejected == "proposed":  # what counts against a preference counts against the one that was asked for
+        p = jnp.where((a < b)[..., None], w_hat, p)
+        a = accept(keys, p, pool.r, tau, m.accept)
+        b = control(a, p, pool.r, tau, m.accept, m.baseline)
+    return w_hat, p, a, b
 
 
 def _tau(m: MealConfig, pool: _Pool) -> float | jax.Array:

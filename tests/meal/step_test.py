@@ -169,6 +169,7 @@ ADAPTERS = Lora(4, targets="(q|v|down)$")
         ("prefix", "first_order", {}),
         ("prefix", "none", {}),
         ("adapter", "exact", {"baseline": "leave_one_out", "accept_share": 0.6, "reward_scale": "pool", "passes": 2}),
+        ("prefix", "exact", {"baseline": "pool", "rejected": "proposed"}),
     ],
 )
 def test_hypergradient_of_the_step_is_the_derivative_of_its_own_losses(conditioning, mode, signal):
@@ -191,7 +192,7 @@ def test_hypergradient_of_the_step_is_the_derivative_of_its_own_losses(condition
     grad, rolled, rewards = actual(phi)
     r = normalise(absorb(state.rewards, rewards, setup.meal.stats_window), rewards)
     tau = jnp.full(4, setup.meal.tau)
-    if signal:
+    if "accept_share" in signal:
         r = scale_by_pool(r)
         tau = choose_tau(rolled.w, r, 0.6)
         assert float(jnp.ptp(tau)) > 0.01
@@ -207,9 +208,14 @@ def test_hypergradient_of_the_step_is_the_derivative_of_its_own_losses(condition
 
     def base(theta, phi):
         batch, roll, r, tau = inner
-        p = adapt(setup.net.apply({"params": phi}, roll.pooled, roll.w), r, tau, tau)  # λ/τ is 1
+        w_hat = setup.net.apply({"params": phi}, roll.pooled, roll.w)
+        p = adapt(w_hat, r, tau, tau)  # λ/τ is 1
+        if "rejected" in signal:
+            rejected = accept(None, p, r, tau, "soft") < 1 / 4
+            assert setup.meal.baseline == "pool" and rejected.size == 8
+            p = jnp.where(rejected[..., None], w_hat, p)
         a = accept(None, p, r, tau, "soft")
-        b = (1 - a) / 3 if signal else 0.0
+        b = {"none": 0.0, "pool": 1 / 4, "leave_one_out": (1 - a) / 3}[setup.meal.baseline]
         p = jax.lax.stop_gradient(p) if mode == "first_order" else p
         token, mask = logp(theta, p, batch, roll.responses), roll.responses.mask
         return bilevel.base_loss(a - b, token, mask, over=(jnp.sum(a), jnp.sum(mask)))
@@ -231,6 +237,27 @@ def test_hypergradient_of_the_step_is_the_derivative_of_its_own_losses(condition
     actual, reference = flat(grad), flat(jax.jit(jax.grad(unrolled))(phi))
     # The network computes in float32; the first step of Adam, a sign, magnifies its rounding.
     assert jnp.linalg.norm(actual - reference) < 5e-3 * jnp.linalg.norm(reference)
+
+
+def test_a_rejected_response_counts_against_the_preference_that_was_asked_for():
+    """And an accepted one for the preference that it embodies; what its weight says does not change with the preference."""
+    parts = {}
+    for which in ("adapted", "proposed"):
+        run = tiny(baseline="pool", rejected=which, lam=0.5, tau=0.5, candidates=6)
+        rolled = step.rollout(run.setup, run.state, run.frozen, run.batch)
+        scores = step.score(run.setup, run.frozen, run.batch, rolled.responses)
+        r = normalise(absorb(run.state.rewards, scores.rewards, 100.0), scores.rewards)
+        pool = step._Pool(run.batch, rolled, r, None)
+        parts[which] = step._preferences(run.setup, run.state.key, run.state.net, pool)
+    (w_hat, adapted, a, b), (_, p, weight, baseline) = parts.values()
+    rejected = np.asarray(a < b)
+    assert 0 < rejected.sum() < rejected.size and np.all(baseline == b)
+    np.testing.assert_array_equal(p, np.where(rejected[..., None], w_hat, adapted))
+    np.testing.assert_array_equal(weight[~rejected], a[~rejected])
+    assert np.all(
+        weight[rejected] <= a[rejected] + 1e-6
+    )  # no response is accepted more readily than under its adapted one
+    assert float(jnp.abs(w_hat - adapted)[rejected].max()) > 0.01
 
 
 def test_reused_virtual_update_is_the_first_policy_update():
