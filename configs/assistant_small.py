@@ -22,7 +22,8 @@ def get_config():
     c.meal.tau = 0.3
     c.meal.lam = 0.1
     c.meal.rho = 3.0  # at 0.1 the proposals drifted to where the gain is
-    c.meal.baseline = "accepted"  # what is accepted less than the pool counts against
+    c.meal.baseline = "pool"  # what is accepted less than 1/N of the time counts against
+    c.meal.rejected = "proposed"  # the preference that was asked for
     c.meal.beta = 0.05  # keeps the language; free of another pass, since the rewards read π_ref's states anyway
     c.meal.length_norm = "constant"  # over |y| the policy ended in one three-token answer, which harmlessness rewards
     c.meal.reuse_virtual = True  # saves a fifth of the update

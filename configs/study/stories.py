@@ -2,9 +2,8 @@
 
     python -m meal_jax.study --config=configs/study/stories.py --workdir=runs/study_stories
 
-Here Meal's acceptance counts against the pool's own (meal.baseline=accepted) and that of static targets against 1/N, which
-suits fixed preferences. `no_both` is Meal without the net and without adaptation, and so static targets under Meal's baseline;
-`meal_pool` is Meal under theirs.
+Static targets have Meal's settings, baseline included, so `static` is Meal without the net and without adaptation. Two
+variants let rejected responses count against the preference that they embody, under either baseline.
 """
 
 from configs.study import toy
@@ -17,9 +16,14 @@ def get_config():
     c.base = "configs/stories.py"
     c.changes = ("eval.every=10", "tensorboard=False")
     low_high = toy.taus("0.1", "1.0")
+    against_own = "meal.rejected=adapted"
     own = (
-        Variant("no_both", "static targets under Meal's baseline", changes=("meal.net=False", "meal.adapt=False")),
-        Variant("meal_pool", "Meal under static targets' baseline", changes=("meal.baseline=pool",)),
+        Variant("rejected_adapted", "Meal, rejected under their adapted preference", changes=(against_own,)),
+        Variant(
+            "accepted",
+            "the same, measured against the pool's own acceptance",
+            changes=(against_own, "meal.baseline=accepted"),
+        ),
     )
     c.variants = (*toy.ABLATIONS, *own, *toy.LAMBDAS, *low_high)
     c.questions = (

@@ -17,6 +17,6 @@ def configure(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     c.meal.lam = 0.0
     if (
         c.meal.baseline == "accepted"
-    ):  # made for preferences that move; of fixed ones 1/N has the same mean and less variance
+    ):  # for preferences that move; of fixed ones 1/N has the same mean and less variance
         c.meal.baseline = "pool"
     return c
