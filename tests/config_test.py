@@ -81,6 +81,7 @@ def test_toy_takes_the_number_of_objectives_or_a_base():
         ("conditioning.kind", "adapter", "lora_rank=0 has none: set a rank that 2 objectives divide, such as 16"),
         ("conditioning.prompt", "both", "uniform, preference"),
         ("meal.baseline", "mean", "none, pool, leave_one_out"),
+        ("meal.rejected", "neither", "adapted, proposed"),
         ("meal.reward_scale", "batch", "running, pool"),
         ("meal.passes", 0, "at least 1"),
         ("meal.pass_clip", 1.0, "between 0 and 1"),
