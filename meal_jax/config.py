@@ -214,7 +214,9 @@ def default() -> ml_collections.ConfigDict:
 
     # Fields of single benchmarks
     c.data = ml_collections.ConfigDict()
-    c.data.path = ""  # prompts, where the benchmark reads them from disk: a directory
+    # Prompts, where the benchmark reads any: a directory; with format=own also a file, and PATH:COLUMN or OWNER/NAME:COLUMN
+    # for a column of a file or of a data set on the hub
+    c.data.path = ""
     c.data.posts = ""  # reddit: posts with their authors' own summaries (data/tldr.py), in place of those at path
     c.data.prompt_length = 0  # S, tokens a prompt may have (longer prompts are an error or skipped, see the benchmark)
     c.data.buckets = ()  # shorter lengths that a batch may be padded to; each that occurs compiles the step once more
@@ -223,7 +225,7 @@ def default() -> ml_collections.ConfigDict:
     c.data.date = "2024-07-26"  # that a chat template writes for today's, YYYY-MM-DD
     # Texts that end an answer before it is scored; None = the published evaluation's under template=plain, else none
     c.data.stop = texts(None)
-    # Of the files at path: published = the benchmark's data set, own = JSON lines (data/own.py)
+    # Of the files at path: published = the benchmark's data set, own = one's own prompts (data/own.py)
     c.data.format = "published"
     # hash = by the first human turn or post id; published = the files' own train and evaluation split
     c.data.split = "hash"

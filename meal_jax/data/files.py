@@ -61,14 +61,18 @@ def find(path: str | os.PathLike, hint: str, suffixes: Sequence[str] = SUFFIXES)
     return matching
 
 
-def rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def rows(file: Path, column: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
     """("file:line", object) of every row, in order; blank lines are counted and hold nothing.
 
+    Args:
+      file: JSON lines or parquet.
+      column: the only field that is needed, of which parquet then reads no other; None for all.
+
     Raises:
-      ValueError: not what its name says, damaged, cut short, or a line that is not a JSON object.
+      ValueError: not what its name says, damaged, cut short, a line that is not a JSON object, or a row without `column`.
     """
     if file.name.endswith(".parquet"):
-        yield from _parquet(file)
+        yield from _parquet(file, column)
         return
     for number, line in _lines(file):
         source = f"{file}:{number}"
@@ -81,6 +85,8 @@ def rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             raise ValueError(f"{source} is a JSON {type(row).__name__}; each line is one object with named fields.")
         if "\\ud" in line or "\\uD" in line:  # escapes alone can spell half of a pair
             _refuse_halves(row, source)
+        if column is not None and column not in row:
+            raise ValueError(f"{source} has no column {column!r}; it has {', '.join(row) or 'none'}.")
         yield source, row
 
 
@@ -99,7 +105,7 @@ def need_text(row: dict[str, Any], names: Sequence[str], source: str, why: str) 
 def split_of(file: Path) -> str | None:
     """The split that a file's name, or else its directory's, begins with: train, test, validation; None if neither."""
     for name in (file.name, file.parent.name):
-        if matched := SPLIT.match(name):
+        if matched := SPLIT.match(name.removeprefix("partial-")):  # the hub's mark of a split's first files
             return {"valid": "validation"}.get(matched[1], matched[1])
     return None
 
@@ -165,7 +171,7 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
         raise ValueError(f"{file} is not a zstd file, or is damaged after line {number} ({error}).") from None
 
 
-def _parquet(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parquet(file: Path, column: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -176,7 +182,10 @@ def _parquet(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     number = 0
     try:
         with parquet.ParquetFile(file) as opened:
-            for batch in opened.iter_batches(batch_size=1000):
+            names = opened.schema_arrow.names
+            if column is not None and column not in names:
+                raise ValueError(f"{file} has no column {column!r}; it has {', '.join(names)}.")
+            for batch in opened.iter_batches(batch_size=1000, columns=None if column is None else [column]):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{file}:{number}", row

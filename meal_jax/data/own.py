@@ -8,17 +8,25 @@
 `prompt` is one human turn; `messages` a conversation that ends with one. `response` is an answer to learn from in
 fine-tuning, which else takes `chosen`. A `split` (train, test or validation) may stand in a row, and rows of files named
 train…, test… or validation… have that one: such rows keep their split. The rest is divided by a hash of its first human turn.
+
+`PATH:COLUMN` takes a column of any file, or of all files of a directory, as the prompts, and `OWNER/NAME:COLUMN` one of a data
+set of the hub (see `data.hub`). A cell is a text or a list of messages, whose last answer, if it ends with one, is the row's
+response. Empty cells are left out.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from meal_jax.data import files, hh_rlhf
+from meal_jax.data import files, hh_rlhf, hub
 
-HINT = 'It holds JSON lines: {"prompt": …} or {"messages": […]}, and for pairs "chosen" and "rejected".'
+HINT = (
+    'It holds JSON lines: {"prompt": …} or {"messages": […]}, and for pairs "chosen" and "rejected". A column of any other '
+    "file is named by PATH:COLUMN, and of a data set on the hub by OWNER/NAME:COLUMN."
+)
 SPLITS = {  # a row's `split` to what it means
     "train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
     "valid": "validation", "validation": "validation", "val": "validation", "dev": "validation",
@@ -30,7 +38,7 @@ def read_rows(path: str | os.PathLike, split: str | None = None) -> hh_rlhf.Pair
     """Reads a file or all of a directory's in the order of their names.
 
     Args:
-      path: .jsonl, .jsonl.gz or .parquet file, or a directory of them.
+      path: .jsonl, .jsonl.gz or .parquet file, or a directory of them; with `:COLUMN` also a data set's id.
       split: "train" or "test", the rows of this one alone; None takes all.
 
     Returns:
@@ -38,13 +46,13 @@ def read_rows(path: str | os.PathLike, split: str | None = None) -> hh_rlhf.Pair
 
     Raises:
       FileNotFoundError: nothing there, or no row of this split.
-      ValueError: a row that cannot be read; the message names file and line.
+      ConnectionError: a data set of the hub that is not in the cache, and no network.
+      ValueError: a row that cannot be read, or no such column; the message names file and line.
     """
     out = hh_rlhf.Pairs([], [], [])
-    for file in files.find(path, HINT):
-        for source, row in files.rows(file):
-            if split in (None, row.get("split") or files.split_of(file)):
-                _add(out, row, source)
+    for file, source, row in _rows(path):
+        if split in (None, row.get("split") or files.split_of(file)):
+            _add(out, row, source)
     if not out.prompts:
         raise FileNotFoundError(f"{path} has no row{'' if split is None else f' of split {split!r}'}. {HINT}")
     return out
@@ -58,9 +66,8 @@ def read_by_split(path: str | os.PathLike) -> dict[str, hh_rlhf.Pairs]:
       ValueError: as `read`; or a row's split is unknown, or another than its file's name says.
     """
     out: dict[str, hh_rlhf.Pairs] = {}
-    for file in files.find(path, HINT):
-        for source, row in files.rows(file):
-            _add(out.setdefault(split_of(row, file, source), hh_rlhf.Pairs([], [], [])), row, source)
+    for file, source, row in _rows(path):
+        _add(out.setdefault(split_of(row, file, source), hh_rlhf.Pairs([], [], [])), row, source)
     if not out:
         raise FileNotFoundError(f"{path} has no row. {HINT}")
     return out
@@ -89,9 +96,57 @@ def split_of(row: dict[str, Any], file: Path, source: str) -> str:
     return given
 
 
+def split_column(path: str | os.PathLike) -> tuple[str, str | None]:
+    """(place, column) of `PLACE:COLUMN`; (path, None) where there is no column, or the whole is a path that is there."""
+    place, colon, column = str(path).rpartition(":")
+    if not colon or not place or "/" in column or Path(path).expanduser().exists():
+        return str(path), None
+    return place, column
+
+
+def hub_place(path: str | os.PathLike) -> str | None:
+    """OWNER/NAME or OWNER/NAME/CONFIG where `path` names a column of a data set on the hub; else None."""
+    place, column = split_column(path)
+    return place if column and hub.parse(place) else None
+
+
+def _rows(path: str | os.PathLike) -> Iterator[tuple[Path, str, dict[str, Any]]]:
+    """(file, "file:line", row) of all that `path` names; rows of a column as a prompt or messages."""
+    place, column = split_column(path)
+    remote = hub_place(path)
+    for file in hub.download(remote) if remote else files.find(place, HINT):
+        for source, row in files.rows(file, column):
+            if column is None:
+                yield file, source, row
+            elif (cell := row[column]) not in (None, "", []) and (not isinstance(cell, str) or cell.strip()):
+                split = remote and files.split_of(file)  # train_sft, say, is one of a data set's splits
+                yield file, source, _from_cell(cell, column, source) | ({"split": split} if split else {})
+
+
+def _from_cell(cell: Any, column: str, source: str) -> dict[str, Any]:
+    """A row of a column's cell; a conversation that ends with an answer has it as its response.
+
+    Raises:
+      ValueError: neither text nor a list of messages.
+    """
+    if isinstance(cell, str):
+        return {"prompt": cell}
+    if not isinstance(cell, list) or not all(
+        isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in cell
+    ):
+        raise ValueError(
+            f"{source}: the column {column!r} holds {type(cell).__name__}; prompts are texts, or lists of objects with role "
+            "and content. Name another column, or write the prompts as JSON lines."
+        )
+    turns = [{"role": turn["role"], "content": turn["content"]} for turn in cell]
+    if turns[-1]["role"] == "assistant":
+        return {"messages": turns[:-1], "response": turns[-1]["content"]}
+    return {"messages": turns}
+
+
 def _add(out: hh_rlhf.Pairs, row: dict[str, Any], source: str) -> None:
     """Adds a row's prompt, and its pair if it has one."""
-    turns = _turns(row, source)
+    turns = read_turns(row, source)
     out.prompts.append(turns)
     if row.get("chosen") is None and row.get("rejected") is None:
         return
@@ -106,16 +161,20 @@ def _add(out: hh_rlhf.Pairs, row: dict[str, Any], source: str) -> None:
 def read_answers(path: str | os.PathLike) -> list[tuple[tuple[tuple[str, str], ...], str]]:
     """(turns, answer) of every row that has a `response`, or else a `chosen`; arguments and errors as of `read`."""
     out = []
-    for file in files.find(path, HINT):
-        for source, row in files.rows(file):
-            name = "response" if row.get("response") is not None else "chosen"
-            if row.get(name) is not None:
-                files.need_text(row, (name,), source, "an answer is text.")
-                out.append((_turns(row, source), row[name].strip()))
+    for _, source, row in _rows(path):
+        name = "response" if row.get("response") is not None else "chosen"
+        if row.get(name) is not None:
+            files.need_text(row, (name,), source, "an answer is text.")
+            out.append((read_turns(row, source), row[name].strip()))
     return out
 
 
-def _turns(row: dict[str, Any], source: str) -> tuple[tuple[str, str], ...]:
+def read_turns(row: dict[str, Any], source: str) -> tuple[tuple[str, str], ...]:
+    """The (role, text) turns of a row's prompt or messages.
+
+    Raises:
+      ValueError: neither or both are there, or they are not of the form above; the message begins with `source`.
+    """
     if ("prompt" in row) == ("messages" in row):
         raise ValueError(f"{source} must have one of prompt and messages; {WHY}")
     if "prompt" in row:

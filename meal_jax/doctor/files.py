@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from meal_jax import methods, sft
-from meal_jax.data import overlap, read_prepared
+from meal_jax.data import hub, overlap, own, read_prepared
 from meal_jax.doctor.finding import GIB, Finding, fail, ok, unknown, warn
 from meal_jax.hf import pretrained
 from meal_jax.hf.storage import INDEX, SINGLE, read_json, weight_files
@@ -157,10 +157,17 @@ def data(config: Any) -> Iterator[Finding]:
     if not place:
         yield ok("data", "made by the benchmark")
         return
+    if (remote := own.hub_place(place)) and not config.data.posts:
+        yield hub_data(config, remote)
+        return
+    if not config.data.posts and (config.data.format == "own" or config.task == "stories"):
+        place = own.split_column(place)[0]
     path = Path(place).expanduser()
     dataset = {"assistant": "hh_rlhf", "reddit": "summarize_from_feedback"}.get(config.task)
     advice = "Correct config.data.posts." if config.data.posts else "Correct config.data.path."
-    if dataset and not config.data.posts:
+    if config.data.format == "own" and not config.data.posts:
+        advice = f"Correct config.data.path. {own.HINT}"
+    elif dataset and not config.data.posts:
         advice = (
             f"`python -m meal_jax.data.prepare --dataset={dataset}` writes data/{dataset}; or correct config.data.path."
         )
@@ -175,10 +182,30 @@ def data(config: Any) -> Iterator[Finding]:
         yield ok("data", f"{path}, {path.stat().st_size / 2**20:.1f} MiB")
 
 
+def hub_data(config: Any, place: str) -> Finding:
+    """Whether a data set of the hub is in the cache, or the hub would give it to this token; its column shows when it is read."""
+    if config.data.format != "own" and config.task != "stories":
+        return fail(
+            "data",
+            f"config.data.path={config.data.path!r} is a column of a data set on the hub, which config.data.format=published "
+            "does not read",
+            "Set --config.data.format=own."
+            if config.task == "assistant"
+            else "Take --config.task=assistant, format own.",
+        )
+    try:
+        if local := hub.cached(place):
+            size = sum(file.stat().st_size for file in local) / 2**20
+            return ok("data", f"{place}: {len(local)} parquet files, {size:.1f} MiB, in the cache")
+        parts = hub.find(place)
+    except (FileNotFoundError, ConnectionError) as error:
+        return fail("data", f"{error}", "Correct config.data.path, or as above.")
+    return ok("data", f"{place}: {len(parts.files)} parquet files on the hub; each host will download them")
+
+
 def splits(config: Any) -> Iterator[Finding]:
     """How many rows are trained and evaluated on, before limits of length, and what the two share; of data that is there."""
-    place = config.data.posts or config.data.path
-    if not place or not Path(place).expanduser().exists():  # `data` has told
+    if not _local(config.data.posts or config.data.path):  # `data` has told
         return
     try:
         rows = read_rows(config)
@@ -202,9 +229,20 @@ def read_rows(config: Any) -> tuple[list[Any], list[Any]] | None:
       OSError, ValueError, ImportError: they cannot be read.
     """
     rows = getattr(importlib.import_module(f"meal_jax.tasks.{config.task}"), "read_rows", None)
-    path = Path(config.data.posts or config.data.path).expanduser()
-    size = sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+    size = sum(file.stat().st_size for file in _local(config.data.posts or config.data.path))
     return None if rows is None or size > READ_BYTES else tuple(rows(config)[:2])
+
+
+def _local(place: str) -> list[Path]:
+    """The files that a path, or a data set that is in the cache, has on this machine."""
+    if remote := own.hub_place(place):
+        with contextlib.suppress(FileNotFoundError):
+            return hub.cached(remote)
+        return []
+    path = Path(own.split_column(place)[0]).expanduser() if place else None
+    if path is None or not path.exists():
+        return []
+    return [file for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()]
 
 
 def workdir(config: Any, workdir: str) -> Iterator[Finding]:
