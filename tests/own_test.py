@@ -1,4 +1,4 @@
-"""docs/own.md as its reader would follow it: the page's files are written and its commands run, in order, as they stand there."""
+"""docs/own.md as its reader would follow it: its files are written and its commands run, in order, as they stand there."""
 
 import json
 import os

@@ -46,7 +46,7 @@ sft
 testing generate compare parity answers_figure
 study
 aot
-bench doctor reproduce
+bench doctor reproduce serve
 main
 """.strip().splitlines()
 LEVELS = {room: level for level, rooms in enumerate(ROOMS) for room in rooms.split()}

@@ -183,7 +183,7 @@ def data(config: Any) -> Iterator[Finding]:
 
 
 def hub_data(config: Any, place: str) -> Finding:
-    """Whether a data set of the hub is in the cache, or the hub would give it to this token; its column shows when it is read."""
+    """Whether a data set of the hub is in the cache, or the hub would give it. Its column shows when it is read."""
     if config.data.format != "own" and config.task != "stories":
         return fail(
             "data",

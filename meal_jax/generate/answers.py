@@ -75,6 +75,18 @@ def answerer(
     run: Run, preferences: np.ndarray, *, sampling: Sampling, max_new: int, seed: int = 0, rewards: bool = True
 ) -> Callable[[Prompts], evaluate.Answers]:
     """`answers` as a function of the prompts, for several calls: its program and its reward models are made once."""
+    answer = reusable(run, sampling=sampling, max_new=max_new, rewards=rewards)
+
+    def call(prompts: Prompts) -> evaluate.Answers:
+        return answer(prompts, preferences, seed)
+
+    return call
+
+
+def reusable(
+    run: Run, *, sampling: Sampling, max_new: int, rewards: bool = True
+) -> Callable[[Prompts, np.ndarray, int], evaluate.Answers]:
+    """`answers` as a function of (prompts, preferences [M, K], seed); each shape of these compiles once."""
     setup, scorer = dataclasses.replace(run.setup, max_new=max_new), None
     if rewards:
         scorer = attach_rewards.scorer(run.task, run.mesh, run.frozen)
@@ -83,7 +95,7 @@ def answerer(
         setup = dataclasses.replace(setup, reward=_no_rewards, reward_reads_base=False, meal=meal)
     answer = jax.jit(evaluate.answer_fn(setup, run.method, sampling))
 
-    def call(prompts: Prompts) -> evaluate.Answers:
+    def call(prompts: Prompts, preferences: np.ndarray, seed: int) -> evaluate.Answers:
         return evaluate.evaluate(
             answer, run.state, run.frozen, prompts, preferences, batch_size=min(len(prompts.id), batch_size(run)),
             seed=seed, place=lambda array: array, scorer=scorer,

@@ -145,7 +145,10 @@ def _generate(start, step, keys, max_new, sampling, end, pad, forbidden) -> Resp
 
     def draw(logits, t):
         step_keys = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(keys, t)
-        return sample(step_keys, logits, sampling, forbidden)
+        token, logp = sample(step_keys, logits, sampling, forbidden)
+        if sampling.watch is not None:
+            jax.debug.callback(sampling.watch, t, token)
+        return token, logp
 
     logits, cache = start()
     token, logp = draw(logits, 0)

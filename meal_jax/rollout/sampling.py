@@ -6,9 +6,11 @@ Letters: B prompts, N candidates, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from meal_jax.models.attention import MASKED
 
@@ -27,12 +29,15 @@ class Sampling:
       draw: "gumbel" takes the largest of the logits plus a random number for each token; "inverse" spends one random number
         a row and looks it up in the cumulative distribution. The same distribution, other draws; the second is much
         less work where V is large.
+      watch: called on the host with (t, tokens [B, N]) as soon as response tokens t are drawn, ended responses' included; it
+        changes no draw. None for none.
     """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     draw: str = "gumbel"
+    watch: Callable[[int, np.ndarray], None] | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self):
         if self.draw not in DRAWS:

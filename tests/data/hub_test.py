@@ -28,7 +28,7 @@ def refused(kind):
 
 @pytest.fixture
 def fake_hub(monkeypatch, tmp_path):
-    """A hub of {revision: directory} of one data set, o/tickets, and its cache; `.error` is raised by every call that asks it."""
+    """A hub of one data set, o/tickets: {revision: directory}, and its cache; asking it raises `.error`, if set."""
     fake = SimpleNamespace(error=None, branches={}, cache=tmp_path / "cache", downloads=[])
 
     def branch(repository, repo_type, revision):

@@ -1,0 +1,178 @@
+"""Bodies of OpenAI's chat interface, in and out: what a request asks for, and the form of answers and errors.
+
+A request may have `preference`, a list of a weight per objective or a table of weights by objective, which the openai client
+sends by `extra_body`. Answers have the field `meal`: the preference, what the method proposed for it, and rewards.
+
+Letters: K objectives.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from meal_jax.data import chat as chats
+from meal_jax.data import own
+from meal_jax.saved_run import read_preference
+from meal_jax.serve.live import Answer
+
+# Fields that say what this server cannot do, and the values under which there is nothing to do.
+UNSUPPORTED = {
+    "n": (1,), "tools": ([],), "functions": ([],), "logprobs": (False,), "stop": ([], ""), "frequency_penalty": (0,),
+    "presence_penalty": (0,), "logit_bias": ({},),
+    "response_format": ({"type": "text"},),
+}  # fmt: skip
+
+
+class BadRequestError(ValueError):
+    """A request that cannot be answered; `field` names what is wrong in it."""
+
+    def __init__(self, message: str, field: str | None = None):
+        super().__init__(message)
+        self.field = field
+
+
+class Asked(NamedTuple):
+    """A request: arguments of `Live.answer`, and whether the answer is streamed."""
+
+    turns: chats.Turns
+    preference: np.ndarray | None
+    seed: int
+    max_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    stream: bool
+    usage: bool
+
+
+def read(body: Any, objectives: Sequence[str]) -> Asked:
+    """What the body of a request asks for.
+
+    Raises:
+      BadRequestError: names the field.
+    """
+    if not isinstance(body, dict):
+        raise BadRequestError("The body must be a JSON object.")
+    for name, harmless in UNSUPPORTED.items():
+        if body.get(name) is not None and body[name] not in harmless:
+            raise BadRequestError(f"{name}={body[name]!r} is not supported here: leave it out.", name)
+    limit = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
+    options = body.get("stream_options")
+    return Asked(
+        turns=_turns(body.get("messages")),
+        preference=_preference(body.get("preference"), objectives),
+        seed=_number(body, "seed", int, 0, 2**32 - 1) or 0,
+        max_tokens=_number(body, limit, int, 1),
+        temperature=_number(body, "temperature", float, 0, 2),
+        top_p=_number(body, "top_p", float, 1e-6, 1),
+        stream=bool(body.get("stream")),
+        usage=isinstance(options, dict) and bool(options.get("include_usage")),
+    )
+
+
+def _turns(messages: Any) -> chats.Turns:
+    if not isinstance(messages, list) or not messages:
+        raise BadRequestError("messages must be a list that ends with a message of the role user.", "messages")
+    plain = [dict(m, content=_text(m.get("content"))) if isinstance(m, dict) else m for m in messages]
+    if any(isinstance(m, dict) and m.get("role") in ("system", "developer") for m in plain):
+        raise BadRequestError(
+            "messages has a system message; it is this run's configuration (config.data.system), the same for every "
+            "prompt. Leave it out.",
+            "messages",
+        )
+    try:
+        return own.read_turns({"messages": plain}, "messages")
+    except ValueError as error:
+        raise BadRequestError(str(error), "messages") from None
+
+
+def _text(content: Any) -> Any:
+    """The text of a message's parts, where it is given in parts of text."""
+    if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
+        return "".join(part["text"] for part in content)
+    return content
+
+
+def _preference(value: Any, objectives: Sequence[str]) -> np.ndarray | None:
+    if value is None:
+        return None
+    if isinstance(value, dict):
+        if set(value) != set(objectives):
+            raise BadRequestError(f"preference must have a weight for each of {', '.join(objectives)}.", "preference")
+        value = [value[name] for name in objectives]
+    if not isinstance(value, list) or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in value):
+        raise BadRequestError(
+            f"preference must be a list of weights, of {', '.join(objectives)}, or a table of them.", "preference"
+        )
+    try:
+        return read_preference(",".join(map(repr, value)), objectives)
+    except ValueError as error:
+        raise BadRequestError(str(error), "preference") from None
+
+
+def _number(body: Mapping[str, Any], name: str, kind: type, low: float, high: float = float("inf")) -> Any:
+    value = body.get(name)
+    if value is None:
+        return None
+    right = isinstance(value, int | float) and not isinstance(value, bool) and (kind is float or value == int(value))
+    if not right or not low <= value <= high:
+        bounds = f"{low:g} or more" if high == float("inf") else f"{low:g} to {high:g}"
+        raise BadRequestError(
+            f"{name}={value!r} must be {'a number' if kind is float else 'a whole number'}, {bounds}.", name
+        )
+    return kind(value)
+
+
+def error(message: str, field: str | None = None, kind: str = "invalid_request_error") -> dict[str, Any]:
+    """An error's body."""
+    return {"error": {"message": message, "type": kind, "param": field, "code": None}}
+
+
+def completion(answer: Answer, model: str) -> dict[str, Any]:
+    """The body of a whole answer."""
+    message = {"role": "assistant", "content": answer.text, "refusal": None}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _reason(answer)}
+    return _head("chat.completion", model) | {
+        "choices": [choice], "usage": _usage(answer), "meal": _details(answer),
+    }  # fmt: skip
+
+
+class Chunks:
+    """The bodies of a streamed answer, all of one id."""
+
+    def __init__(self, model: str, usage: bool):
+        self.head, self.usage = _head("chat.completion.chunk", model), usage
+
+    def piece(self, text: str, first: bool) -> dict[str, Any]:
+        """Of a text to append."""
+        return self._body(({"role": "assistant"} if first else {}) | {"content": text}, None)
+
+    def last(self, answer: Answer) -> Iterator[dict[str, Any]]:
+        """After the answer's last piece: why it ended and its details; then, if asked for, its counts."""
+        yield self._body({}, _reason(answer)) | {"meal": _details(answer)}
+        if self.usage:
+            yield self.head | {"choices": [], "usage": _usage(answer)}
+
+    def _body(self, delta: dict[str, Any], reason: str | None) -> dict[str, Any]:
+        return self.head | {"choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}]}
+
+
+def _head(kind: str, model: str) -> dict[str, Any]:
+    return {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": model}
+
+
+def _reason(answer: Answer) -> str:
+    return "stop" if answer.ended else "length"
+
+
+def _usage(answer: Answer) -> dict[str, int]:
+    total = answer.prompt_tokens + answer.tokens
+    return {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.tokens, "total_tokens": total}
+
+
+def _details(answer: Answer) -> dict[str, Any]:
+    return {"preference": answer.preference, "proposed": answer.proposed, "rewards": answer.rewards}
