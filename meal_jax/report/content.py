@@ -17,6 +17,7 @@ from meal_jax import config as defaults
 from meal_jax import methods
 from meal_jax.rewards import sources
 from meal_jax.saved_run import read_json, recorded_config
+from meal_jax.tasks import toy_explanation
 
 POINTS = 240  # most points of a curve; steps between are averaged
 MEASURES = (
@@ -83,7 +84,8 @@ def gather(entries: Sequence[Entry]) -> dict[str, Any]:
         "seeds": seeds,
         "objectives": list(objectives),
         "axes": list(sources.describe(config)) if config is not None else list(objectives),
-        "methods": [_method(entry, objectives) for entry in entries],
+        "methods": [_method(entry, objectives, config) for entry in entries],
+        "rule": toy_explanation.rule(objectives, config.sampling.max_new) if _own_toy(config) else None,
         "before": _front(head["before"]) if head.get("before") else None,
         "exact": _rounded(head["exact_points"]) if "exact_points" in head else None,
         "config": [] if config is None else list(_fields(config)),
@@ -93,7 +95,12 @@ def gather(entries: Sequence[Entry]) -> dict[str, Any]:
     }
 
 
-def _method(entry: Entry, objectives: Sequence[str]) -> dict[str, Any]:
+def _own_toy(config: Any) -> tuple[int, ...]:
+    """Objectives whose rewards `toy_explanation` explains."""
+    return tuple(sources.own_objectives(config)) if config is not None and config.task == "toy" else ()
+
+
+def _method(entry: Entry, objectives: Sequence[str], config: Any) -> dict[str, Any]:
     runs = [json.loads((folder / "pareto.json").read_text()) for folder in entry.folders]
     head = runs[0]
     out = {"label": entry.label, "seed": head.get("seed"), **_front(head)}
@@ -111,7 +118,7 @@ def _method(entry: Entry, objectives: Sequence[str]) -> dict[str, Any]:
     out["budget"] = {name: float(np.mean([r["budget"][name] for r in runs])) for name in head.get("budget", {})}
     seconds = [run.get("seconds_training") for run in runs]
     out["seconds"] = None if None in seconds else round(float(np.mean(seconds)), 1)
-    out["samples"] = [_sample(sample, objectives) for sample in head.get("samples", [])]
+    out["samples"] = [_sample(sample, objectives, config) for sample in head.get("samples", [])]
     out["history"] = [[h["step"], _rounded(h["hypervolume"])] for h in head.get("history", [])]
     out["proposed"] = [
         [table["step"], _rounded(table["proposals"])]
@@ -131,12 +138,20 @@ def _front(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _sample(sample: Mapping[str, Any], objectives: Sequence[str]) -> dict[str, Any]:
+def _sample(sample: Mapping[str, Any], objectives: Sequence[str], config: Any) -> dict[str, Any]:
+    own = _own_toy(config)
+
+    def explained(response: str) -> str | None:
+        if not own:
+            return None
+        return toy_explanation.explain(sample["prompt"], response, objectives, own, config.sampling.max_new)
+
     answers = [
         {
             "preference": _rounded(answer["preference"]),
             "response": answer["response"],
             "rewards": [_rounded(answer["rewards"].get(name)) for name in objectives],
+            "explained": explained(answer["response"]),
         }
         for answer in sample["answers"]
     ]

@@ -259,12 +259,14 @@ function answers() {
     const text = make("p", undefined, card);
     text.className = "response";
     const other = against === "first" ? i && answerOf(M[0], chosen) : against === "previous" ? previous && answerOf(m, previous) : null;
-    if (!other) { text.textContent = answer.response || "(empty)"; return; }
-    differing(answer.response, other.response).forEach(([word, differs]) => {
+    if (!other) text.textContent = answer.response || "(empty)";
+    else differing(answer.response, other.response).forEach(([word, differs]) => {
       if (differs && word.trim()) make("mark", word, text); else text.append(word);
     });
+    if (answer.explained) make("p", answer.explained, card).className = "explained";
   });
 }
+if (data.rule) $("rule").textContent = data.rule; else $("rule").remove();
 $("prompt").addEventListener("change", answers);
 $("against").addEventListener("change", answers);
 watchers.push(answers);

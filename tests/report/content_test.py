@@ -51,6 +51,16 @@ def test_the_page_holds_the_runs_numbers_and_texts(stored):
     assert differing["steps"] == "3" and "meal.tau" not in differing
 
 
+def test_answers_of_the_toy_are_explained_and_their_sums_are_the_rewards(stored):
+    result = json.loads(block(write.write(stored).read_text()))
+    assert "serve none" in result["rule"]
+    answers = [answer for sample in result["methods"][0]["samples"] for answer in sample["answers"]]
+    assert answers[0]["explained"] is None and len(answers) > 5  # the hostile one is no answer of the toy
+    for answer in answers[1:]:
+        sums = [float(value) for value in re.findall(r"= (\d\.\d\d)", answer["explained"])]
+        assert sums == pytest.approx(answer["rewards"], abs=5.1e-3)
+
+
 def test_no_text_of_a_run_becomes_a_tag(stored):
     text = write.write(stored).read_text()
     assert text.count("</script>") == 3 and "<img" not in text and "onerror" in block(text)
