@@ -120,11 +120,11 @@ def _method(entry: Entry, objectives: Sequence[str], config: Any) -> dict[str, A
     out["seconds"] = None if None in seconds else round(float(np.mean(seconds)), 1)
     out["samples"] = [_sample(sample, objectives, config) for sample in head.get("samples", [])]
     out["history"] = [[h["step"], _rounded(h["hypervolume"])] for h in head.get("history", [])]
-    out["proposed"] = [
-        [table["step"], _rounded(table["proposals"])]
-        for path in sorted((entry.folders[0] / "evals").glob("*.json"))
-        if (table := read_json(path)) and "proposals" in table
-    ]
+    tables = [read_json(path) for path in sorted((entry.folders[0] / "evals").glob("*.json"))]
+    tables = [table for table in tables if table and table.get("preferences") == head["preferences"]]
+    out["proposed"] = [[table["step"], _rounded(table["proposals"])] for table in tables if "proposals" in table]
+    # Of several seeds the report shows the mean front, which has no evaluations of its own.
+    out["evaluations"] = [[table["step"], _rounded(table["points"])] for table in tables if len(runs) == 1]
     out["curves"] = _curves(entry.folders[0] / "metrics.jsonl", objectives)
     return out
 

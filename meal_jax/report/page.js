@@ -121,6 +121,46 @@ fronts.forEach((front, i) => {
   box.addEventListener("change", () => { box.checked ? hidden.delete(i) : hidden.add(i); plots.forEach((u) => u.redraw()); });
 });
 
+// The front over evaluations: `moment` is a position among their steps, fractions between two of them.
+const steps = [...new Set(M.flatMap((m) => m.evaluations.map((e) => e[0])))].sort((a, b) => a - b);
+let moment = steps.length - 1;
+const pointsOf = (f) => {
+  if (!f.evaluations || f.evaluations.length < 2 || moment >= steps.length - 1) return f.points;
+  const at = (i) => (f.evaluations.findLast((e) => e[0] <= steps[i]) || f.evaluations[0])[1];
+  const i = Math.floor(moment), to = at(i + 1);
+  return at(i).map((p, j) => p.map((v, k) => v + (moment - i) * (to[j][k] - v)));
+};
+if (steps.length > 1) replay(); else $("replay").remove();
+
+function replay() {
+  const button = make("button", "Play", $("replay")), label = make("label", "evaluation ", $("replay"));
+  const input = make("input", undefined, label), step = make("output", undefined, $("replay"));
+  button.type = "button";
+  Object.assign(input, { type: "range", id: "moment", min: 0, max: steps.length - 1, step: 1, value: moment });
+  const move = (position) => {
+    moment = position;
+    input.value = Math.round(position);
+    step.textContent = `step ${steps[Math.round(position)]}`;
+    plots.forEach((u) => u.redraw());
+  };
+  let frame = null;
+  const stop = () => { cancelAnimationFrame(frame); frame = null; button.textContent = "Play"; };
+  button.hidden = matchMedia("(prefers-reduced-motion: reduce)").matches;  // the slider does the same in jumps
+  button.addEventListener("click", () => {
+    if (frame !== null) { stop(); return; }
+    const begun = performance.now(), seconds = Math.min(8, steps.length - 1);
+    button.textContent = "Stop";
+    const tick = (now) => {
+      const position = Math.max(0, now - begun) / 1000 / seconds * (steps.length - 1);
+      move(Math.min(position, steps.length - 1));
+      if (position < steps.length - 1) frame = requestAnimationFrame(tick); else stop();
+    };
+    frame = requestAnimationFrame(tick);
+  });
+  input.addEventListener("input", () => { stop(); move(+input.value); });
+  step.textContent = `step ${steps[moment]}`;
+}
+
 const figure = (parent, title) => {
   const out = make("figure", undefined, parent);
   make("figcaption", title, out);
@@ -132,7 +172,7 @@ function drawFront(a, b) {
   const parent = figure($("fronts"), `${data.axes[b]} against ${data.axes[a]}`);
   const xs = [...new Set(fronts.flatMap((f) => f.points.map((p) => p[a])))].sort((p, q) => p - q);
   const bounds = [a, b].map((k) => {
-    const all = fronts.flatMap((f) => [...f.points, ...(f.low || []), ...(f.high || [])].map((p) => p[k]));
+    const all = fronts.flatMap((f) => [...f.points, ...(f.low || []), ...(f.high || []), ...(f.evaluations || []).flatMap((e) => e[1])].map((p) => p[k]));
     const low = Math.min(...all), high = Math.max(...all), pad = 0.06 * (high - low) || 0.5;
     return [low - pad, high + pad];
   });
@@ -148,20 +188,21 @@ function drawFront(a, b) {
     c.beginPath(); c.rect(u.bbox.left, u.bbox.top, u.bbox.width, u.bbox.height); c.clip();
     fronts.forEach((f, i) => {
       if (hidden.has(i)) return;
+      const points = pointsOf(f);
       c.strokeStyle = c.fillStyle = f.colour;
       c.lineWidth = 1.5 * ratio;
       c.setLineDash(f.before ? [2 * ratio, 3 * ratio] : f.exact ? [6 * ratio, 4 * ratio] : []);
       if (K === 2) {
         const order = f.preferences.map((w, j) => j).sort((p, q) => f.preferences[p][0] - f.preferences[q][0]);
         c.beginPath();
-        order.forEach((j, n) => { const [x, y] = at(f.points[j]); n ? c.lineTo(x, y) : c.moveTo(x, y); });
+        order.forEach((j, n) => { const [x, y] = at(points[j]); n ? c.lineTo(x, y) : c.moveTo(x, y); });
         c.stroke();
       }
       c.setLineDash([]);
       const now = nearest(f.preferences, chosen);
-      f.points.forEach((p, j) => {
+      points.forEach((p, j) => {
         const [x, y] = at(p), big = j === now;
-        if (f.low && !f.before) {
+        if (f.low && !f.before && points === f.points) {
           c.globalAlpha = big ? 0.9 : 0.3;
           const [x0, y0] = at(f.low[j]), [x1, y1] = at(f.high[j]);
           c.lineWidth = ratio;
@@ -178,14 +219,14 @@ function drawFront(a, b) {
   const hover = (u) => {
     const { left, top } = u.cursor;
     let best = null;
-    if (left >= 0) fronts.forEach((f, i) => hidden.has(i) || f.points.forEach((p, j) => {
+    if (left >= 0) fronts.forEach((f, i) => hidden.has(i) || pointsOf(f).forEach((p, j) => {
       const far = Math.hypot(u.valToPos(p[a], "x") - left, u.valToPos(p[b], "y") - top);
       if (far < 20 && (!best || far < best.far)) best = { far, f, p, j };
     }));
     tip.hidden = !best;
     if (!best) return;
     const lines = [best.f.label, weights(best.f.preferences[best.j]), ...data.objectives.map((name, k) => {
-      const span = best.f.low ? ` (${show(best.f.low[best.j][k])} … ${show(best.f.high[best.j][k])})` : "";
+      const span = best.f.low && best.p === best.f.points[best.j] ? ` (${show(best.f.low[best.j][k])} … ${show(best.f.high[best.j][k])})` : "";
       return `${name}: ${show(best.p[k])}${span}`;
     })];
     tip.textContent = lines.join("\n");

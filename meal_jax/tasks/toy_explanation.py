@@ -20,11 +20,12 @@ LETTERS, NONE = "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "·"
 def rule(objectives: Sequence[str], max_new: int) -> str:
     """What the rewards count, in three sentences; `max_new` is T."""
     letters = " and ".join(f"{letter} the reward {name}" for letter, name in zip(LETTERS, objectives, strict=False))
+    powers = ", ".join(f"{gamma:g}" for gamma in toy.GAMMAS)
     return (
         f"The second and third token of a prompt, its markers, make it one of {toy.TYPES} types. For each type {toy.SET} "
-        f"tokens serve each objective: {letters}; all others, {NONE}, serve none. With n of an answer's tokens serving an objective, "
-        f"its reward is (n / {max_new - 1})^γ, where γ is {', '.join(f'{g:g}' for g in toy.GAMMAS)} by type; an answer that "
-        f"does not end within {max_new} tokens has half of it."
+        f"tokens serve each objective: {letters}; all others, {NONE}, serve none. With n of an answer's tokens serving an "
+        f"objective, its reward is (n / {max_new - 1})^γ, where γ is {powers} by type; an answer that does not end within "
+        f"{max_new} tokens has half of it."
     )
 
 

@@ -47,6 +47,8 @@ def test_the_page_holds_the_runs_numbers_and_texts(stored):
     assert method["curves"]["loss/base"] == pytest.approx([row["loss/base"] for row in rows], rel=1e-4)
     assert method["history"] == [[h["step"], float(f"{h['hypervolume']:.5g}")] for h in results["history"]]
     assert method["budget"] == results["budget"]
+    assert [step for step, _ in method["evaluations"]] == [0, 3]
+    assert method["evaluations"][1][1] == method["points"] != method["evaluations"][0][1]
     differing = {name: value for name, value, _, differs in result["config"] if differs}
     assert differing["steps"] == "3" and "meal.tau" not in differing
 
