@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from meal_jax.data import files, read_prepared
@@ -60,18 +60,19 @@ class Pairs(NamedTuple):
         return sum(why == reason for _, why in self.skipped)
 
 
-def read_pairs(path: str | os.PathLike, split: str | None = None) -> Pairs:
+def read_pairs(path: str | os.PathLike, split: str | None = None, *, as_written: bool = False) -> Pairs:
     """Reads a file, a directory's files in the order of their names, or what `prepare` wrote there.
 
     Args:
       path: .jsonl, .jsonl.gz or .parquet file; a directory of them; a prepared data set.
       split: "train" or "test" reads only the rows of this split; None reads all.
+      as_written: see `split_transcript`.
 
     Raises:
       FileNotFoundError: the path does not exist, or has no such files, or none of this split.
       ValueError: a row that cannot be read; the message names file and line.
     """
-    return collect(parse(row, source) for source, row in rows(path, split))
+    return collect(parse(row, source, as_written=as_written) for source, row in rows(path, split))
 
 
 def rows(path: str | os.PathLike, split: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -87,15 +88,17 @@ def rows(path: str | os.PathLike, split: str | None = None) -> Iterator[tuple[st
         yield from files.rows(file)
 
 
-def parse(row: dict[str, Any], source: str) -> tuple[Pair, str]:
+def parse(row: dict[str, Any], source: str, *, as_written: bool = False) -> tuple[Pair, str]:
     """A row as a Pair, and the member of REASONS for which it is left out ("" if it is kept).
+
+    `as_written` is as in `split_transcript`.
 
     Raises:
       ValueError: not two transcripts.
     """
     files.need_text(row, ("chosen", "rejected"), source, "each line needs both transcripts.")
-    turns, chosen = split_transcript(row["chosen"], f"{source}: chosen")
-    _, rejected = split_transcript(row["rejected"], f"{source}: rejected")
+    turns, chosen = split_transcript(row["chosen"], f"{source}: chosen", as_written=as_written)
+    _, rejected = split_transcript(row["rejected"], f"{source}: rejected", as_written=as_written)
     reason = why_no_pair(chosen, rejected)
     if row["chosen"].rpartition(ASSISTANT)[0] != row["rejected"].rpartition(ASSISTANT)[0]:
         reason = DIVERGED
@@ -121,15 +124,21 @@ def collect(parsed: Iterator[tuple[Pair, str]]) -> Pairs:
     return out
 
 
-def split_transcript(text: str, where: str) -> tuple[tuple[tuple[str, str], ...], str]:
-    """Splits "\\n\\nHuman: a\\n\\nAssistant: b" into its turns and its last assistant text; whitespace is stripped.
+def split_transcript(text: str, where: str, *, as_written: bool = False) -> tuple[tuple[tuple[str, str], ...], str]:
+    """Splits "\\n\\nHuman: a\\n\\nAssistant: b" into its turns and its last assistant text.
+
+    A few published rows have two turns of one speaker in a row, which chat templates refuse. There they are joined, without
+    the second label; an assistant's turn before the last one is joined to the answer. The published code (RiC) gives base
+    models the text as it is. `as_written` keeps that text for plain templates: labels and white space within a turn stay,
+    and an assistant's turn right before the answer stays in the prompt, as a part of the last human turn.
 
     Args:
       text: transcript.
       where: its name in messages.
+      as_written: see above. Otherwise white space around each turn is stripped.
 
     Returns:
-      ((role, text), …) up to and including the last human turn, and the answer ("" if it is empty).
+      ((role, text), …) up to and including the last human turn, and the stripped answer ("" if it is empty).
 
     Raises:
       ValueError: it has no assistant turn, does not begin with a human turn, or the answer follows no human turn.
@@ -138,21 +147,34 @@ def split_transcript(text: str, where: str) -> tuple[tuple[tuple[str, str], ...]
     if not separator:
         raise ValueError(f'{where} has no "\\n\\nAssistant:" turn; a transcript must end with one.')
     before, *rest = TURN.split(head)
-    turns = tuple((ROLES[role], turn.strip()) for role, turn in zip(rest[::2], rest[1::2], strict=True))
+    turns = [(ROLES[role], turn) for role, turn in zip(rest[::2], rest[1::2], strict=True)]
     if before.strip() or not turns or turns[0][0] != "user":
         raise ValueError(f'{where} does not begin with "\\n\\nHuman:"; a transcript must.')
-    # A few published rows have two turns of one speaker in a row; joined, they are one turn of a chat.
-    turns = _join(turns)
-    if turns[-1][0] != "user":
-        turns, answer = turns[:-1], f"{turns[-1][1]}\n\n{answer.strip()}"
-    return turns, answer.strip()
+    if as_written:
+        return _joined_as_written(turns), answer.strip()
+    joined = _joined(turns)
+    if joined[-1][0] != "user":
+        joined, answer = joined[:-1], f"{joined[-1][1]}\n\n{answer.strip()}"
+    return joined, answer.strip()
 
 
-def _join(turns: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+def _joined(turns: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
     out: list[tuple[str, str]] = []
     for role, text in turns:
         if out and out[-1][0] == role:
-            out[-1] = (role, f"{out[-1][1]}\n\n{text}".strip())
+            out[-1] = (role, f"{out[-1][1]}\n\n{text.strip()}".strip())
         else:
-            out.append((role, text))
+            out.append((role, text.strip()))
+    return tuple(out)
+
+
+def _joined_as_written(turns: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    last_human = max(i for i, (role, _) in enumerate(turns) if role == "user")
+    out: list[tuple[str, str]] = []
+    for i, (role, text) in enumerate(turns):
+        if out and (out[-1][0] == role or i > last_human):
+            label = next(name for name in ROLES if ROLES[name] == role)
+            out[-1] = (out[-1][0], f"{out[-1][1]}\n\n{label}:{text}")
+        else:
+            out.append((role, text.removeprefix(" ")))  # the space that plain templates put after a label
     return tuple(out)

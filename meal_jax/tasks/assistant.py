@@ -53,11 +53,13 @@ def load(config, chat: chats.Chat, tokenizers: dict[str, Any]) -> tuple[Prompts,
         train, test, name = own_rows(config, path)
     elif split == "hash":
         return (
-            *load_prompts(chat, config.data.path, config.data.prompt_length, config.eval.prompts),
+            *load_prompts(
+                chat, config.data.path, config.data.prompt_length, config.eval.prompts, as_written=as_written(config)
+            ),
             f"hh-rlhf {' and '.join(FOLDERS)}, hash split",
         )
     else:
-        train, test = _published_rows(path)
+        train, test = _published_rows(path, as_written(config))
         name = f"hh-rlhf test, every {EVERY}th row"
     train, test = (templates.within(rows, lambda row: row.text, tokenizers)[0] for rows in (train, test))
     return *language.encode_splits(chat, train, test, config, str(path)), name
@@ -69,19 +71,25 @@ def read_rows(config) -> tuple[list[templates.Row], list[templates.Row]]:
     if config.data.format == "own":
         return own_rows(config, path)[:2]
     if config.data.split == "published":
-        return _published_rows(path)
-    turns = [turns for folder in FOLDERS for turns in hh_rlhf.read_pairs(path / folder).prompts]
+        return _published_rows(path, as_written(config))
+    raw = as_written(config)
+    turns = [turns for folder in FOLDERS for turns in hh_rlhf.read_pairs(path / folder, as_written=raw).prompts]
     parts = ([t for t in turns if chats.split_of(t) == split] for split in ("policy", "eval"))
     return tuple(templates.assistant_rows(part) for part in parts)
 
 
-def _published_rows(path: Path) -> tuple[list[templates.Row], list[templates.Row]]:
+def as_written(config) -> bool:
+    """Whether turns of one speaker in a row keep their labels, as the published code gives them to base models."""
+    return config.data.template == "plain"
+
+
+def _published_rows(path: Path, raw: bool) -> tuple[list[templates.Row], list[templates.Row]]:
     subsets = [path / name for name in hh_rlhf.SUBSETS if (path / name).is_dir()]
     if not subsets:
         raise FileNotFoundError(f"{path} has none of the directories {', '.join(hh_rlhf.SUBSETS)}. {hh_rlhf.HINT}")
     try:
         train, test = (
-            [turns for subset in subsets for turns in hh_rlhf.read_pairs(subset, part).prompts]
+            [turns for subset in subsets for turns in hh_rlhf.read_pairs(subset, part, as_written=raw).prompts]
             for part in ("train", "test")
         )
     except FileNotFoundError as error:
@@ -129,17 +137,21 @@ def answers(config) -> dict[int, list[str]]:
         answered = own.read_answers(path)
     else:
         folders = FOLDERS if config.data.split == "hash" else [n for n in hh_rlhf.SUBSETS if (path / n).is_dir()]
-        answered = [(pair.turns, pair.chosen) for folder in folders for pair in hh_rlhf.read_pairs(path / folder).pairs]
+        every_part = [hh_rlhf.read_pairs(path / folder, as_written=as_written(config)) for folder in folders]
+        answered = [(pair.turns, pair.chosen) for part in every_part for pair in part.pairs]
     out: dict[int, list[str]] = {}
     for turns, text in answered:
         out.setdefault(chats.hash_of(chats.name_of(turns)), []).append(text)
     return out
 
 
-def load_prompts(chat: chats.Chat, path: str, length: int, tests: int) -> tuple[Prompts, Prompts]:
+def load_prompts(
+    chat: chats.Chat, path: str, length: int, tests: int, *, as_written: bool = False
+) -> tuple[Prompts, Prompts]:
     """Training prompts, and `tests` test prompts, half from each folder of `path`.
 
-    Rows are ordered by their id, a hash of the text, so the choice does not hang on the order of files.
+    Rows are ordered by their id, a hash of the text, so the choice does not depend on the order of files. `as_written` is as
+    in `hh_rlhf.split_transcript`.
 
     Raises:
       FileNotFoundError: `path` has not both folders.
@@ -153,7 +165,7 @@ def load_prompts(chat: chats.Chat, path: str, length: int, tests: int) -> tuple[
                 f"There is no {source}. The prompts are hh-rlhf's (MIT): put its directories {' and '.join(FOLDERS)} from "
                 "https://huggingface.co/datasets/Anthropic/hh-rlhf in one directory and name that in config.data.path."
             )
-        conversations = hh_rlhf.read_pairs(source).prompts
+        conversations = hh_rlhf.read_pairs(source, as_written=as_written).prompts
         for split, split_rows in parts.items():
             prompts, too_long = chats.encode_prompts(
                 chat, [turns for turns in conversations if chats.split_of(turns) == split], length

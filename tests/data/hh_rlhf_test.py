@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from meal_jax.data import hh_rlhf
+from meal_jax.data import chat as chats
+from meal_jax.data import hh_rlhf, templates
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "hh_rlhf"
 HEAD = "\n\nHuman: Which tea?\n\nAssistant: Green or black?\n\nHuman: Green."
@@ -59,6 +60,42 @@ def test_turns_of_one_speaker_in_a_row_are_joined():
     assert turns == (("user", "a"), ("assistant", "b\n\nc"), ("user", "d")) and answer == "e"
     turns, answer = hh_rlhf.split_transcript("\n\nHuman: a\n\nAssistant: b\n\nAssistant: c", "here")
     assert turns == (("user", "a"),) and answer == "b\n\nc"
+
+
+# Each kind of published row whose prompt is not the same after turns were joined: two assistant turns in the middle, two at
+# the end, both, a space before a label, two human turns.
+REPEATED = {
+    "middle": "\n\nHuman: a\n\nAssistant: b\n\nAssistant:  c\n\nHuman: d\n\nAssistant: e",
+    "end": "\n\nHuman: a\n\nAssistant: b\n\nAssistant: c",
+    "both": "\n\nHuman: a\n\nAssistant: b \n\nAssistant: c\n\nHuman: d\n\nAssistant: Human: e\n\nAssistant: f",
+    "human": "\n\nHuman: a\n\nHuman: b\n\nAssistant: c",
+    "spaces": "\n\nHuman:  a. \n\nAssistant: b \n\nHuman: c\n\nAssistant: d",
+    "none": HEAD + "\n\nAssistant: Sencha.",
+}
+
+
+@pytest.mark.parametrize("text", REPEATED.values(), ids=REPEATED)
+def test_plain_prompts_are_the_published_text_to_the_character(tmp_path, chat_tokenizer, text):
+    """RiC's prompt: what stands before the last "\\n\\nAssistant:", a space, and that label."""
+    path = write(tmp_path / "a.jsonl", [row(text, text + " or not")])
+    (pair,) = hh_rlhf.read_pairs(path, as_written=True).pairs
+    published = text.rpartition(hh_rlhf.ASSISTANT)[0] + " \n\nAssistant:"
+    chat = templates.make_chat(chat_tokenizer, "plain", "assistant")
+    assert chats.render(chat, pair.turns, True).removeprefix(chat_tokenizer.bos_token) == published
+    assert chats.transcript(pair.turns) == published  # what rewards read
+    roles = [role for role, _ in pair.turns]
+    assert roles == (["user", "assistant"] * len(roles))[: len(roles)] and roles[-1] == "user"
+    assert pair.chosen == text.rpartition(hh_rlhf.ASSISTANT)[2].strip()
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the published rows are not at ../shared/data/hh_rlhf")
+def test_every_published_row_gives_the_published_text():
+    joined, rows = 0, [row for folder in sorted(REAL.iterdir()) for row in hh_rlhf.rows(folder)]
+    for source, published in rows:
+        text = published["chosen"].rpartition(hh_rlhf.ASSISTANT)[0] + " \n\nAssistant:"
+        assert chats.transcript(hh_rlhf.parse(published, source, as_written=True)[0].turns) == text, source
+        joined += chats.transcript(hh_rlhf.parse(published, source)[0].turns) != text
+    assert (len(rows), joined) == (7415, 18)
 
 
 def test_a_directory_is_read_in_the_order_of_names(tmp_path):

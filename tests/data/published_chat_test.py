@@ -9,7 +9,7 @@ import tokenizers
 
 from meal_jax import config as defaults
 from meal_jax.data import chat as chats
-from meal_jax.data import templates
+from meal_jax.data import hh_rlhf, summarize_from_feedback, templates
 from meal_jax.export import chat_template
 from meal_jax.hf import sentencepiece
 from meal_jax.models.policy import Conditioning
@@ -145,9 +145,10 @@ def test_answers_are_cut_at_the_next_turn_before_they_are_scored():
     assert templates.cut("yes.\n\nHuman: more?", templates.stop_of(config, "assistant")) == "yes.\n\nHuman: more?"
 
 
-def test_plain_prompts_have_the_published_ids_under_llama_2s_tokenizer():
-    """RiC encodes the whole text with the slow tokenizer, which puts its dummy prefix after the begin token."""
-    if not TOKENIZERS.exists():
+@pytest.fixture(scope="module")
+def llama_2():
+    """Llama 2's tokenizer from its sentencepiece file, or a skip."""
+    if not (TOKENIZERS / "llama2").is_dir():
         pytest.skip("the shared tokenizers are not here")
     import transformers
 
@@ -155,12 +156,49 @@ def test_plain_prompts_have_the_published_ids_under_llama_2s_tokenizer():
     assert isinstance(tokenizer, tokenizers.Tokenizer)
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **settings)
     fast.pad_token = fast.eos_token
+    return fast
+
+
+def test_plain_prompts_have_the_published_ids_under_llama_2s_tokenizer(llama_2):
+    """RiC encodes the whole text with the slow tokenizer, which puts its dummy prefix after the begin token."""
     for benchmark, first in (("assistant", [1, 29871, 13, 13]), ("reddit", [1, 835])):
-        chat = templates.make_chat(fast, "plain", benchmark)
+        chat = templates.make_chat(llama_2, "plain", benchmark)
         ids = chats.prompt_ids(chat, HELLO)
         assert ids[: len(first)] == first
         whole = chats.render(chat, HELLO, True).removeprefix("<s>")
-        assert ids + chats.tail_ids(chat) == [1, *fast(whole, add_special_tokens=False)["input_ids"]]
+        assert ids + chats.tail_ids(chat) == [1, *llama_2(whole, add_special_tokens=False)["input_ids"]]
+
+
+def published_texts(benchmark):
+    """(turns as a run under plain prompts reads them, the published code's text) of every shared row."""
+    data = TOKENIZERS.parent
+    if benchmark == "reddit":
+        posts = summarize_from_feedback.posts(
+            summarize_from_feedback.read_comparisons(data / "summarize_from_feedback")
+        )
+        rows = templates.reddit_rows(posts, "plain")
+        return [(row.turns, templates.reddit_prompt(row.text)) for row in rows]
+    return [
+        (
+            hh_rlhf.parse(row, source, as_written=True)[0].turns,
+            row["chosen"].rpartition(hh_rlhf.ASSISTANT)[0] + " \n\nAssistant:",
+        )
+        for folder in sorted((data / "hh_rlhf").iterdir())
+        for source, row in hh_rlhf.rows(folder)
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("benchmark", "count"), [("assistant", 7415), ("reddit", 360)])
+def test_every_shared_row_has_the_ids_of_the_sentencepiece_library(llama_2, benchmark, count):
+    """The slow tokenizer of the published code is this library behind a begin token."""
+    library = pytest.importorskip("sentencepiece", reason="sentencepiece, the reference, is not installed")
+    reference = library.SentencePieceProcessor(model_file=str(TOKENIZERS / "llama2" / "tokenizer.model"))
+    chat = templates.make_chat(llama_2, "plain", benchmark)
+    rows, tail = published_texts(benchmark), chats.tail_ids(chat)
+    assert len(rows) == count
+    for turns, text in rows:
+        assert chats.prompt_ids(chat, turns) + tail == [1, *reference.encode(text)], text[-80:]
 
 
 def test_ids_past_the_embedding_are_refused_by_name(chat_tokenizer):
