@@ -315,6 +315,12 @@ def run(options: argparse.Namespace) -> int:
     return 0 if options.dry_run else subprocess.run([sys.executable, *shlex.split(text)[1:]], check=False).returncode
 
 
+def _flag(text: str) -> str:
+    if not text.startswith("--"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no flag of the figure's command")
+    return text
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m meal_jax.reproduce", description=__doc__.splitlines()[0])
     action = parser.add_mutually_exclusive_group(required=True)
@@ -323,7 +329,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     action.add_argument("--write", type=Path, metavar="FILE", help="write the table as the page docs/reproduce.md")
     parser.add_argument("--scale", choices=SCALES, default="toy", help="toy by default")
     parser.add_argument("--dry_run", action="store_true", help="print the figure's command and do not run it")
-    parser.add_argument("flags", nargs="*", metavar="FLAG", help="after two dashes: more flags of the figure's command")
+    parser.add_argument(
+        "flags", nargs="*", type=_flag, metavar="FLAG", help="after two dashes: more flags of the figure's command"
+    )
     command.main_with(run, parser, arguments)
 
 

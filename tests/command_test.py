@@ -22,6 +22,7 @@ WITH_CONFIG = {
     "bench": [BENCH],
     "reward_training.heads": ["--config=configs/reward_small.py"],
     "reward_training.model": [REWARD],
+    "study": ["--config=configs/study/toy.py", "--workdir=/nowhere"],
 }
 WITHOUT = {
     "generate": ["--checkpoint=/nowhere", "--prompt=a"],
@@ -31,6 +32,9 @@ WITHOUT = {
     "hf.convert_llama2c": ["--model=/nowhere", "--tokenizer=/nowhere", "--out=/nowhere"],
     "answers_figure": ["--run=/nowhere", "--out=/nowhere"],
     "data.prepare": ["--dataset=hh_rlhf"],
+    "report": ["/nowhere"],
+    "reproduce": ["--figure=5"],
+    "serve": ["--checkpoint=/nowhere"],
 }
 # Runs a module as a command and says on the last line of stderr whether jax was imported on the way.
 WATCHED = """
