@@ -18,6 +18,7 @@ from absl import logging
 REPOSITORY = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:/([\w.-]+))?")
 CONVERTED, OWN = "refs/convert/parquet", "main"
 DEFAULT = ("default", "plain_text", "main")  # configurations that stand for a whole data set
+SECONDS = 10.0  # that the hub may take to answer
 FOLDER = "data"  # of a repository's own parquet files that belong to no configuration
 
 
@@ -50,18 +51,25 @@ def find(place: str) -> Parts:
       FileNotFoundError: no such data set for this token, or it is gated, has no parquet files, or several configurations.
       ConnectionError: the hub does not answer.
     """
-    from huggingface_hub import HfApi, errors
+    from huggingface_hub import HfApi, errors, get_hf_file_metadata, hf_hub_url
 
     repository, config = parse(place)
     for revision in (CONVERTED, OWN):
-        try:
-            listed = HfApi().list_repo_files(repository, repo_type="dataset", revision=revision)
+        try:  # of the client's calls one that does not try for half a minute where there is no network
+            info = HfApi().dataset_info(repository, revision=revision, timeout=SECONDS)
         except errors.RevisionNotFoundError:
             continue
         except Exception as error:
             raise _explained(repository, error) from error
+        listed = [entry.rfilename for entry in info.siblings or ()]
         if any(name.endswith(".parquet") for name in listed):
-            return Parts(repository, revision, choose(place, config, listed))
+            parts = Parts(repository, revision, choose(place, config, listed))
+            url = hf_hub_url(repository, parts.files[0], repo_type="dataset", revision=revision)
+            try:
+                get_hf_file_metadata(url, timeout=SECONDS)  # the names of a gated data set's files are public
+            except Exception as error:
+                raise _explained(repository, error) from error
+            return parts
     raise FileNotFoundError(
         f"The data set {repository} has no parquet files on the hub, and the hub has not converted it. Download its files, "
         "write the prompts as JSON lines, and name that file."
