@@ -185,9 +185,9 @@ def reward_model(name: str, source: sources.Source, directory: Path) -> Iterator
         config = classifier.check(directory)
         preset = formats.trained(directory) if source.value == sources.TRAINED else formats.PRESETS[source.value]
         tokenizer = pretrained.load_tokenizer(directory)
-        formats.need_fit(
-            tokenizer, preset, config.labels, config.vocab_size, source.value, f"{source.value}@{directory}"
-        )
+        where = f"{source.value}@{directory}"
+        names = formats.label_names(directory)
+        formats.need_fit(tokenizer, preset, config.labels, config.vocab_size, source.value, where, names)
     except REFUSALS as error:
         yield fail(name, say(error), "Take the model's own files, all of one release, or another model.")
 

@@ -351,6 +351,7 @@ def load_tokenizer(source: str | os.PathLike):
             tokenizer = _from_pieces(directory)
         else:
             tokenizer = AutoTokenizer.from_pretrained(str(directory))
+            _restore_normaliser(tokenizer, directory / "tokenizer.json")
     except Exception as error:  # damaged files raise many unrelated types
         raise FileNotFoundError(f"{directory} has no tokenizer that can be read: {error}") from error
     if len(tokenizer.get_vocab()) <= len(tokenizer.added_tokens_decoder):  # what transformers 5 makes of no files
@@ -364,6 +365,21 @@ def load_tokenizer(source: str | os.PathLike):
             )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _restore_normaliser(tokenizer, file: Path) -> None:
+    """Gives a tokenizer its file's sentencepiece normaliser, if transformers 5 left it out.
+
+    Its DeBERTa tokenizer is built anew with a plain NFC normaliser, so "…", "½" and no-break spaces become unknown tokens. The
+    published models were trained with the file's.
+    """
+    if not file.exists() or b'"Precompiled"' not in file.read_bytes():
+        return
+    backend = tokenizer.backend_tokenizer
+    if "Precompiled" not in repr(backend.normalizer):
+        from tokenizers import Tokenizer
+
+        backend.normalizer = Tokenizer.from_file(str(file)).normalizer
 
 
 def _from_pieces(directory: Path):

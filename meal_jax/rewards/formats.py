@@ -11,8 +11,10 @@ Source of layouts and labels: RiC (arXiv 2402.10207), `ric/multi_reward_models.p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from meal_jax.hf.storage import read_json
@@ -62,22 +64,60 @@ ENTRY = "meal_jax"  # of a trained model's config.json: {"layout": name, "label"
 
 
 class Preset(NamedTuple):
-    """A reward model: its directory or hub id, its layout, and the label whose raw logit is the reward."""
+    """A reward model.
+
+    Attributes:
+      source: directory or hub id.
+      layout: of prompt and response.
+      label: index of the logit that is the reward, raw.
+      names: what config.json may call this label, small letters alone; () for a model whose names are not looked at.
+      opposites: names of what more of is worse, besides `names` with no, not, non, un or in before them.
+    """
 
     source: str
     layout: Callable[..., Encoded]
     label: int = 0
+    names: tuple[str, ...] = ()
+    opposites: tuple[str, ...] = ()
 
 
 # By their names in config.reward.sources. In all of them more is better.
 PRESETS = {
-    "harmless": Preset("Ray2333/gpt2-large-harmless-reward_model", plain),
-    "helpful": Preset("Ray2333/gpt2-large-helpful-reward_model", plain),
-    "humor": Preset("mohameddhiab/humor-no-humor", response_only, label=1),  # 0 is "no humor"
-    "summary": Preset("Tristan/gpt2_reward_summarization", response_bos_post),
-    "faithful": Preset("CogComp/bart-faithful-summary-detector", response_pair, label=1),  # 0 is "hallucinated"
-    "deberta": Preset("OpenAssistant/reward-model-deberta-v3-large-v2", prompt_pair),
+    "harmless": Preset(
+        "Ray2333/gpt2-large-harmless-reward_model",
+        plain,
+        names=("harmless", "safe"),
+        opposites=("harmful", "toxic", "cost"),
+    ),
+    "helpful": Preset("Ray2333/gpt2-large-helpful-reward_model", plain, names=("helpful",)),
+    "humor": Preset(
+        "mohameddhiab/humor-no-humor",
+        response_only,
+        label=1,  # 0 is "no humor"
+        names=("humor", "humour", "humorous", "funny"),
+        opposites=("serious",),
+    ),
+    "summary": Preset(
+        "Tristan/gpt2_reward_summarization",
+        response_bos_post,
+        names=("good", "preferred"),
+        opposites=("bad", "rejected"),
+    ),
+    "faithful": Preset(
+        "CogComp/bart-faithful-summary-detector",
+        response_pair,
+        label=1,  # 0 is "hallucinated"
+        names=("faithful", "consistent"),
+        opposites=("hallucinated", "hallucination"),
+    ),
+    "deberta": Preset(
+        "OpenAssistant/reward-model-deberta-v3-large-v2",
+        prompt_pair,
+        names=("good", "preferred"),
+        opposites=("bad", "rejected"),
+    ),
 }
+NEGATIONS = ("no", "not", "non", "un", "in")
 
 
 def layout_of(name: str, where: str) -> Callable[..., Encoded]:
@@ -97,7 +137,56 @@ def need_begin(tokenizer, layout: Callable[..., Encoded], where: str) -> None:
         raise ValueError(f"{where}: the tokenizer lacks the begin token that stands before a post.")
 
 
-def need_fit(tokenizer, preset: Preset, labels: int, vocabulary: int, name: str, where: str) -> None:
+def label_names(directory: str | Path) -> dict[int, str]:
+    """The names of a classifier's logits, from `id2label` of config.json; {} if there are none.
+
+    Raises:
+      FileNotFoundError: no config.json.
+      ValueError: `id2label` is not an object with numbers for keys and texts for values.
+    """
+    path = Path(directory) / "config.json"
+    entries = read_json(path).get("id2label") or {}
+    try:
+        return {int(i): entries[i].strip() for i in entries}
+    except (TypeError, ValueError, AttributeError):
+        raise ValueError(f"{path}: id2label is {entries!r}, and must give each logit's number a name.") from None
+
+
+def need_label(preset: Preset, names: Mapping[int, str], name: str, where: str) -> None:
+    """Refuses a classifier that calls another logit what the preset reads, or this logit the opposite.
+
+    Args:
+      preset: its label, names and opposites.
+      names: of the classifier's logits, as `label_names` gives them.
+      name, where: of the preset and of the model, for messages.
+
+    Raises:
+      ValueError: names the labels.
+    """
+    short = {i: re.sub(r"[\W_]", "", text.casefold()) for i, text in names.items()}
+    opposites = {*preset.opposites, *(n + meaning for n in NEGATIONS for meaning in preset.names)}
+    read = short.get(preset.label, "")
+    elsewhere = [i for i in sorted(short) if short[i] in preset.names and i != preset.label]
+    if read in opposites or (elsewhere and read not in preset.names):
+        every_name = ", ".join(f"{i} {names[i]!r}" for i in sorted(names))
+        right = f"label {elsewhere[0]} ({names[elsewhere[0]]!r})" if elsewhere else f"a label {preset.names[0]!r}"
+        raise ValueError(
+            f"{where}: its id2label says {every_name}, and {name!r} reads label {preset.label}, where more must be better. If "
+            f"{right} is what you want, add its number to config.json as "
+            f'"{ENTRY}": {{"layout": "{preset.layout.__name__}", "label": NUMBER}} and name the directory model@DIRECTORY; if '
+            "the names are wrong, correct id2label."
+        )
+
+
+def need_fit(
+    tokenizer,
+    preset: Preset,
+    labels: int,
+    vocabulary: int,
+    name: str,
+    where: str,
+    names: Mapping[int, str] = MappingProxyType({}),
+) -> None:
     """Refuses a classifier that cannot score by a preset.
 
     Args:
@@ -106,13 +195,15 @@ def need_fit(tokenizer, preset: Preset, labels: int, vocabulary: int, name: str,
       labels: number of its logits.
       vocabulary: rows of its embedding.
       name, where: of the preset and of the model, for messages.
+      names: of its logits, as `label_names` gives them.
 
     Raises:
-      ValueError: there is no such label; the layout needs a begin token and there is none; or the tokenizer has ids for
-        plain text, or for what the layout adds, that the embedding has no row for.
+      ValueError: there is no such label, or its name contradicts the preset; the layout needs a begin token and there is
+        none; or the tokenizer has ids for plain text, or for what the layout adds, that the embedding has no row for.
     """
     if preset.label >= labels:
         raise ValueError(f"{where} has {labels} labels, and {name!r} reads label {preset.label}.")
+    need_label(preset, names, name, where)
     need_begin(tokenizer, preset.layout, where)
     added = set(tokenizer.added_tokens_decoder)
     sample = preset.layout(tokenizer, "a", "b", MAX_TOKENS).ids

@@ -178,7 +178,8 @@ def _model(source: Source, config, task: Task, objective: str) -> Callable:
     # Weights are rounded to the compute type before they are used; stored in it they take half and score the same.
     model = classifier.load(place, dtype=config.reward.dtype, param_dtype=config.reward.dtype)
     where = f"{FIELD} {source.value}@{place}"
-    formats.need_fit(tokenizer, preset, model.labels, model.config.vocab_size, source.value, where)
+    names = formats.label_names(pretrained.resolve(place))
+    formats.need_fit(tokenizer, preset, model.labels, model.config.vocab_size, source.value, where, names)
     rows = config.reward.batch_size
     return lambda mesh, frozen: text.classifier_reward(
         model, tokenizer, preset.layout, preset.label, mesh, batch_size=rows

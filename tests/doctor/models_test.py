@@ -249,6 +249,11 @@ def r_label(directory):
     return "humor", "has 1 labels, and 'humor' reads label 1"
 
 
+def r_name(directory):
+    edit(directory, id2label={"0": "harmful"})
+    return "harmless", "its id2label says 0 'harmful', and 'harmless' reads label 0"
+
+
 def r_ids(directory):
     edit(directory, vocab_size=280)
     rewrite(directory, lambda t: {k: v[:280] if v.shape[0] == V else v for k, v in t.items()})
@@ -266,7 +271,7 @@ def r_tokenizer(directory):
     return "harmless", "has no tokenizer that can be read"
 
 
-@pytest.mark.parametrize("fault", [None, r_label, r_ids, r_tensors, r_tokenizer])
+@pytest.mark.parametrize("fault", [None, r_label, r_name, r_ids, r_tensors, r_tokenizer])
 def test_a_reward_models_parts_are_looked_at(config, reward_model, tmp_path, fault):
     directory = tmp_path / "reward"
     shutil.copytree(reward_model, directory)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from meal_jax.hf import pretrained
 from meal_jax.rewards import formats
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "tokenizers"
@@ -94,6 +95,46 @@ def test_the_table_is_the_published_one():
     }
 
 
+@pytest.mark.parametrize(
+    ("preset", "names"),
+    [
+        ("humor", {0: "HUMOR", 1: "NO_HUMOR"}), ("humor", {0: "funny", 1: "other"}), ("humor", {0: "a", 1: "Not funny"}),
+        ("humor", {0: "x", 1: "serious"}), ("faithful", {0: "FAITHFUL", 1: "HALLUCINATED"}),
+        ("faithful", {0: "a", 1: "unfaithful"}), ("faithful", {0: "Consistent", 1: "LABEL_1"}),
+        ("faithful", {0: "consistent", 1: "inconsistent"}), ("harmless", {0: "harmful"}), ("harmless", {0: "unsafe"}),
+        ("harmless", {0: "harmful", 1: "harmless"}), ("helpful", {0: "unhelpful"}), ("summary", {0: "rejected"}),
+        ("deberta", {0: "bad", 1: "good"}),
+    ],
+)  # fmt: skip
+def test_a_label_whose_name_contradicts_the_preset_is_refused(preset, names):
+    label = formats.PRESETS[preset].label
+    with pytest.raises(ValueError, match=f"id2label says .*{label} '{names[label]}'.*'{preset}' reads label {label},"):
+        formats.need_label(formats.PRESETS[preset], names, preset, f"{preset}@here")
+
+
+@pytest.mark.parametrize(
+    ("preset", "names"),
+    [
+        ("humor", {0: "NO_HUMOR", 1: "HUMOR"}), ("humor", {0: "LABEL_0", 1: "LABEL_1"}), ("humor", {}),
+        ("humor", {0: "not funny", 1: "funny"}), ("faithful", {0: "HALLUCINATED", 1: "FAITHFUL"}),
+        ("harmless", {0: "LABEL_0"}), ("harmless", {0: "harmless", 1: "harmful"}), ("helpful", {0: "reward"}),
+        ("summary", {0: "good", 1: "bad"}), ("deberta", {0: "LABEL_0"}),
+    ],
+)  # fmt: skip
+def test_a_label_of_another_name_is_read(preset, names):
+    formats.need_label(formats.PRESETS[preset], names, preset, f"{preset}@here")
+
+
+def test_names_of_labels_are_read_from_config_json(tmp_path):
+    (tmp_path / "config.json").write_text('{"id2label": {"0": "NO_HUMOR", "1": " HUMOR"}}')
+    assert formats.label_names(tmp_path) == {0: "NO_HUMOR", 1: "HUMOR"}
+    (tmp_path / "config.json").write_text("{}")
+    assert formats.label_names(tmp_path) == {}
+    (tmp_path / "config.json").write_text('{"id2label": {"a": "HUMOR"}}')
+    with pytest.raises(ValueError, match="id2label is"):
+        formats.label_names(tmp_path)
+
+
 PROMPT = "\n\nHuman: Which tea?\n\nAssistant: Green, or black? \n\nHuman: Green, don't you think? \n\nAssistant:"
 RESPONSE = "Sencha  then, no?"
 AS_PUBLISHED = {  # the calls of the published evaluation, one a model
@@ -106,12 +147,25 @@ AS_PUBLISHED = {  # the calls of the published evaluation, one a model
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the published tokenizers are not at ../shared/data/tokenizers")
+def test_deberta_reads_what_its_file_normalises():
+    """transformers 5 drops the normaliser of tokenizer.json: these were unknown tokens."""
+    tokenizer = pretrained.load_tokenizer(REAL / "deberta-v3")
+    assert "Precompiled" in repr(tokenizer.backend_tokenizer.normalizer)
+    for text, plain in (
+        ("well… yes", "well... yes"),
+        ("a\u00a0b", "a b"),
+        ("\ufb01ne", "fine"),
+        ("a  b\n\nc ", "a b c"),
+    ):
+        ids = formats.prompt_pair(tokenizer, text, text, 64).ids
+        assert ids == formats.prompt_pair(tokenizer, plain, plain, 64).ids and tokenizer.unk_token_id not in ids
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the published tokenizers are not at ../shared/data/tokenizers")
 @pytest.mark.parametrize("name", AS_PUBLISHED)
 def test_real_tokenizers_give_the_published_ids(name):
-    from transformers import AutoTokenizer
-
     folder, published = AS_PUBLISHED[name]
-    tokenizer = AutoTokenizer.from_pretrained(REAL / folder)
+    tokenizer = pretrained.load_tokenizer(REAL / folder)
     layout, maximum = formats.PRESETS[name].layout, formats.limit(tokenizer)
     assert maximum == (512 if folder in ("bert-base-uncased", "deberta-v3") else 1024)
     long = "A post of many words, and then some. " * 200

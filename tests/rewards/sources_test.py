@@ -263,6 +263,17 @@ def test_a_label_that_the_model_lacks_is_named(tokenizer_files, tmp_path):
         build.build_task(configured("heads", f"humor@{tmp_path / 'model'}"))
 
 
+def test_a_label_that_means_the_opposite_is_refused(tokenizer_files, tmp_path):
+    import shutil
+
+    shutil.copytree(tokenizer_files, tmp_path / "model")
+    model = torch_model("distilbert")
+    model.config.id2label = {0: "HUMOR", 1: "NO_HUMOR"}
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"humor@.*id2label says 0 'HUMOR', 1 'NO_HUMOR', and 'humor' reads label 1"):
+        build.build_task(configured("heads", f"humor@{tmp_path / 'model'}"))
+
+
 def test_axes_are_named_with_the_reward_model():
     config = base.default()
     assert sources.describe(config) == ("first reward", "second reward")  # the benchmark's own
