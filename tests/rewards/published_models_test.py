@@ -25,4 +25,6 @@ def test_the_page_has_a_row_for_each_preset():
 def test_every_preset_has_the_published_ids_and_scores_in_the_installed_transformers(tmp_path):
     pytest.importorskip("torch", reason="torch, the reference, is not installed")
     for outcome in published_models.compare(list(formats.PRESETS), [sys.executable], tmp_path, 2):
-        assert outcome.ids == outcome.scores == outcome.rows == 10, outcome
+        # transformers 5 drops the normaliser of DeBERTa's file: of the rows one has a character that it changes.
+        lost = outcome.preset == "deberta" and not outcome.version.startswith("4.")
+        assert outcome.ids == outcome.scores == outcome.rows - lost and outcome.rows == 11, outcome
