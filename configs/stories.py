@@ -9,7 +9,7 @@ are counted inside the jitted step. The third is a Python function of texts, so 
 update.
 
 The settings come from a few trials on seed 0. Training takes minutes on 2 CPU cores; idle ones have not been timed. What to
-expect, over nine seeds: docs/stories.md.
+expect, over 13 seeds: docs/stories.md.
 """
 
 from meal_jax import config as base
