@@ -18,6 +18,7 @@ import numpy as np
 import optax
 
 from meal_jax import methods
+from meal_jax.meal import subset
 from meal_jax.meal.clip import clip_by_global_norm
 from meal_jax.meal.state import Frozen, MealConfig, Micro, Setup
 from meal_jax.meal.weight_net import WeightNet
@@ -135,6 +136,9 @@ def mesh_of(
         sharding.check_batch(mesh, config.batch_size, "config.batch_size")
     else:
         sharding.check_batch(mesh, config.batch_size // 2, "half of config.batch_size")
+        if config.meal.net:
+            taken = subset.size(config.batch_size // 2, config.meal.meta_fraction)
+            sharding.check_batch(mesh, taken, "config.meal.meta_fraction of half of config.batch_size")
         for name, prompts in config.micro.items():
             if prompts:
                 sharding.check_batch(mesh, prompts, f"config.micro.{name}")

@@ -7,6 +7,7 @@ fields (`--config.meal.tau=0.5`). Unknown fields are refused by ml_collections w
 from __future__ import annotations
 
 import datetime
+import math
 
 import ml_collections
 from ml_collections import config_dict
@@ -102,6 +103,8 @@ def default() -> ml_collections.ConfigDict:
     m.net = True  # the weight-net proposes (steps 2, 7–9); False: ŵ = w
     m.meta = "utility"  # meta-objective: utility (importance-weighted REINFORCE) or likelihood
     m.hypergradient = "exact"  # exact; first_order = φ acts through acceptance only; none = direct term only
+    # Meta-objective and mixed derivative on a random part of each half's prompts, scaled: an unbiased estimate; 1 = exact
+    m.meta_fraction = 1.0
     m.reuse_virtual = False  # take θ' as the first policy update, saving a gradient, instead of redoing it under new φ
     m.rho = 0.1  # ρ, weight of KL(ŵ ‖ w)
     m.beta = 0.0  # β, weight of KL(π_θ ‖ π_ref), π_ref being the policy at the start, unconditioned
@@ -329,6 +332,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         f"config.meal.accept_share={m.accept_share} of {m.candidates} candidates must be at least one answer and less than "
         "all; None switches it off.",
     )
+    _check_meta_fraction(config, need)
     need(s.max_new >= 1, f"config.sampling.max_new={s.max_new} must be at least 1.")
     need(
         s.temperature > 0,
@@ -395,6 +399,23 @@ def check(config: ml_collections.ConfigDict) -> None:
         for name, limit in limits.items():
             field = f"config.{section}.{name}" if section else f"config.{name}"
             need(limit.holds(values[name]), f"{field}={values[name]} must be {limit.say()}.")
+
+
+def _check_meta_fraction(config: ml_collections.ConfigDict, need) -> None:
+    """The part of a half's prompts that the second level reads, and the rest, are whole numbers of prompts and of parts."""
+    from meal_jax.meal import subset
+
+    half, fraction, micro = config.batch_size // 2, config.meal.meta_fraction, config.micro.gradient
+    try:
+        taken = subset.size(half, fraction)
+    except ValueError as error:
+        need(False, f"config.meal.meta_fraction={fraction} of half of config.batch_size={config.batch_size}: {error}")
+    common = math.gcd(half, taken)
+    need(
+        micro is None or all(prompts <= micro or prompts % micro == 0 for prompts in (taken, half - taken)),
+        f"config.micro.gradient={micro} prompts at a time do not divide the {taken} that config.meal.meta_fraction={fraction} "
+        f"takes of {half} and the {half - taken} that it leaves: take {common} or a divisor of it.",
+    )
 
 
 def _check_texts(config: ml_collections.ConfigDict, need) -> None:

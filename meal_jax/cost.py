@@ -83,6 +83,7 @@ class Run:
       net: the weight-net is trained; False is a plain step (static targets).
       hypergradient: exact, first_order or none.
       reuse_virtual: the virtual update is the first update.
+      meta_fraction: share of a half's prompts that the meta-objective and the mixed derivative read.
       passes: how often a pool serves.
       chunk: response positions per projection to logits, None for all.
       rollout_weights: how the rollout holds the weights and attends, see `rollout.weights`.
@@ -103,6 +104,7 @@ class Run:
     net: bool = True
     hypergradient: str = "exact"
     reuse_virtual: bool = True
+    meta_fraction: float = 1.0
     passes: int = 1
     chunk: int | None = None
     rollout_weights: RolloutWeights = AS_STORED
@@ -127,6 +129,7 @@ def of_setup(setup, prompts: int, prompt_length: int, max_new: int | None = None
         net=m.net,
         hypergradient=m.hypergradient,
         reuse_virtual=m.reuse_virtual,
+        meta_fraction=m.meta_fraction,
         passes=m.passes,
         chunk=setup.chunk,
         rollout_weights=setup.rollout_weights,
@@ -334,27 +337,31 @@ def score(run: Run) -> Cost:
 
 
 def update(run: Run) -> dict[str, Cost]:
-    """Each pass of `meal.step.update`, over a half of the prompts: virtual, meta, mixed, descend (one or two updates)."""
-    out = {}
+    """Each pass of `meal.step.update`, over a half of the prompts: virtual, meta, mixed, descend (one or two updates).
+
+    Where meta and mixed read a part of their half, virtual reads its own half in two parts at least.
+    """
+    out, parts = {}, {}
     if run.net:
         # A loss that is not reported needs only the logits of its gradient and of the start of a mixed derivative.
         unread = 0 if run.reuse_virtual else run.kl + (run.hypergradient == "none")
         out["virtual"] = gradient(run, kl=run.kl, unread=unread)
-        out["meta"] = gradient(run, kl=False, theta=run.hypergradient != "none")
+        some = dataclasses.replace(run, prompts=run.prompts * run.meta_fraction)
+        out["meta"] = gradient(some, kl=False, theta=run.hypergradient != "none")
+        parts["meta"] = parts["mixed"] = max(1, round(run.parts[2] * run.meta_fraction))
         if run.hypergradient != "none":
-            out["mixed"] = mixed(run, through_network=run.hypergradient == "exact")
+            out["mixed"] = mixed(some, through_network=run.hypergradient == "exact")
+            parts["virtual"] = max(run.parts[2], 2) if run.meta_fraction < 1 else run.parts[2]
     out["descend"] = (1 if run.net and run.reuse_virtual else 2) * gradient(run, kl=run.kl)
     if run.passes > 1:
         out["serve again"] = 2 * (run.passes - 1) * gradient(run, kl=run.kl) + 2 * forward(run)
-    return {name: cost.in_parts(run.parts[2]) for name, cost in out.items()}
+    return {name: cost.in_parts(parts.get(name, run.parts[2])) for name, cost in out.items()}
 
 
 def forward(run: Run) -> Cost:
     """The log-probabilities of half a batch's responses, without a gradient."""
-    prompt, response = (
-        prompt_parts(run, run.prompts / 2),
-        response_parts(run, run.prompts / 2, run.slots + run.max_new - 1),
-    )
+    prompt = prompt_parts(run, run.prompts / 2)
+    response = response_parts(run, run.prompts / 2, run.slots + run.max_new - 1)
     return prompt.times(*FORWARD) + response.times(*FORWARD) + _logits(run, 1, 0, kl=False)
 
 

@@ -49,6 +49,7 @@ LIMITS: dict[str, dict[str, Limit]] = {
         "candidates": SIZE, "tau": POSITIVE, "lam": COUNT, "rho": COUNT, "beta": COUNT, "ratio_clip": POSITIVE,
         "stats_window": SIZE, "net_hidden": SIZE, "net_epsilon": POSITIVE, "passes": SIZE,
         "pass_clip": Limit(above=0, below=1), "accept_share": Limit(above=0, below=1, also=(None,)),
+        "meta_fraction": KEPT,
     },
     "ppo": {
         "divisions": AUTO, "candidates": AUTO, "epochs": SIZE, "minibatches": SIZE, "clip": POSITIVE, "value_coef": COUNT,

@@ -85,7 +85,7 @@ def _meal_cost(config: ml_collections.ConfigDict) -> Cost:
     # Halves of the pool: the policy's two updates, the virtual one, the meta-objective, and the mixed derivative.
     virtual = 0.0 if m.reuse_virtual else 0.5
     mixed = 0.5 if m.hypergradient == "exact" else 0.0
-    return Cost(m.candidates, 2 * m.passes, m.passes + (virtual + 0.5 + mixed if m.net else 0.0))
+    return Cost(m.candidates, 2 * m.passes, m.passes + (virtual + m.meta_fraction * (0.5 + mixed) if m.net else 0.0))
 
 
 def _ppo_cost(config: ml_collections.ConfigDict, members: int, mixes: bool = False) -> Cost:

@@ -87,6 +87,12 @@ def test_toy_takes_the_number_of_objectives_or_a_base():
         ("meal.pass_clip", 1.0, "between 0 and 1"),
         ("meal.accept_share", 0.1, "of 8 candidates must be at least one answer and less than all"),
         ("meal.accept_share", 1.0, "less than all"),
+        (
+            "meal.meta_fraction",
+            0.3,
+            "half of config.batch_size=16: 0.3 of 8 prompts is not a whole number",
+        ),
+        ("meal.meta_fraction", 0.05, "from 1 to 8"),
         ("policy.dtype", "float16", "bfloat16"),
         ("batch_size", 7, "must be even"),
         ("meal.candidates", 0, "at least 1"),

@@ -52,6 +52,8 @@ def tiny(remat="none", **options):
         {"net": False, "remat": "full"},
         {"adapters": Lora(4), "conditioning": "adapter", "passes": 3},
         {"adapters": Lora(4), "conditioning": "adapter+prefix", "prompt": "preference"},
+        {"adapters": Lora(4), "remat": "full", "chunk": 3, "beta": 0.1, "reuse_virtual": True, "meta_fraction": 0.5},
+        {"adapters": Lora(4), "hypergradient": "first_order", "meta_fraction": 0.5},
         {},
     ],
     ids=lambda options: ",".join(f"{k}={v}" for k, v in options.items() if k != "adapters") or "all weights",

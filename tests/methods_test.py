@@ -97,3 +97,5 @@ def test_costs_count_models_and_passes():
     m = toy.get_config()
     m.meal.reuse_virtual, m.meal.hypergradient = False, "first_order"
     assert methods.get("meal").cost(m).backward == 2.0
+    m.meal.reuse_virtual, m.meal.hypergradient, m.meal.meta_fraction = True, "exact", 0.25
+    assert methods.get("meal").cost(m).backward == 1.25

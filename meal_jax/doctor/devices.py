@@ -116,7 +116,8 @@ def memory(config: Any, mesh: Mesh, model: TransformerConfig | None) -> Iterator
         slots=0 if inserted(kind) == "none" else config.conditioning.slots,
         prompt_per_candidate=kind.startswith("adapter") and config.conditioning.prompt == "preference",
         objectives=len(config.objectives), kl=m.beta > 0 or methods.get(config.method).keeps_reference, net=m.net,
-        hypergradient=m.hypergradient, reuse_virtual=m.reuse_virtual, chunk=config.policy.chunk,
+        hypergradient=m.hypergradient, reuse_virtual=m.reuse_virtual, meta_fraction=m.meta_fraction,
+        chunk=config.policy.chunk,
         rollout_weights=RolloutWeights(**config.rollout),
         parts=cost.step_parts(meal.Micro(**config.micro), config.batch_size),
     )  # fmt: skip

@@ -7,6 +7,7 @@ the log-probabilities, and where the arrays live, is not known here.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +15,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from meal_jax.meal import subset
 from meal_jax.meal.preference import kl, log_accept
+from meal_jax.meal.subset import Subset
 
 PyTree = Any
 META = ("utility", "likelihood")
@@ -225,6 +228,51 @@ def value_and_mixed(level: Level, theta: PyTree, x: PyTree) -> tuple[jax.Array, 
     return value, in_theta, again
 
 
+def value_and_mixed_of(
+    drawn: Subset, level: Level, theta: PyTree, x: PyTree
+) -> tuple[jax.Array, PyTree, Callable[[PyTree], PyTree]]:
+    """`value_and_mixed`, with the loss and its gradient of all prompts and the mixed derivative of a random part of them.
+
+    The function returned gives the derivative of the prompts taken times `drawn.scale`, and 0 for those left: in expectation,
+    that of all. The prompts are read in two passes, taken and left. So the mixed derivative finds the passes of its own
+    prompts made by the first gradient, no prompt is read twice, and both gradients add up to that of all.
+    """
+    some, put_back = subset.pick_back(x, drawn.taken)
+    value, in_theta, tangent = value_and_mixed(_part(level, drawn.taken), theta, some)
+
+    def loss_left(theta: PyTree, x: PyTree, rows: tuple[PyTree, PyTree]) -> jax.Array:
+        return level.loss(theta, *rows)  # x as rows, since no derivative is taken in it
+
+    left = _part(level._replace(loss=loss_left, rows=(x, level.rows)), drawn.left)
+    value_left, in_theta_left, _ = value_and_grads(left, theta, {})
+
+    def along(direction: PyTree) -> PyTree:
+        return scale(put_back(tangent(direction)), drawn.scale)
+
+    return value + value_left, jax.tree.map(jnp.add, in_theta, in_theta_left), along
+
+
+def value_and_grads_of(drawn: Subset, level: Level, theta: PyTree, x: PyTree) -> tuple[jax.Array, PyTree, PyTree]:
+    """`value_and_grads` as estimated from a random part of the prompts: sums over those taken times `drawn.scale`."""
+    some, put_back = subset.pick_back(x, drawn.taken)
+    value, in_theta, in_x = value_and_grads(_part(level, drawn.taken), theta, some)
+    return scale((value, in_theta, put_back(in_x)), drawn.scale)
+
+
+def scale(tree: PyTree, factor: float) -> PyTree:
+    """A tree of arrays times a number."""
+    return jax.tree.map(functools.partial(jnp.multiply, factor), tree)
+
+
+def _part(level: Level, places: jax.Array) -> Level:
+    """The level of the prompts at these places of their groups, in parts of as many prompts as the level's at most.
+
+    Its loss is still theirs alone of the whole sum: what it divides by is of all prompts.
+    """
+    prompts = jax.tree.leaves(level.rows)[0].shape[0]
+    return level._replace(rows=subset.pick(level.rows, places), pieces=max(1, places.size * level.pieces // prompts))
+
+
 class Hypergradient(NamedTuple):
     """Results of `hypergradient`: the gradient in φ, both losses, the virtual policy θ' and its optimizer state."""
 
@@ -243,6 +291,7 @@ def hypergradient(
     tx: optax.GradientTransformation,
     opt_state: PyTree,
     through_update: bool = True,
+    drawn: tuple[Subset, Subset] | None = None,
 ) -> Hypergradient:
     """dL_meta(θ'(φ), φ)/dφ, exact, with θ' = θ + u(∇_θ L_base(θ; φ)) and u one step of the optimizer `tx`.
 
@@ -252,6 +301,10 @@ def hypergradient(
     one-step meta-gradients (e.g. MAML, arXiv 1703.03400); Adam needs eps_root > 0, else the derivative of its square root is
     infinite where a gradient is zero. Everything is a sum over prompts, and exact however many pieces they are taken in.
 
+    With `drawn` it is an unbiased estimate. L_meta, and with it v, is a sum over some prompts, scaled; so is the mixed
+    derivative. Both enter linearly and are drawn independently, so the mean over all draws is the exact hypergradient. θ' is
+    of all prompts of L_base, as without `drawn`.
+
     Args:
       base: L_base.
       meta: L_meta, whose θ is θ'.
@@ -260,19 +313,24 @@ def hypergradient(
       tx: the policy's optimizer.
       opt_state: its state.
       through_update: False keeps only the direct term ∂L_meta/∂φ.
+      drawn: prompts of L_base that the mixed derivative is of, and those that L_meta is of; None for all.
 
     Returns:
-      Hypergradient.
+      Hypergradient; with `drawn`, `meta` is an estimate as well.
     """
+    mixed_of, grads_of = value_and_mixed, value_and_grads
+    if drawn is not None:
+        mixed_of = functools.partial(value_and_mixed_of, drawn[0])
+        grads_of = functools.partial(value_and_grads_of, drawn[1])
     x, pull_x = jax.vjp(base.read, phi)
     if through_update:
-        loss, grads, along = value_and_mixed(base, theta, x)
+        loss, grads, along = mixed_of(base, theta, x)
     else:
         loss, grads, _ = value_and_grads(base, theta, x)
     updates, pull_update, virtual_opt = jax.vjp(lambda g: tx.update(g, opt_state, theta), grads, has_aux=True)
     virtual = optax.apply_updates(theta, updates)
     y, pull_y = jax.vjp(meta.read, phi)
-    meta_value, v, in_y = value_and_grads(meta, virtual, y)
+    meta_value, v, in_y = grads_of(meta, virtual, y)
     (grad,) = pull_y(in_y)
     if through_update:
         (direction,) = pull_update(v)

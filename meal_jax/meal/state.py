@@ -48,6 +48,7 @@ class MealConfig:
     pass_clip: float
     reward_scale: str
     accept_share: float | None
+    meta_fraction: float
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from meal_jax.meal import bilevel
+from meal_jax.meal import bilevel, subset
 from meal_jax.meal.bilevel import join_chunks, split_chunks
 from meal_jax.meal.normalise import absorb, init_stats, normalise, scale_by_pool
 from meal_jax.meal.preference import accept, adapt, choose_tau, control, draw_targets, kl, log_accept, share
@@ -232,9 +232,12 @@ def update(
     metrics = {}
     if m.net:
         given = {"p": weigh(phi, inner)[1]} if m.hypergradient == "first_order" else {}
+        drawn = None
+        if m.meta_fraction < 1:  # independently in both halves; the keys that the rest of a step uses stay as they are
+            drawn = tuple(subset.draw(key, len(batch.id) // 2, m.meta_fraction) for key in step_keys(state, 6)[4:])
         h = bilevel.hypergradient(
             base_level(inner, given, read_base), _meta_level(setup, frozen, dropout_key, outer), theta, phi,
-            setup.policy_tx, opt, through_update=m.hypergradient != "none",
+            setup.policy_tx, opt, through_update=m.hypergradient != "none", drawn=drawn,
         )  # fmt: skip
         updates, net_opt = setup.net_tx.update(h.grad, net_opt, phi)
         phi = optax.apply_updates(phi, updates)

@@ -1,12 +1,15 @@
 """The hypergradient against finite differences and unrolling; the meta-objective against exact expectations."""
 
+import itertools
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from meal_jax.meal import bilevel, preference
+from meal_jax.meal import bilevel, preference, subset
 from meal_jax.meal.clip import clip_by_global_norm
 
 
@@ -124,6 +127,57 @@ def test_prompts_a_part_at_a_time_change_nothing(pieces):
     )  # fmt: skip
     np.testing.assert_allclose(parts.grad["u"], jax.grad(plain)(phi)["u"], rtol=1e-9)
     assert np.abs(parts.grad["u"]).min() > 1e-6
+
+
+def choices(prompts, taken):
+    """Every Subset that `subset.draw` can give, stacked."""
+    groups = math.gcd(prompts, taken)
+    each = [
+        (ways, tuple(i for i in range(prompts // groups) if i not in ways))
+        for ways in itertools.combinations(range(prompts // groups), taken // groups)
+    ]
+    drawn = [tuple(zip(*group, strict=True)) for group in itertools.product(each, repeat=groups)]
+    return subset.Subset(*(jnp.array([draw[side] for draw in drawn], jnp.int32) for side in (0, 1)))
+
+
+@pytest.mark.parametrize(("taken", "pieces"), [(2, 1), (3, 1), (4, 1), (2, 3), (4, 3)])
+def test_the_mean_over_all_parts_of_the_prompts_is_the_exact_hypergradient(taken, pieces):
+    """Clipped Adam in mid-run; φ in every row and in the normaliser of the base loss; all pairs of draws, of both halves."""
+    rng = np.random.default_rng(0)
+    rows = {"x": jnp.asarray(rng.normal(size=(6, 4))), "t": jnp.asarray(rng.normal(size=6))}
+    theta, phi = {"w": jnp.asarray(rng.normal(size=4))}, {"u": jnp.asarray(rng.normal(size=4))}
+    tx = optax.chain(clip_by_global_norm(0.05), optax.adam(0.05, eps_root=1e-12))
+
+    def read(phi):
+        a = jax.nn.sigmoid(rows["x"] @ phi["u"])
+        return {"share": a / jnp.sum(a), "shift": jnp.sin(rows["x"] * phi["u"])}
+
+    def loss(theta, x, rows):
+        return jnp.sum(x["share"] * (jnp.tanh((rows["x"] + x["shift"]) @ theta["w"]) - rows["t"]) ** 2)
+
+    def judge(theta, x, rows):
+        return jnp.sum(jnp.cos(rows["x"] @ theta["w"]) * x["share"] + rows["t"] * jnp.sum(x["shift"], axis=-1)) / 6
+
+    theta, state = warm(tx, lambda theta, phi: loss(theta, read(phi), rows), theta, phi)
+    levels = (bilevel.Level(read, loss, rows, pieces), bilevel.Level(read, judge, rows, pieces))
+    exact = bilevel.hypergradient(*levels, theta, phi, tx, state)
+    drawn = choices(6, taken)
+    pairs = [i.ravel() for i in np.indices(2 * (len(drawn.taken),))]
+
+    def estimate(base, meta):
+        return bilevel.hypergradient(*levels, theta, phi, tx, state, drawn=(base, meta))
+
+    each = jax.jit(jax.vmap(estimate))(*(subset.Subset(drawn.taken[i], drawn.left[i]) for i in pairs))
+    for name in ("grad", "meta"):
+        mean = jax.tree.map(lambda x: x.mean(axis=0), getattr(each, name))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), mean, getattr(exact, name))
+    # What moves the policy is of all prompts in each of them.
+    same = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(pairs[0]), *x.shape)), exact)
+    for name in ("base", "virtual"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), getattr(each, name), getattr(same, name)
+        )
+    assert np.std(each.grad["u"], axis=0).min() > 1e-3 * np.abs(exact.grad["u"]).max()
 
 
 @pytest.mark.parametrize("how", preference.ACCEPT)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.flatten_util
@@ -10,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from meal_jax.meal import bilevel, step
+from meal_jax.meal import bilevel, step, subset
 from meal_jax.meal.normalise import absorb, normalise, scale_by_pool
 from meal_jax.meal.preference import accept, adapt, choose_tau, draw_targets
 from meal_jax.models.lora import Lora, bake, merge
@@ -346,6 +347,41 @@ def test_every_choice_runs_and_stays_finite(options):
     assert all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves((state.policy, state.net)))
 
 
+def parted(micro=None, **options):
+    """A run whose weight-net is away from its start and takes a plain gradient step, and whose policy is updated by SGD."""
+    run = tiny(batch=8, lam=0.5, tau=0.5, policy_tx=optax.sgd(0.5), reuse_virtual=True, **options)
+    setup = dataclasses.replace(run.setup, net_tx=optax.sgd(1.0), micro=step.Micro(gradient=micro))
+    phi = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(5), x.shape), run.state.net)
+    return run._replace(setup=setup, state=run.state.replace(net=phi, net_opt=setup.net_tx.init(phi)))
+
+
+@pytest.mark.parametrize("micro", [None, pytest.param(2, marks=pytest.mark.slow)], ids=["whole", "in_parts"])
+def test_a_step_on_random_prompts_has_the_exact_net_gradient_on_average(micro, monkeypatch):
+    """All 16 pairs of halves of both halves, given in the place of drawn ones."""
+    run, exact = parted(micro, meta_fraction=0.5), parted(meta_fraction=1.0)
+    rolled = jax.jit(functools.partial(step.rollout, run.setup))(run.state, run.frozen, run.batch)
+    scores = step.score(run.setup, run.frozen, run.batch, rolled.responses)
+
+    def update(run, drawn=None):
+        given = iter(drawn or ())
+        monkeypatch.setattr(step.subset, "draw", lambda *_: next(given))  # with none given: an exact step draws nothing
+        new, metrics = step.update(run.setup, run.state, run.frozen, run.batch, rolled, scores)
+        return jax.flatten_util.ravel_pytree(jax.tree.map(jnp.subtract, run.state.net, new.net))[0], metrics[
+            "loss/meta"
+        ]
+
+    expected, expected_meta = jax.jit(functools.partial(update, exact))()
+    estimate = jax.jit(functools.partial(update, run))
+    sides = [np.array(sides)[:, None] for sides in itertools.product((0, 1), repeat=2)]
+    draws = [subset.Subset(jnp.array(side), jnp.array(1 - side)) for side in sides]
+    grads, metas = (
+        np.array(each, np.float64) for each in zip(*map(estimate, itertools.product(draws, repeat=2)), strict=True)
+    )
+    size = np.linalg.norm(expected)  # to float32's rounding; in float64, tests/meal/bilevel_test.py
+    assert np.linalg.norm(grads.mean(axis=0) - expected) < 1e-5 * size < np.linalg.norm(grads[0] - expected) / 5000
+    np.testing.assert_allclose(metas.mean(), expected_meta, rtol=1e-5)
+
+
 def test_kl_starts_at_zero_and_pulls_back():
     """At the start the unconditioned policy is π_ref; the KL of a moved policy is positive and lowers its loss less."""
     run = tiny(beta=1.0, conditioning="none", net=False)
@@ -366,11 +402,12 @@ def test_kl_starts_at_zero_and_pulls_back():
     ("shape", "options"),
     [
         ((2, 2, 2), {}),
+        pytest.param((2, 2, 2), {"net": True, "meta_fraction": 0.5}, marks=pytest.mark.slow),
         pytest.param((8, 1, 1), {}, marks=pytest.mark.slow),
         pytest.param((2, 4, 1), {}, marks=pytest.mark.slow),
         pytest.param((2, 2, 2), {"conditioning": "adapter", "adapters": ADAPTERS}, marks=pytest.mark.slow),
     ],
-    ids=["2,2,2", "8,1,1", "2,4,1", "2,2,2,adapter"],
+    ids=["2,2,2", "2,2,2,half", "8,1,1", "2,4,1", "2,2,2,adapter"],
 )
 def test_eight_devices_take_the_same_step_as_one(shape, options):
     if jax.device_count() < 8:
@@ -378,8 +415,8 @@ def test_eight_devices_take_the_same_step_as_one(shape, options):
     from meal_jax.runtime import sharding
 
     run = tiny(
-        batch=16, lam=0.5, tau=0.5, net=False, model={"vocab_size": 16, "width": 16, "kv_heads": 2, "hidden": 32},
-        **options,
+        batch=16, lam=0.5, tau=0.5, model={"vocab_size": 16, "width": 16, "kv_heads": 2, "hidden": 32},
+        **{"net": False} | options,
     )  # fmt: skip
     run = run._replace(setup=dataclasses.replace(run.setup, forbidden=jnp.arange(16) == PAD))
     results = []
