@@ -435,6 +435,8 @@ def test_a_batch_that_the_mesh_does_not_divide_is_refused(tmp_path, monkeypatch)
     monkeypatch.setattr(train.sharding, "make_mesh", MAKE_MESH)
     with pytest.raises(ValueError, match="half of config.batch_size"):
         train.run(small(mesh__data=8), str(tmp_path))
+    with pytest.raises(ValueError, match="meta_fraction of half of config.batch_size: 4 does not divide over data=8"):
+        train.build.mesh_of(small(mesh__data=8, batch_size=16, meal__meta_fraction=0.5))
 
 
 def test_a_task_whose_rewards_disagree_with_the_objectives_is_refused(monkeypatch):

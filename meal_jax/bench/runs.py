@@ -23,6 +23,8 @@ LEVELS = {
     "first_order, reuse": {"meal.hypergradient": "first_order", "meal.reuse_virtual": True},
     "exact": {"meal.hypergradient": "exact", "meal.reuse_virtual": False},
     "exact, reuse": {"meal.hypergradient": "exact", "meal.reuse_virtual": True},
+    "half, reuse": {"meal.hypergradient": "exact", "meal.reuse_virtual": True, "meal.meta_fraction": 0.5},
+    "quarter, reuse": {"meal.hypergradient": "exact", "meal.reuse_virtual": True, "meal.meta_fraction": 0.25},
 }
 SWEEPS = {
     "batch": ("batch_size", (2, 4, 8, 16), "prompts per step (B)"),
@@ -116,6 +118,9 @@ def bilevel(config: ml_collections.ConfigDict, out: str, *, repeats: int = 10, r
         static.compile(["rollout", "score", "update"])
         sides = {"static": static}
         for name, changes in LEVELS.items():
+            taken = changes.get("meal.meta_fraction", 1.0) * (config.batch_size // 2)
+            if taken != round(taken):  # too few prompts for so small a part
+                continue
             side = sides[name] = Side(opened, "meal", changes, share=static)
             # The rollout differs only in the weight-net, so its programs are not compiled for every variant.
             side.rolled, side.scores = static.rolled, static.scores
