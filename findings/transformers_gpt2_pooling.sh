@@ -13,8 +13,7 @@ set -euo pipefail
 folder="$(mktemp -d)"
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check torch==2.13.0 numpy safetensors \
-    --extra-index-url https://download.pytorch.org/whl/cpu
+"$folder/venv/bin/pip" install --quiet --disable-pip-version-check torch==2.13.0 numpy safetensors
 for version in 4.45.2 5.24.0; do
     "$folder/venv/bin/pip" install --quiet --disable-pip-version-check --target "$folder/$version" "transformers==$version"
 done
