@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from meal_jax.meal import subset
+from meal_jax.runtime import sharding
 
 
 @pytest.mark.parametrize(("prompts", "fraction", "taken"), [(8, 0.5, 4), (8, 0.75, 6), (6, 1 / 3, 2), (5, 0.2, 1)])
@@ -39,3 +40,21 @@ def test_what_is_picked_goes_back_where_it_was():
 def test_a_part_that_is_no_whole_number_of_prompts_is_refused(fraction, prompts):
     with pytest.raises(ValueError, match=f"{fraction} of {prompts} prompts is not a whole number"):
         subset.size(prompts, fraction)
+
+
+def test_a_mesh_takes_the_prompts_that_one_device_takes_and_moves_none():
+    if jax.device_count() < 8:
+        pytest.skip("needs 8 devices: XLA_FLAGS=--xla_force_host_platform_device_count=8")
+
+    def take(key, rows):
+        return subset.pick(rows, subset.draw(key, 16, 0.5).taken)
+
+    key, rows = jax.random.key(3), jnp.arange(48.0).reshape(16, 3)
+    mesh = sharding.make_mesh(2, 4, 1, devices=jax.devices()[:8])
+    places = sharding.batch_sharding(mesh)
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(take, out_shardings=places).lower(key, jax.device_put(rows, places)).compile()
+        spread = compiled(key, jax.device_put(rows, places))
+    np.testing.assert_array_equal(spread, take(key, rows))
+    moves = ("all-gather", "all-to-all", "collective-permute", "all-reduce")
+    assert not [name for name in moves if name in compiled.as_text()]
