@@ -49,9 +49,8 @@ def get_config() -> ml_collections.ConfigDict:
     )
     d.pairs = number()  # max pairs, the first; None = all
     d.held_out = 0.3  # share of the prompts, by hash, that nothing is fitted on; at 0.3 the rest is the split `reward`
-    d.length = (
-        number()
-    )  # max tokens per row, longer ones are cut as the layout says; None = what model and tokenizer allow
+    # Max tokens per row, longer ones are cut as the layout says; None = what model and tokenizer allow
+    d.length = number()
 
     c.mesh = h = ml_collections.ConfigDict()  # product = number of devices; None = those left
     h.data = number()  # splits the batch

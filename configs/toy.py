@@ -39,10 +39,8 @@ def get_config(arg: str = ""):
     c.ppo.epochs = 4
     c.ppo.divisions = c.dpo.divisions = 4  # 5 policies for the 11 preferences: 3 answers each to a prompt, not 1
     c.dpo.beta = 0.03
-    c.dpo.sft_steps, c.ric.offline_steps = (
-        20,
-        150 if arg == "base" else 20,
-    )  # a base's answers are worth learning from for longer
+    # A base's answers are worth learning from for longer
+    c.dpo.sft_steps, c.ric.offline_steps = 20, 150 if arg == "base" else 20
     c.ric.keep_quantile, c.ric.buffer = 0.9, 16_384
     c.parm.r1 = c.parm.r2 = 16
     c.parm.alpha, c.parm.beta, c.parm.pairs = 16.0, 0.05, 8

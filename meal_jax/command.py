@@ -111,11 +111,8 @@ def parse(argv: Sequence[str]) -> list[str]:
             *sections, leaf = name.split(".")
             functools.reduce(getattr, sections, flags.FLAGS.config)[leaf] = None
         return rest
-    except (
-        AttributeError,
-        KeyError,
-        TypeError,
-    ) as error:  # from ml_collections, or from a configuration file's own code
+    # From ml_collections, or from a configuration file's own code
+    except (AttributeError, KeyError, TypeError) as error:
         message = wrong_field(argv)
         if message is None:
             raise

@@ -87,9 +87,8 @@ def default() -> ml_collections.ConfigDict:
     m.tau = 0.1  # τ, temperature of acceptance, in standard deviations of the reward; → 0 best-of-N, → ∞ plain SFT
     m.lam = 0.1  # λ, pull of the responses on the preferences; λ/τ sets how far one moves; 0 = none
     m.accept = "soft"  # weight of a response: soft = P(n|p), sample = a draw of it, top1 = best of its pool or nothing
-    m.accept_share = (
-        amount()
-    )  # τ per prompt, so that acceptance is spread over this share of N (tau then sets λ/τ); None = off
+    # τ per prompt, so that acceptance is spread over this share of N (tau then sets λ/τ); None = off
+    m.accept_share = amount()
     # Subtracted from acceptance: none; pool = 1/N; leave_one_out = mean chance of the other candidates under this one's
     # preference; accepted = the pool's mean acceptance, each candidate under its own adapted preference
     m.baseline = "none"
@@ -118,9 +117,8 @@ def default() -> ml_collections.ConfigDict:
     c.ppo = b = ml_collections.ConfigDict()  # MORLHF, Rewarded Soups, MOD
     b.divisions = number()  # MORLHF trains a policy for each preference of this lattice; None = eval.divisions
     b.estimator = "gae"  # of advantages: gae, with a value head, or rloo, against a prompt's other candidates
-    b.candidates = (
-        number()
-    )  # responses of each policy to a prompt; None = as many in all as meal.candidates, or a few more
+    # Responses of each policy to a prompt; None = as many in all as meal.candidates, or a few more
+    b.candidates = number()
     b.epochs = 2  # passes over a step's responses
     b.minibatches = 1  # optimizer steps per pass; divides batch_size
     b.clip = 0.2  # probability ratios are clipped to 1 ± this
@@ -141,9 +139,8 @@ def default() -> ml_collections.ConfigDict:
     c.dpo = b = ml_collections.ConfigDict()  # MODPO, CPO
     b.beta = 0.1  # β of DPO
     b.divisions = number()  # MODPO trains a policy for each preference of this lattice; None = eval.divisions
-    b.candidates = (
-        number()
-    )  # MODPO: responses of each policy, of which best and worst pair up; None as above, at least 2
+    # MODPO: responses of each policy, of which best and worst pair up; None as above, at least 2
+    b.candidates = number()
     b.epochs = 2  # updates on a step's pairs
     b.sft_steps = number()  # CPO: steps of its first stage; None = half of the run
     b.lam = 1.0  # CPO: weight of the distance from a controlled score

@@ -158,9 +158,8 @@ def need_same(
     sections = {method.section[0] for method in methods.METHODS.values() if method.section}
     own = methods.get(config.method).section
     harmless = {*identity.HARMLESS, *(sections - {own[0] if own else None})}  # other methods' sections are not read
-    if (
-        config.task in ("toy", "toy_attainable") and not reading
-    ):  # its training prompts are those that no test prompt equals
+    # Its training prompts are those that no test prompt equals
+    if config.task in ("toy", "toy_attainable") and not reading:
         harmless |= {f"eval.{name}" for name in config.eval if name != "prompts"}
         harmless -= {"eval"}
     if reading:

@@ -15,8 +15,7 @@ def configure(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     c.meal.net = False
     c.meal.adapt = False
     c.meal.lam = 0.0
-    if (
-        c.meal.baseline == "accepted"
-    ):  # for preferences that move; of fixed ones 1/N has the same mean and less variance
+    # For preferences that move; of fixed ones 1/N has the same mean and less variance
+    if c.meal.baseline == "accepted":
         c.meal.baseline = "pool"
     return c

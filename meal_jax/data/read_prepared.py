@@ -43,12 +43,8 @@ def records(path: str | os.PathLike, split: str | None = None) -> Iterator[tuple
                 stop = min(start + CHUNK, len(source))
                 for number, record in enumerate(source.__getitems__(list(range(start, stop))), start + 1):
                     yield f"{builder.data_dir}/{name}:{number}", {key: _plain(value) for key, value in record.items()}
-        except (
-            OSError,
-            RuntimeError,
-            ValueError,
-            IndexError,
-        ) as error:  # array_record's own are RuntimeError, IndexError
+        # array_record raises RuntimeError, IndexError
+        except (OSError, RuntimeError, ValueError, IndexError) as error:
             raise ValueError(
                 f"{builder.data_dir} is damaged ({error}). Run `python -m meal_jax.data.prepare` again: it writes again what "
                 "does not match its checksums."

@@ -37,9 +37,8 @@ class WeightNet(nn.Module):
           ŵ [B, N, K] float32, rows sum to 1.
         """
         h = jax.lax.stop_gradient(h).astype(jnp.float32)
-        h = nn.LayerNorm(use_bias=False, use_scale=False)(
-            h
-        )  # hidden states of different policies differ widely in scale
+        # Hidden states of different policies differ widely in scale
+        h = nn.LayerNorm(use_bias=False, use_scale=False)(h)
         objectives = w.shape[-1]
         x = nn.Dense(self.hidden, name="prompt")(h)[:, None] + nn.Dense(self.hidden, name="target")(
             objectives * w - 1.0

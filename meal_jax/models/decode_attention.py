@@ -44,9 +44,8 @@ def attend_one(q, own, own_mask, prompt, prompt_mask, scale=None, cap=None):
         return jnp.broadcast_to(mask, (*mask.shape[:2], 1, keys.shape[-3]))[:, :, 0]
 
     visible = flat(own_mask, own.k)
-    live = jnp.max(jnp.where(visible, jnp.arange(1, visible.shape[-1] + 1), 0)).reshape(
-        1
-    )  # keys up to the last that is seen
+    # Keys up to the last that is seen
+    live = jnp.max(jnp.where(visible, jnp.arange(1, visible.shape[-1] + 1), 0)).reshape(1)
     keys = [*own, visible.astype(jnp.int32)]
     if prompt is not None:
         keys = [prompt.k[:, None], prompt.v[:, None], flat(prompt_mask, prompt.k).astype(jnp.int32), *keys]

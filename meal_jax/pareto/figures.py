@@ -137,9 +137,8 @@ def draw_sweep(
     for axes, (measure, lines) in zip(np.ravel(figure.subplots(1, len(panels))), panels.items(), strict=True):
         for n, (label, estimates) in enumerate(lines.items()):
             y, low, high = np.array(estimates, float).T
-            shifted = position + 0.06 * (
-                n - (len(lines) - 1) / 2
-            )  # so that error bars of several methods do not overlap
+            # So that error bars of several methods do not overlap
+            shifted = position + 0.06 * (n - (len(lines) - 1) / 2)
             spread = np.maximum([y - low, high - y], 0)
             axes.errorbar(shifted, y, yerr=spread, label=label, linewidth=1.5, elinewidth=1, capsize=2, **_look(n))
         _frame(axes, xlabel, measure)

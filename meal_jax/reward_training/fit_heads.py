@@ -124,9 +124,8 @@ def extract(policy: Policy, params, rows: list[Encoded], *, max_new: int, batch_
         for length, members in sorted(buckets.items()):
             for start in range(0, len(members), batch_size):
                 batch = members[start : start + batch_size]
-                filled = [rows[i] for i in batch] + [rows[batch[-1]]] * (
-                    batch_size - len(batch)
-                )  # one shape per bucket
+                # One shape per bucket
+                filled = [rows[i] for i in batch] + [rows[batch[-1]]] * (batch_size - len(batch))
                 prompts = chats.pad_left([row.prompt for row in filled], length, pad)
                 responses = np.full((batch_size, 2, max_new), pad, np.int32)
                 mask = np.zeros(responses.shape, bool)

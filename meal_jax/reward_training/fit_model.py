@@ -238,9 +238,8 @@ def fit(
             for length, index in pairs.batches(lengths, config.batch_size, config.seed, epoch):
                 batch = pairs.collate([rows[i] for i in index], length, model.pad)
                 trainable, opt, loss, right = step(trainable, opt, frozen, *jax.device_put(batch, placement))
-                losses.append(
-                    float(loss)
-                )  # waits for the step, so that a loss that is not finite stops the run at once
+                # Waits for the step, so that a loss that is not finite stops the run at once
+                losses.append(float(loss))
                 done += 1
                 if not np.isfinite(losses[-1]):
                     raise FloatingPointError(
@@ -383,9 +382,8 @@ def _run(config: ml_collections.ConfigDict, layout: Callable[..., formats.Encode
     print(f"{len(fitted)} pairs to fit, {len(held)} held out; left out: {left_out or 'none'}.", flush=True)
 
     adapters = model.config.lora
-    plain = classifier.make_classifier(
-        without_adapters(model.config), None
-    )  # figures are those of the model as it is written
+    # Figures are those of the model as it is written
+    plain = classifier.make_classifier(without_adapters(model.config), None)
     reward = text.ModelReward(
         encode,
         lambda params, *rows: plain.apply(params, *rows)[:, config.label],

@@ -68,9 +68,8 @@ def table(texts: Sequence[str], mark: str) -> Table:
     size, complete, blank = len(mark), len(mark), len(mark) + 1
     alphabet = sorted(set(mark))
     # Knuth, Morris and Pratt: after `state` matched characters and one more, the longest beginning that they end with.
-    step = np.zeros(
-        (size + 2, len(alphabet) + 2), np.int16
-    )  # a class per character of the mark, then other, then white space
+    # A class per character of the mark, then other, then white space
+    step = np.zeros((size + 2, len(alphabet) + 2), np.int16)
     for state in range(size):
         for k, char in enumerate(alphabet):
             read = mark[:state] + char

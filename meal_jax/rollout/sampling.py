@@ -123,9 +123,8 @@ def look_up(u: jax.Array, logits: jax.Array, block: int = 256) -> jax.Array:
     weight = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
     weight = weight.reshape(*u.shape, -1, block)
 
-    def passes(
-        sums, threshold
-    ):  # the first index whose cumulative sum [...] is above the threshold, and what is left of it there
+    # The first index whose cumulative sum [...] is above the threshold, and what is left of it there
+    def passes(sums, threshold):
         total = jnp.cumsum(sums, axis=-1)
         threshold = jnp.minimum(threshold, total[..., -1] * (1.0 - 2.0**-23))  # rounding must not carry it past the end
         index = jnp.sum(total <= threshold[..., None], axis=-1)
