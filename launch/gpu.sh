@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A run on one host with NVIDIA GPUs, all of them: to be started on the host, in the repository.
 #   CONFIG=configs/reddit.py:summary,faithful   what runs
-#   WORKDIR=runs/reddit                         where results go; run again to go on from the last checkpoint
+#   WORKDIR=runs/reddit                         where results go; run again to resume from the last checkpoint
 #   VENV=.venv                                  the virtual environment, made if it is not there
 #   EXTRA=cuda                                  cuda12 for drivers older than 580
 #   CUDA_VISIBLE_DEVICES=0,1                    to use some of the GPUs

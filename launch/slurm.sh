@@ -8,7 +8,7 @@
 # spread over as many processes. For one a node set --ntasks-per-node=1 and JAX_LOCAL_DEVICE_IDS=0,1,2,3,4,5,6,7.
 #
 # Two minutes before the time limit (or a preemption, where the cluster sends it) the run is told to save and leave, and the
-# job goes back into the queue; so it does when a node fails. It goes on from the last checkpoint. A step and a save must fit
+# job goes back into the queue; so it does when a node fails. It resumes from the last checkpoint. A step and a save must fit
 # into that time: --signal=B:TERM@600 for slow ones.
 #SBATCH --job-name=meal
 #SBATCH --nodes=1

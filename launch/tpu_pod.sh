@@ -14,7 +14,7 @@
 #     --accelerator-type=v6e-64 --runtime-version=v2-alpha-tpuv6e
 #   gcloud compute tpus queued-resources describe my-slice --zone=us-east5-a --format='value(state.state)'
 # Taken away (the state is SUSPENDED) it does not come back by itself: delete it (queued-resources delete --force), create it
-# again, and once it is ACTIVE run this command again: it goes on from the last checkpoint. JAX hears of the notice
+# again, and once it is ACTIVE run this command again: it resumes from the last checkpoint. JAX hears of the notice
 # before and has all hosts save at the same step.
 # Start it in tmux on a machine that stays up: with the connection the run ends (and goes on when started again).
 set -euo pipefail

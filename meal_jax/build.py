@@ -108,7 +108,7 @@ def build_setup(config: ml_collections.ConfigDict, task: Task) -> Setup:
 
 
 def policy_optimizer(config: ml_collections.ConfigDict, updates: int) -> optax.GradientTransformation:
-    """AdamW behind a clip of the global norm; warm-up, then cosine decay over the run's updates, so many a step."""
+    """AdamW behind a clip of the global norm; warm-up, then cosine decay over the run's updates, a few per step."""
     o = config.optim
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, o.lr, o.warmup, max(updates * config.steps, o.warmup + 1), end_value=o.lr * o.final_lr_fraction

@@ -12,7 +12,7 @@ training spent) and report.html (the runs on one page, see `meal_jax.report`). W
 at several values of a field, and sweep.png shows hypervolume and inner product against it.
 
 The first method named is compared with each other one, paired over seeds: differences, intervals, Wilcoxon's signed-rank test
-with Holm's correction, and what so many seeds could have found.
+with Holm's correction, and how large a difference these seeds could have found.
 
 --equal says at which point of training the methods are set side by side: at its end ("steps", which they have in common),
 or each at its last evaluation within the tokens sampled, or the optimizer steps taken (of all its models), that the thriftiest

@@ -8,7 +8,7 @@ restored, and a run that is finished is left as it is.
 Everything a run writes is under its workdir:
     config.json          the configuration as run, which identifies it
     metrics.jsonl        one row per step, docs/metrics.md (and TensorBoard events beside it, and config.track)
-    checkpoints/         the newest states; running the same command again goes on from there
+    checkpoints/         the newest states; running the same command again resumes from there
     evals/STEP.json      the front at a step; evals_N/ those under earlier settings of config.eval
     pareto.json          the last front, the first, hypervolumes, sample answers
     pareto.png           the front, with those of `config.compare_with`, which have a folder of their own each
@@ -198,7 +198,7 @@ def train_and_evaluate(
         with Preemption() as preemption:
             last = eval_now(config.steps, state, preemption.stop_point)
         if last is None:
-            logging.warning("stopped in the last evaluation; run the same command to go on")
+            logging.warning("stopped in the last evaluation; run the same command to resume")
             return None
         writer.write(config.steps, evaluate.row(last, config.objectives))
         run_writer.show_evaluation(writer, last, sources.describe(config), method.label)
@@ -371,7 +371,7 @@ def loop(
     checkpoint.wait(checkpoints)
     seconds = time.perf_counter() - began
     if preempted:
-        logging.warning("stopped at step %d of %d; run the same command to go on", done, config.steps)
+        logging.warning("stopped at step %d of %d; run the same command to resume", done, config.steps)
         return None, seconds
     return state, seconds
 

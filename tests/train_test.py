@@ -234,7 +234,7 @@ def test_killed_or_told_to_stop_and_run_again_it_ends_with_the_same_bits(tmp_pat
     wait_for_checkpoint(resumed, tmp_path / "killed", after=reached)
     resumed.send_signal(signal.SIGTERM)
     output, _ = resumed.communicate(timeout=120)
-    assert resumed.returncode == 75 and "run the same command to go on" in output, output[-2000:]
+    assert resumed.returncode == 75 and "run the same command to resume" in output, output[-2000:]
     assert reached < newest(tmp_path / "killed")[0] < 300
 
     last = start(tmp_path / "killed")

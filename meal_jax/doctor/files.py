@@ -271,7 +271,7 @@ def workdir(config: Any, workdir: str) -> Iterator[Finding]:
         yield fail("workdir", f"{error}", "Give this run a --workdir of its own.")
         return
     done = steps_done(path)
-    state = f"goes on from step {done}" if done else "a new run"
+    state = f"resumes from step {done}" if done else "a new run"
     room = f"{parent}: {free / GIB:.1f} GiB free; {state}"
     if free < GIB:
         yield fail("workdir", room, "Checkpoints need room: free some, or give another --workdir.")

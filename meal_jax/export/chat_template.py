@@ -2,7 +2,7 @@
 
 The base's template is kept whole, as a macro. Around it go the system message that training used, where a conversation has
 none, and the conditioning, between the conversation and the generation prompt. Whether the tokens of such a text are those
-that the policy was trained on hangs on the tokenizer: `spells` compares them.
+that the policy was trained on depends on the tokenizer: `spells` compares them.
 
 Letters: K objectives.
 """

@@ -2,7 +2,7 @@
 
     python -m meal_jax.export --checkpoint=WORKDIR --out=DIR [--kind=merged|adapter] [--preference=0.3,0.7] [--dtype=float32]
 
-How a server then gives a preference hangs on how the policy reads one (`config.conditioning.kind`):
+How a server then gives a preference depends on how the policy reads one (`config.conditioning.kind`):
   text    by the chat template's variable `preference`; --preference sets what it is where a request names none;
   prefix  with --preference, that one is baked in: its embeddings become tokens that the chat template writes; without, the
           prefix network goes along in NumPy, for servers that take embeddings;

@@ -353,7 +353,7 @@ def _meta_level(setup: Setup, frozen: Frozen, key: jax.Array, half: _Pool) -> bi
 
 
 def _pieces(prompts: int, at_a_time: int | None) -> int:
-    """How many parts to take so many prompts in; `config.check` has seen to it that they divide."""
+    """Number of parts to take the prompts in; `config.check` has seen to it that they divide."""
     return prompts // at_a_time if at_a_time and at_a_time < prompts else 1
 
 

@@ -330,7 +330,7 @@ class Preemption:
         """Thread: ends the program on a signal while there is nothing to save."""
         while numbers := os.read(heard, 64):
             if self.nothing_to_save and {signal.SIGTERM, signal.SIGINT} & set(numbers):
-                text = "stopped before the first step was done: nothing to save; run the same command to go on"
+                text = "stopped before the first step was done: nothing to save; run the same command to resume"
                 print(console.wrap(text, sys.stderr), file=sys.stderr)
                 sys.stderr.flush()
                 os._exit(self.status)

@@ -29,7 +29,7 @@ from meal_jax.tasks import language
 from meal_jax.tasks.task import Task
 
 FOLDERS = ("harmless-base", "helpful-base")
-EVERY = 4  # of the published test rows, one in so many is evaluated on
+EVERY = 4  # of the published test rows, every EVERY-th is evaluated
 # Head scores have mean 0 and standard deviation 1 over people's pairs of answers. Before training the model averages
 # about -1 (harmless) and 0 to 1 (helpful), and may lose another 1 of an objective that it gives up. -2.5 lies behind
 # all that, so that no point of a front falls out of the hypervolume. Every method is measured from it.

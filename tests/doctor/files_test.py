@@ -98,7 +98,7 @@ def test_the_workdir_is_written_to_and_left_as_it_was(config, tmp_path, monkeypa
     assert sorted(tmp_path.rglob("*")) == before
     (tmp_path / "run" / "checkpoints" / "40").mkdir(parents=True)
     [again] = files.workdir(config, str(tmp_path / "run"))
-    assert "goes on from step 40" in again.detail
+    assert "resumes from step 40" in again.detail
 
     [bucket] = files.workdir(config, "gs://bucket/run")
     assert bucket.status == "fail" and "gcsfuse" in bucket.advice

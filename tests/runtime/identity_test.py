@@ -156,7 +156,7 @@ def test_comparison_fine_tuning_and_the_doctor_refuse_as_training_does(recorded,
     with pytest.raises(identity.AnotherRunError, match="stage: 'align' → 'sft'"):
         sft.run(changed(config, stage="sft"), str(folder))
     [*_, line] = files.workdir(config, str(folder))
-    assert "goes on from step 12" in line.detail
+    assert "resumes from step 12" in line.detail
     assert snapshot(tmp_path) == before
 
 
