@@ -162,7 +162,7 @@ class Level(NamedTuple):
       read: φ → x, a tree of [B, ...]: all through which φ reaches this loss.
       loss: (θ, x, rows) → what those prompts add to the loss, a scalar.
       rows: a tree of [B, ...] that depends neither on θ nor on φ.
-      pieces: number of parts that the prompts are taken in, one after another, and gradients are added up: memory is that of a part.
+      pieces: number of parts that the prompts are taken in, one after another; gradients are added up, and memory is a part's.
     """
 
     read: Callable[[PyTree], PyTree]

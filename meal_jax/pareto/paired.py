@@ -114,7 +114,7 @@ def effect_size(values: np.ndarray, level: float = 0.95) -> tuple[float, float, 
 
 
 def smallest_p(seeds: int, comparisons: int) -> float:
-    """The smallest adjusted p value that this number of seeds and comparisons allows: all differences of one sign, Holm's first."""
+    """The smallest adjusted p value that these numbers allow: all differences of one sign, and Holm's first."""
     return min(1.0, comparisons * 2.0 ** (1 - seeds))
 
 
