@@ -305,7 +305,7 @@ def save(directory: Path, run: Run, results: Mapping[str, Any]) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     flat = traverse_util.flatten_dict(lora.merge(run.state.policy, run.frozen.policy), sep="/")
-    model_directory.save_merged(partial, run, flat, (), None)
+    model_directory.save_merged(partial, run, flat, (), None, run.task.transformer.param_dtype)
     model_directory.write_json(partial / "generation_config.json", model_directory.special_ids(run))
     tokenizer = run.task.chat.tokenizer
     model_directory.save_tokenizer(partial, tokenizer, tokenizer.chat_template, run.config.policy.source)

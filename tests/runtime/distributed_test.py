@@ -49,7 +49,7 @@ def in_this_process(workdir, fields, devices):
     config.update_from_flattened_dict(SMALL | fields)
     make = sharding.make_mesh
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.sharding, "make_mesh", lambda *_: make(-1, 1, 1, jax.devices()[:devices]))
+        patch.setattr(train.sharding, "make_mesh", lambda *_: make(None, 1, 1, jax.devices()[:devices]))
         train.run(config, str(workdir))
 
 
@@ -255,7 +255,7 @@ def test_two_processes_fine_tune_as_one_does_and_one_writes_the_model(tuning, tm
         assert "run the same command in one process to write" in group.output(0)
     make, losses = sharding.make_mesh, []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.sharding, "make_mesh", lambda *_: make(-1, 1, 1, jax.devices()[:2]))
+        patch.setattr(train.sharding, "make_mesh", lambda *_: make(None, 1, 1, jax.devices()[:2]))
         for name in ("one", "two"):
             sft.run(config, str(tmp_path / name))
             losses.append(json.loads((tmp_path / name / sft.TUNED).read_text())["held_out_loss"])
