@@ -38,31 +38,35 @@ class Entry(NamedTuple):
 
 
 def find(workdir: Path) -> list[Entry]:
-    """The methods whose finished runs a directory holds: those of a run, or of a comparison with its seeds.
+    """What finished runs a directory holds: a run's methods, a comparison's with their seeds, or a study's variants.
 
     Raises:
-      FileNotFoundError: it holds neither.
+      FileNotFoundError: it holds none.
     """
     if (workdir / "pareto.json").exists():
         config = recorded_config(workdir)
         names = [n for n in config.compare_with if n != config.method and (workdir / n / "pareto.json").exists()]
         return [Entry(_label(config.method), [workdir]), *(Entry(_label(n), [workdir / n]) for n in names)]
-    seeds = sorted((p for p in workdir.glob("*") if p.name.isdigit()), key=lambda p: int(p.name))
-    known = list((read_json(workdir / "compare.json") or {}).get("methods", {}))
-    if not known:
-        known = sorted({path.parent.name for seed in seeds for path in seed.glob("*/pareto.json")})
-    runs = []
-    for name in known:
-        folders = [seed / name.replace(" ", "_") for seed in seeds]
-        folders = [folder for folder in folders if (folder / "pareto.json").exists()]
-        if folders:
-            runs.append(Entry(_label(name), folders))
+    variants = (read_json(workdir / "study.json") or {}).get("labels", {})
+    if variants:
+        folders = {label: _seeds(workdir / name) for name, label in variants.items()}
+    else:
+        seeds = _seeds(workdir)
+        known = list((read_json(workdir / "compare.json") or {}).get("methods", {}))
+        known = known or sorted({path.parent.name for seed in seeds for path in seed.glob("*/pareto.json")})
+        folders = {_label(name): [seed / name.replace(" ", "_") for seed in seeds] for name in known}
+    finished = {label: [path for path in paths if (path / "pareto.json").exists()] for label, paths in folders.items()}
+    runs = [Entry(label, paths) for label, paths in finished.items() if paths]
     if not runs:
         raise FileNotFoundError(
-            f"{workdir} holds no finished run: there is no pareto.json in it, nor in SEED/METHOD below it. Start the run "
-            "again with the same command; it resumes from its last checkpoint."
+            f"{workdir} holds no finished run: there is no pareto.json in it, nor in SEED/METHOD or a study's VARIANT/SEED "
+            "below it. Start the run again with the same command; it resumes from its last checkpoint."
         )
     return runs
+
+
+def _seeds(workdir: Path) -> list[Path]:
+    return sorted((path for path in workdir.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
 
 
 def gather(entries: Sequence[Entry]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Trains a study's table of runs, tests its questions over seeds, and writes study.md, study.json and figures.
+"""Trains a study's table of runs, tests its questions over seeds, and writes study.md, study.json, figures and report.html.
 
     python -m meal_jax.study --config=configs/study/toy.py --workdir=runs/study_toy
     python -m meal_jax.study --config=configs/study/toy.py --workdir=runs/study_toy --only=static,no_net --jobs=2
@@ -39,6 +39,7 @@ def run(config, root: Path, only: list[str], jobs: int, report: bool) -> int:
     Raises:
       ValueError, FileNotFoundError: the study, or one of its variants, cannot run here; nothing was written.
     """
+    from meal_jax.report import write as report_page
     from meal_jax.runtime import distributed, identity
     from meal_jax.study import measures, plan, runs, workers, write
 
@@ -64,6 +65,8 @@ def run(config, root: Path, only: list[str], jobs: int, report: bool) -> int:
     for name, message in failed.items():
         say(f"failed: {name}: {message}")
     say(f"study: {path}")
+    if finished:
+        report_page.write_and_say(root)
     if any(o.how == "stopped" for o in outcomes):
         say("stopped; run the same command to resume")
         return workers.STOPPED

@@ -50,6 +50,7 @@ def write(
         "finished": sum(map(len, records.values())),
         "failed": failed,
         "missing": [r.name for r in runs if r.seed not in records.get(r.variant, {}) and r.name not in failed],
+        "labels": {v.name: v.label for v in study.variants},
         "commands": {v.name: shown(next(r for r in runs if r.variant == v.name)) for v in study.variants},
     }
     write_json(root / "study.json", content)

@@ -103,6 +103,17 @@ def test_seeds_are_averaged_and_answers_are_the_first_ones(stored, tmp_path):
     assert result["low"] is None and result["samples"][0]["prompt"] == "seed 0"
 
 
+def test_a_studys_variants_stand_side_by_side_under_their_labels(stored, tmp_path):
+    labels = {"no_net": "Meal without its net", "meal": "Meal", "unfinished": "static targets"}
+    (tmp_path / "study.json").write_text(json.dumps({"labels": labels}))
+    for variant, seed in (("meal", 0), ("meal", 1), ("no_net", 0)):
+        shutil.copytree(stored, tmp_path / variant / str(seed))
+    (tmp_path / "unfinished" / "0").mkdir(parents=True)
+    entries = content.find(tmp_path)
+    assert [(e.label, len(e.folders)) for e in entries] == [("Meal without its net", 1), ("Meal", 2)]
+    assert "Meal without its net" in write.write(tmp_path).read_text()
+
+
 def test_long_curves_are_thinned_by_averages(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"step": i, "utility": float(i)}) + "\n" for i in range(480)))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from meal_jax.report import write as report_page
 from meal_jax.study import __main__ as command
 from meal_jax.study import plan, runs
 from meal_jax.study.plan import Curve, Question, Variant
@@ -37,6 +38,9 @@ def study(tmp_path, monkeypatch):
 
     monkeypatch.setattr(runs, "arguments", arguments)
     monkeypatch.setattr(runs, "finished", finished)
+    monkeypatch.setattr(
+        report_page, "write_and_say", lambda root: print(f"report: {root}")
+    )  # of runs that wrote too little
     c = plan.default()
     c.base, c.seeds = "configs/toy.py", 2
     c.variants = (Variant("meal", "Meal"), Variant("static", "static targets", "static"), Variant("spare", "spare"))
