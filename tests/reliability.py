@@ -300,12 +300,13 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50, help="of each case of --only")
     parser.add_argument("--only", default="toy,text,others", help="toy, text, others; with commas")
     parser.add_argument("--limit", type=float, default=1e9, help="seconds after which a case is killed no more")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args = parser.parse_args()
     for case in args.only.split(","):
         with tempfile.TemporaryDirectory() as folder:
             home = Path(folder)
             if case != "others":
-                print(json.dumps(kills(case, home, args.kills, limit=args.limit)), flush=True)
+                print(json.dumps(kills(case, home, args.kills, args.seed, args.limit)), flush=True)
                 continue
             status, text, _ = finish(command("toy", home, home / "whole"), home)
             assert status == ENDED, text[-2000:]
