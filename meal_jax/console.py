@@ -18,18 +18,20 @@ from typing import Any, TextIO
 
 from absl import logging as absl_logging
 
-# Start-up notes of the C++ below jax: XLA, gRPC, libtpu. Errors stay. A value that the user set stays, too.
+# Start-up notes of the C++ below jax, XLA, gRPC and libtpu, and transformers' note that there is no PyTorch. Errors stay. A
+# value that the user set stays, too.
 BANNERS = {
     "TF_CPP_MIN_LOG_LEVEL": "2",
     "GRPC_VERBOSITY": "ERROR",
     "TPU_MIN_LOG_LEVEL": "2",
     "TPU_STDERR_LOG_LEVEL": "2",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
 }
 NARROWEST = 40  # columns; a message is not wrapped to less
 
 
 def hide_banners() -> None:
-    """Keeps the C++ below jax, which is not imported yet, from writing notes; its errors are still written."""
+    """Keeps what is not imported yet from writing notes at its start; errors are still written."""
     for name, value in BANNERS.items():
         os.environ.setdefault(name, value)
 

@@ -17,7 +17,9 @@ from meal_jax import command
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m meal_jax.report", description=__doc__.splitlines()[0])
-    parser.add_argument("workdir", type=Path, metavar="WORKDIR", help="of a finished run, of meal_jax.compare or of meal_jax.study")
+    parser.add_argument(
+        "workdir", type=Path, metavar="WORKDIR", help="of a finished run, of meal_jax.compare or of meal_jax.study"
+    )
     command.main_with(write_report, parser, arguments)
 
 
