@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import functools
 import importlib.util
 import os
 import re
@@ -107,9 +106,8 @@ def parse(argv: Sequence[str]) -> list[str]:
     try:
         to_none = _set_to_none(argv)
         rest = app.parse_flags_with_usage([argument for argument in argv if argument not in to_none])
-        for name in to_none.values():
-            *sections, leaf = name.split(".")
-            functools.reduce(getattr, sections, flags.FLAGS.config)[leaf] = None
+        if to_none:
+            flags.FLAGS.config.update_from_flattened_dict(dict.fromkeys(to_none.values()))
         return rest
     # From ml_collections, or from a configuration file's own code
     except (AttributeError, KeyError, TypeError) as error:

@@ -178,10 +178,7 @@ def record_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
     path = workdir / "config.json"
     if not distributed.is_first() or (path.exists() and path.read_text() == text):
         return
-    workdir.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(text)
-    part.replace(path)
+    write_text(path, text)
 
 
 def _fill(config: ml_collections.ConfigDict, values: Mapping[str, Any], path: Path, prefix: str = "") -> list[str]:
@@ -270,10 +267,15 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Writes JSON as `write_text` does."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
     """Writes whole or not at all: a run killed here leaves no half file to be mistaken for a result."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=1) + "\n")
+    part.write_text(text)
     part.replace(path)
 
 

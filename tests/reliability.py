@@ -136,7 +136,7 @@ def kills(case: str, home: Path, count: int, seed: int = 0, limit: float = 1e9) 
     shutil.rmtree(home / "whole")
     status, text, seconds = finish(command(case, home, home / "whole"), home)  # its programs are compiled now
     assert status == ENDED and result(home / "whole") == expected, "two whole runs differ"
-    done, runs, moments = 0, 0, []
+    done, runs = 0, 0
     while done < count and time.monotonic() - began < limit:
         workdir, before = home / f"killed_{runs}", done
         while True:
@@ -150,7 +150,6 @@ def kills(case: str, home: Path, count: int, seed: int = 0, limit: float = 1e9) 
             except subprocess.TimeoutExpired:
                 kill(process)
                 done += 1
-                moments.append(moment)
         assert status == ENDED, (home / "log").read_text()[-1500:]
         assert result(workdir) == expected, f"after {done} kills {workdir} differs"
         shutil.rmtree(workdir)

@@ -7,7 +7,6 @@ base units: seconds, bytes, operations.
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import textwrap
@@ -82,14 +81,6 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions,
     }
-
-
-def write_json(path: Path, results: Mapping[str, Any]) -> None:
-    """Writes JSON atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(results, indent=1) + "\n")
-    part.replace(path)
 
 
 def show(results: Mapping[str, Any], console: Console | None = None) -> None:

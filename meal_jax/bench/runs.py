@@ -14,6 +14,7 @@ import numpy as np
 from meal_jax.bench import peer as peers
 from meal_jax.bench import report, timing
 from meal_jax.bench.phases import PHASES, Opened, Side, measure, open_bench, round_of
+from meal_jax.saved_run import write_json
 
 # Compared with static targets, which make as many policy updates from the same rollouts.
 LEVELS = {
@@ -187,7 +188,7 @@ def sweep(
     curves = {p: [row["seconds"] for row in rows if row["phase"] == p] for p in phases}
     results |= {"over": over, "values": list(values), "rows": rows}
     out = Path(out)
-    report.write_json(out / f"sweep_{over}.json", results)
+    write_json(out / f"sweep_{over}.json", results)
     report.draw_growth(out / f"sweep_{over}.png", label, values, curves, _work(config, over))
     print(f"wrote {out / f'sweep_{over}.json'} and .png")
     return results
@@ -282,7 +283,7 @@ def _finish(results: dict[str, Any], out: Path, name: str, stacks: dict[str, dic
             "same tokens"
         )
     results["notes"] = notes
-    report.write_json(out / name, results)
+    write_json(out / name, results)
     report.show(results)
     if stacks:
         picture = (out / name).with_suffix(".png")

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -68,25 +69,16 @@ def answers(
     Returns:
       evaluate.Answers, NumPy: [E, M, ...]; without rewards, scores [E, M, 0].
     """
-    return answerer(run, preferences, sampling=sampling, max_new=max_new, seed=seed, rewards=rewards)(prompts)
-
-
-def answerer(
-    run: Run, preferences: np.ndarray, *, sampling: Sampling, max_new: int, seed: int = 0, rewards: bool = True
-) -> Callable[[Prompts], evaluate.Answers]:
-    """`answers` as a function of the prompts, for several calls: its program and its reward models are made once."""
-    answer = reusable(run, sampling=sampling, max_new=max_new, rewards=rewards)
-
-    def call(prompts: Prompts) -> evaluate.Answers:
-        return answer(prompts, preferences, seed)
-
-    return call
+    return reusable(run, sampling=sampling, max_new=max_new, rewards=rewards)(prompts, preferences, seed)
 
 
 def reusable(
     run: Run, *, sampling: Sampling, max_new: int, rewards: bool = True
 ) -> Callable[[Prompts, np.ndarray, int], evaluate.Answers]:
-    """`answers` as a function of (prompts, preferences [M, K], seed); each shape of these compiles once."""
+    """`answers` as a function of (prompts, preferences [M, K], seed), for several calls.
+
+    Its reward models are made once, and its program once for each shape of prompts and preferences.
+    """
     setup, scorer = dataclasses.replace(run.setup, max_new=max_new), None
     if rewards:
         scorer = attach_rewards.scorer(run.task, run.mesh, run.frozen)
@@ -207,7 +199,8 @@ def ask(args: argparse.Namespace) -> None:
     conversations = _conversations(args)
     run = open_run(args.checkpoint, config, args.devices)
     alone = len(preferences) == 1 and not args.grid and not args.prompts
-    answer = answerer(run, np.array(preferences), sampling=sampling, max_new=max_new, seed=args.seed, rewards=not alone)
+    answer = reusable(run, sampling=sampling, max_new=max_new, rewards=not alone)
+    answer = functools.partial(answer, preferences=np.array(preferences), seed=args.seed)
     if args.prompts:
         count = write(Path(args.out), run, read_prompts(run.task, conversations), np.array(preferences), answer)
         summary = f"{count} answers (prompts: {len(conversations)}, preferences: {len(preferences)})"

@@ -47,9 +47,9 @@ def find(workdir: Path) -> list[Entry]:
         config = recorded_config(workdir)
         names = [n for n in config.compare_with if n != config.method and (workdir / n / "pareto.json").exists()]
         return [Entry(_label(config.method), [workdir]), *(Entry(_label(n), [workdir / n]) for n in names)]
-    variants = (read_json(workdir / "study.json") or {}).get("labels", {})
+    variants = (read_json(workdir / "study.json") or {}).get("variants", {})
     if variants:
-        folders = {label: _seeds(workdir / name) for name, label in variants.items()}
+        folders = {variant["label"]: _seeds(workdir / name) for name, variant in variants.items()}
     else:
         seeds = _seeds(workdir)
         known = list((read_json(workdir / "compare.json") or {}).get("methods", {}))

@@ -8,6 +8,7 @@ from pathlib import Path
 from absl import logging
 
 from meal_jax.report import content, page
+from meal_jax.saved_run import write_text
 
 NAME = "report.html"
 
@@ -23,9 +24,7 @@ def write(workdir: str | os.PathLike) -> Path:
     text = page.render(content.gather(content.find(workdir)))
     path = workdir / NAME
     if not path.exists() or path.read_text() != text:
-        part = path.with_suffix(".part")
-        part.write_text(text)
-        part.replace(path)
+        write_text(path, text)
     return path
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from meal_jax.compare import as_table
 from meal_jax.pareto import differences_figure, figures, paired
-from meal_jax.saved_run import write_json
+from meal_jax.saved_run import write_json, write_text
 from meal_jax.study.analysis import Records, ahead, analyse
 from meal_jax.study.measures import EQUAL, MEASURES
 from meal_jax.study.runs import Run, shown
@@ -50,15 +50,12 @@ def write(
         "finished": sum(map(len, records.values())),
         "failed": failed,
         "missing": [r.name for r in runs if r.seed not in records.get(r.variant, {}) and r.name not in failed],
-        "labels": {v.name: v.label for v in study.variants},
         "commands": {v.name: shown(next(r for r in runs if r.variant == v.name)) for v in study.variants},
     }
     write_json(root / "study.json", content)
     drawn = draw(study, content, records, root) if records else []
     path = root / "study.md"
-    part = path.with_suffix(".part")
-    part.write_text(markdown(study, content, [figure.name for figure in drawn]))
-    part.replace(path)
+    write_text(path, markdown(study, content, [figure.name for figure in drawn]))
     return path
 
 

@@ -97,13 +97,15 @@ def test_exact_hypergradient_equals_unrolling_and_finite_differences(name, first
     assert max(jax.tree.leaves(distance)) > (1e-12 if first and "adam" in name else 1e-4)
 
 
-@pytest.mark.parametrize("pieces", [2, 3])
-def test_prompts_a_part_at_a_time_change_nothing(pieces):
-    """Losses whose normalisers are of all rows, with φ in every row and in the normaliser: against one pass and unrolling."""
+def levels_of_rows():
+    """Losses whose normalisers are of all six rows, with φ in every row and in the normaliser.
+
+    Returns:
+      The levels by pieces, both losses as functions of (θ, φ), θ, φ.
+    """
     rng = np.random.default_rng(0)
     rows = {"x": jnp.asarray(rng.normal(size=(6, 4))), "t": jnp.asarray(rng.normal(size=6))}
     theta, phi = {"w": jnp.asarray(rng.normal(size=4))}, {"u": jnp.asarray(rng.normal(size=4))}
-    tx = optax.adam(0.05, eps_root=1e-12)
 
     def read(phi):
         a = jax.nn.sigmoid(rows["x"] @ phi["u"])
@@ -115,16 +117,23 @@ def test_prompts_a_part_at_a_time_change_nothing(pieces):
     def judge(theta, x, rows):
         return jnp.sum(jnp.cos(rows["x"] @ theta["w"]) * x["share"] + rows["t"] * jnp.sum(x["shift"], axis=-1)) / 6
 
-    def both(pieces):
+    def levels(pieces):
         return bilevel.Level(read, loss, rows, pieces), bilevel.Level(read, judge, rows, pieces)
 
-    whole = bilevel.hypergradient(*both(1), theta, phi, tx, tx.init(theta))
-    parts = bilevel.hypergradient(*both(pieces), theta, phi, tx, tx.init(theta))
+    def whole(part):
+        return lambda theta, phi: part(theta, read(phi), rows)
+
+    return levels, whole(loss), whole(judge), theta, phi
+
+
+@pytest.mark.parametrize("pieces", [2, 3])
+def test_prompts_a_part_at_a_time_change_nothing(pieces):
+    """Against one pass, and against unrolling."""
+    (levels, loss, judge, theta, phi), tx = levels_of_rows(), optax.adam(0.05, eps_root=1e-12)
+    whole = bilevel.hypergradient(*levels(1), theta, phi, tx, tx.init(theta))
+    parts = bilevel.hypergradient(*levels(pieces), theta, phi, tx, tx.init(theta))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13), parts, whole)
-    plain = unrolled(
-        lambda theta, phi: loss(theta, read(phi), rows), lambda theta, phi: judge(theta, read(phi), rows), tx, theta,
-        tx.init(theta),
-    )  # fmt: skip
+    plain = unrolled(loss, judge, tx, theta, tx.init(theta))
     np.testing.assert_allclose(parts.grad["u"], jax.grad(plain)(phi)["u"], rtol=1e-9)
     assert np.abs(parts.grad["u"]).min() > 1e-6
 
@@ -143,23 +152,10 @@ def choices(prompts, taken):
 @pytest.mark.parametrize(("taken", "pieces"), [(2, 1), (3, 1), (4, 1), (2, 3), (4, 3)])
 def test_the_mean_over_all_parts_of_the_prompts_is_the_exact_hypergradient(taken, pieces):
     """Clipped Adam in mid-run; φ in every row and in the normaliser of the base loss; all pairs of draws, of both halves."""
-    rng = np.random.default_rng(0)
-    rows = {"x": jnp.asarray(rng.normal(size=(6, 4))), "t": jnp.asarray(rng.normal(size=6))}
-    theta, phi = {"w": jnp.asarray(rng.normal(size=4))}, {"u": jnp.asarray(rng.normal(size=4))}
+    levels, loss, _, theta, phi = levels_of_rows()
+    levels = levels(pieces)
     tx = optax.chain(clip_by_global_norm(0.05), optax.adam(0.05, eps_root=1e-12))
-
-    def read(phi):
-        a = jax.nn.sigmoid(rows["x"] @ phi["u"])
-        return {"share": a / jnp.sum(a), "shift": jnp.sin(rows["x"] * phi["u"])}
-
-    def loss(theta, x, rows):
-        return jnp.sum(x["share"] * (jnp.tanh((rows["x"] + x["shift"]) @ theta["w"]) - rows["t"]) ** 2)
-
-    def judge(theta, x, rows):
-        return jnp.sum(jnp.cos(rows["x"] @ theta["w"]) * x["share"] + rows["t"] * jnp.sum(x["shift"], axis=-1)) / 6
-
-    theta, state = warm(tx, lambda theta, phi: loss(theta, read(phi), rows), theta, phi)
-    levels = (bilevel.Level(read, loss, rows, pieces), bilevel.Level(read, judge, rows, pieces))
+    theta, state = warm(tx, loss, theta, phi)
     exact = bilevel.hypergradient(*levels, theta, phi, tx, state)
     drawn = choices(6, taken)
     pairs = [i.ravel() for i in np.indices(2 * (len(drawn.taken),))]

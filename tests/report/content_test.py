@@ -105,7 +105,8 @@ def test_seeds_are_averaged_and_answers_are_the_first_ones(stored, tmp_path):
 
 def test_a_studys_variants_stand_side_by_side_under_their_labels(stored, tmp_path):
     labels = {"no_net": "Meal without its net", "meal": "Meal", "unfinished": "static targets"}
-    (tmp_path / "study.json").write_text(json.dumps({"labels": labels}))
+    variants = {name: {"label": label} for name, label in labels.items()}
+    (tmp_path / "study.json").write_text(json.dumps({"variants": variants}))
     for variant, seed in (("meal", 0), ("meal", 1), ("no_net", 0)):
         shutil.copytree(stored, tmp_path / variant / str(seed))
     (tmp_path / "unfinished" / "0").mkdir(parents=True)

@@ -16,6 +16,24 @@ from tensorboardX.proto import event_pb2
 from meal_jax.runtime import metrics
 
 
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+    def text(self):
+        """What was written, without the codes that move the cursor and colour."""
+        return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", self.getvalue())
+
+
+def open_terminal(monkeypatch, columns):
+    """A terminal in place of standard output."""
+    terminal = Terminal()
+    monkeypatch.setattr(metrics.sys, "stdout", terminal)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    return terminal
+
+
 def rows(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
@@ -192,18 +210,11 @@ def test_last_line_is_not_said_twice_and_survives_an_error(clock, capsys):
 
 
 def test_bar_on_a_terminal(monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    terminal = Terminal()
-    monkeypatch.setattr(metrics.sys, "stdout", terminal)
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setenv("COLUMNS", "160")
+    terminal = open_terminal(monkeypatch, 160)
     with metrics.progress(total=4, start=1, description="train [k=3]") as display:
         for step in range(2, 5):
             display.update(step, loss=0.25)
-    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
+    text = terminal.text()
     assert (
         "train [k=3]" in text
         and "4/4" in text
@@ -213,17 +224,10 @@ def test_bar_on_a_terminal(monkeypatch):
 
 
 def test_numbers_below_the_bar_wrap_and_are_not_cut_off(monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    terminal = Terminal()
-    monkeypatch.setattr(metrics.sys, "stdout", terminal)
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setenv("COLUMNS", "80")
+    terminal = open_terminal(monkeypatch, 80)
     with metrics.progress(total=2, start=0, description="static targets") as shown:
         shown.update(1, **{f"objective {k}": k / 8 for k in range(8)})
-    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
+    text = terminal.text()
     shown = [line.replace("\N{NO-BREAK SPACE}", " ") for line in text.splitlines() if "objective" in line]
     assert all(any(f"objective {k} {k / 8:.4g}" in line for line in shown) for k in range(8)) and "…" not in text
     assert all(line.startswith("  objective") for line in shown[:2])
