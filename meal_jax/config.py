@@ -43,6 +43,11 @@ def texts(value: tuple[str, ...] | None) -> config_dict.FieldReference:
     return field
 
 
+def interval() -> config_dict.FieldReference:
+    """A field of two numbers that is None: all."""
+    return config_dict.placeholder(tuple)
+
+
 def default() -> ml_collections.ConfigDict:
     """The defaults, every field commented."""
     c = ml_collections.ConfigDict()
@@ -83,7 +88,9 @@ def default() -> ml_collections.ConfigDict:
     # The method (symbols as in docs/method.md)
     c.meal = m = ml_collections.ConfigDict()
     m.candidates = 8  # N, responses per prompt
-    m.targets = "stratified"  # how a prompt's N targets w are drawn: stratified, dirichlet, shared
+    m.targets = "stratified"  # how a prompt's N targets w are drawn: stratified, edges, dirichlet, shared
+    # (low, high): no target in training has its first weight between them, to see how a policy generalises; None = all
+    m.gap = interval()
     m.tau = 0.1  # τ, temperature of acceptance, in standard deviations of the reward; → 0 best-of-N, → ∞ plain SFT
     m.lam = 0.1  # λ, pull of the responses on the preferences; λ/τ sets how far one moves; 0 = none
     m.accept = "soft"  # weight of a response: soft = P(n|p), sample = a draw of it, top1 = best of its pool or nothing
@@ -227,7 +234,8 @@ def default() -> ml_collections.ConfigDict:
     c.data.stop = texts(None)
     # Of the files at path: published = the benchmark's data set, own = one's own prompts (data/own.py)
     c.data.format = "published"
-    # hash = by the first human turn or post id; published = the files' own train and evaluation split
+    # hash = by the first human turn or post id; published = the files' own train and evaluation split; types (task
+    # stories) = evaluation prompts are of types that no training prompt has
     c.data.split = "hash"
 
     # Rewards
@@ -288,7 +296,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         ("eval.grid", config.eval.grid, ("lattice", "paper")),
         ("data.template", config.data.template, ("chat", "plain")),
         ("data.format", config.data.format, ("published", "own")),
-        ("data.split", config.data.split, ("hash", "published")),
+        ("data.split", config.data.split, ("hash", "published", "types")),
         ("reward.dtype", config.reward.dtype, ("float32", "bfloat16")),
     ):
         need(value in known, f"config.{name}={value!r} is not one of {', '.join(known)}.")
@@ -330,6 +338,20 @@ def check(config: ml_collections.ConfigDict) -> None:
         "all; None switches it off.",
     )
     _check_meta_fraction(config, need)
+    need(
+        m.gap is None
+        or (len(m.gap) == 2 and 0 <= m.gap[0] < m.gap[1] <= 1 and m.gap != (0, 1) and len(config.objectives) > 1),
+        f"config.meal.gap={m.gap} must be two numbers between 0 and 1, the smaller first, that leave some of the "
+        f"{len(config.objectives)} objectives' simplex, such as (0.4, 0.6); None leaves all.",
+    )
+    need(
+        m.gap is None or config.method in ("meal", "static"),
+        f"config.meal.gap={m.gap} is about targets, which config.method={config.method!r} does not draw: meal and static do.",
+    )
+    need(
+        config.data.split != "types" or (config.task == "stories" and not config.data.path),
+        "config.data.split=types is for the task stories and its own prompts, whose types are known.",
+    )
     need(s.max_new >= 1, f"config.sampling.max_new={s.max_new} must be at least 1.")
     need(
         s.temperature > 0,

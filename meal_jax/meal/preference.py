@@ -12,13 +12,20 @@ import jax
 import jax.numpy as jnp
 
 TINY = 1e-30  # a preference of exactly 0 stays 0 (to float precision) instead of making a logarithm infinite
-TARGETS = ("stratified", "dirichlet", "shared")
+TARGETS = ("stratified", "edges", "dirichlet", "shared")
 ACCEPT = ("soft", "sample", "top1")
 REJECTED = ("adapted", "proposed")
 BASELINE = ("none", "pool", "leave_one_out", "accepted")
 
 
-def draw_targets(key: jax.Array, prompt_id: jax.Array, candidates: int, objectives: int, how: str) -> jax.Array:
+def draw_targets(
+    key: jax.Array,
+    prompt_id: jax.Array,
+    candidates: int,
+    objectives: int,
+    how: str,
+    gap: tuple[float, float] | None = None,
+) -> jax.Array:
     """Target preferences w [B, N, K], a function of (key, prompt id) alone.
 
     Args:
@@ -27,8 +34,11 @@ def draw_targets(key: jax.Array, prompt_id: jax.Array, candidates: int, objectiv
       candidates: N.
       objectives: K.
       how: "stratified" spreads a prompt's N targets over the simplex (K = 2: one in each N-th of the interval, jittered;
-        K > 2: independent uniform draws, since a grid of few points covers little); "dirichlet" draws independently and
-        uniformly for any K; "shared" gives all candidates of a prompt one uniform draw, as in ordinary best-of-N.
+        K > 2: independent uniform draws, since a grid of few points covers little); "edges" does the same with more at the
+        ends, by the density of Dirichlet(1/2), which for K = 2 is the law of sin²(πu/2), u uniform; "dirichlet" draws
+        independently and uniformly for any K; "shared" gives all candidates of a prompt one uniform draw, as in ordinary
+        best-of-N.
+      gap: no target's first weight lies between its two numbers, see `leave_out`; None for the whole simplex.
 
     Returns:
       [B, N, K] float32; rows sum to 1.
@@ -40,14 +50,30 @@ def draw_targets(key: jax.Array, prompt_id: jax.Array, candidates: int, objectiv
         raise ValueError(f"meal.targets={how!r} is not one of {', '.join(TARGETS)}.")
 
     def draw_prompt(prompt_key):
-        if how == "stratified" and objectives == 2:
+        if how in ("stratified", "edges") and objectives == 2:
             first = (jnp.arange(candidates) + jax.random.uniform(prompt_key, (candidates,))) / candidates
+            if how == "edges":
+                first = jnp.sin(jnp.pi / 2 * first) ** 2
             return jnp.stack([first, 1.0 - first], axis=-1)
         rows = 1 if how == "shared" else candidates
-        w = jax.random.dirichlet(prompt_key, jnp.ones(objectives), (rows,))
+        concentration = 0.5 if how == "edges" else 1.0
+        w = jax.random.dirichlet(prompt_key, jnp.full(objectives, concentration), (rows,))
         return jnp.broadcast_to(w, (candidates, objectives))
 
-    return jax.vmap(draw_prompt)(jax.vmap(jax.random.fold_in, (None, 0))(key, prompt_id))
+    w = jax.vmap(draw_prompt)(jax.vmap(jax.random.fold_in, (None, 0))(key, prompt_id))
+    return w if gap is None else leave_out(w, gap)
+
+
+def leave_out(w: jax.Array, gap: tuple[float, float]) -> jax.Array:
+    """Preferences [..., K] moved so that no first weight lies strictly between the two numbers of `gap`.
+
+    The first weight is shrunk to what the gap leaves of [0, 1] and, from its lower end on, moved past it: what was uniform
+    is uniform on the rest. The other weights share what is left in their proportions.
+    """
+    low, high = gap
+    shrunk = w[..., :1] * (1 - (high - low))
+    first = jnp.where(shrunk < low, shrunk, shrunk + (high - low))
+    return jnp.concatenate([first, w[..., 1:] * (1 - first) / jnp.maximum(1 - w[..., :1], TINY)], axis=-1)
 
 
 def by_prompt(x: float | jax.Array, axes: int) -> float | jax.Array:

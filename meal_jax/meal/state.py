@@ -36,6 +36,7 @@ class MealConfig:
     beta: float
     candidates: int
     targets: str
+    gap: tuple[float, float] | None
     net: bool
     adapt: bool
     rejected: str

@@ -106,7 +106,8 @@ def answer(
 def rollout(setup: Setup, state: State, frozen: Frozen, batch: Batch) -> Rollout:
     """Steps 1–3 of the method: draw targets, propose, respond."""
     target_key, sample_key, _, _ = step_keys(state, 4)
-    w = draw_targets(target_key, batch.id, setup.meal.candidates, len(setup.objectives), setup.meal.targets)
+    m = setup.meal
+    w = draw_targets(target_key, batch.id, m.candidates, len(setup.objectives), m.targets, m.gap)
     return respond(setup, state.policy, state.net, frozen, batch, w, sample_key, setup.sampling)
 
 

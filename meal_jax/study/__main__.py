@@ -59,7 +59,7 @@ def run(config, root: Path, only: list[str], jobs: int, report: bool) -> int:
     failed = {name: message for name, message in failed.items() if name not in finished}
     records = {v.name: {} for v in study.variants}
     for row in finished.values():
-        records[row.variant][row.seed] = measures.read(row.folder)
+        records[row.variant][row.seed] = measures.read(row.folder, config.gap)
     root.mkdir(parents=True, exist_ok=True)
     path = write.write(study, table, records, failed, root)
     for name, message in failed.items():

@@ -6,14 +6,14 @@ Letters: E evaluations.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from meal_jax.compare import BASES
-from meal_jax.pareto import steadiness
+from meal_jax.pareto import front, steadiness
 
 # Name → label, and whether lower is better. Of an evaluation, so that they are compared at equal spending:
 EVALUATED = {
@@ -24,6 +24,7 @@ EVALUATED = {
     "repetitive": ("repetitive answers", True),
     "log_likelihood": ("log-likelihood per token", False),
     "distinct_2": ("distinct-2", False),
+    "gap_inner_product": ("inner product over the preferences of the gap", False),
 }
 # Of the whole of training (pareto/steadiness.py):
 TRAINING = {
@@ -54,8 +55,8 @@ class Record(NamedTuple):
     steadiness: steadiness.Steadiness
 
 
-def read(folder: Path) -> Record:
-    """Reads a finished run's pareto.json, evals and metrics.jsonl.
+def read(folder: Path, gap: Sequence[float] = ()) -> Record:
+    """Reads a finished run's pareto.json, evals and metrics.jsonl; `gap` is the study's.
 
     Raises:
       FileNotFoundError: an evaluation of its history is not there.
@@ -63,9 +64,19 @@ def read(folder: Path) -> Record:
     final = json.loads((folder / "pareto.json").read_text())
     history = final["history"]
     evaluations = [json.loads((folder / "evals" / f"{h['step']:06d}.json").read_text()) for h in history]
+    for evaluation in (*evaluations, final):
+        evaluation["gap_inner_product"] = gap_inner_product(evaluation, gap)
     budgets = {key: np.array([h["budget"][key] for h in history], float) for key in history[0]["budget"]}
     values = {name: np.array([e.get(name, np.nan) for e in evaluations], float) for name in EVALUATED}
     return Record(final, budgets, values, steadiness.measure(steadiness.read_metrics(folder / "metrics.jsonl")))
+
+
+def gap_inner_product(evaluation: Mapping[str, Any], gap: Sequence[float]) -> float:
+    """An evaluation's mean inner product over the preferences whose first weight lies within the gap; NaN for none."""
+    preferences, points = np.asarray(evaluation["preferences"]), np.asarray(evaluation["points"])
+    low, high = gap or (np.inf, -np.inf)
+    inside = (preferences[:, 0] > low) & (preferences[:, 0] < high)
+    return front.mean_inner_product(points[inside], preferences[inside]) if inside.any() else np.nan
 
 
 def pair(first: Record, other: Record, measure: str, equal: str) -> tuple[float, float]:
@@ -113,12 +124,16 @@ def steady(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def check(study) -> None:
-    """Refuses questions about measures that there are not.
+    """Refuses questions about measures that there are not, and a gap that is none.
 
     Raises:
       ValueError: names the question and lists the measures.
     """
+    if study.gap and not (len(study.gap) == 2 and 0 <= study.gap[0] < study.gap[1] <= 1):
+        raise ValueError(f"config.gap={study.gap} must be () or two numbers between 0 and 1, the smaller first.")
     for question in study.questions:
+        if question.measure == "gap_inner_product" and not study.gap:
+            raise ValueError(f"question {question.name} is about the preferences of a gap, and config.gap names none.")
         if question.measure not in MEASURES:
             raise ValueError(
                 f"question {question.name} is about {question.measure!r}, which is none of {', '.join(MEASURES)}."

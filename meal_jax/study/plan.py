@@ -66,6 +66,7 @@ def default() -> ml_collections.ConfigDict:
     c.variants = ()  # Variants
     c.questions = ()  # Questions; Holm's correction is over all that are asked
     c.curves = ()  # Curves
+    c.gap = ()  # (low, high): the measure gap_inner_product is of the preferences whose first weight lies between them
     c.drawn = ()  # names of the variants in the figures of fronts and of training
     return c
 

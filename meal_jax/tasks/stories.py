@@ -32,6 +32,7 @@ from meal_jax.tasks.story_text import CHEERFUL
 from meal_jax.tasks.task import Task
 
 PROMPTS = Path(__file__).with_name("story_prompts.jsonl")
+TYPES = Path(__file__).with_name("story_prompts_types.jsonl")  # those of config.data.split=types
 REFERENCE = 0.0  # of the hypervolume: no reward is below it
 
 
@@ -88,7 +89,9 @@ def load(config, chat: chats.Chat, tokenizers: dict[str, Any]) -> tuple[Prompts,
       FileNotFoundError: `config.data.path` is not there, or lacks a split.
       ValueError: a row that cannot be read, or too few prompts.
     """
-    name = assistant.own_rows(config, _path(config))[2] if config.data.path else "story beginnings"
+    name = "story beginnings" + " of types not trained on" * (config.data.split == "types")
+    if config.data.path:
+        name = assistant.own_rows(config, _path(config))[2]
     return *language.encode_splits(chat, *read_rows(config), config, str(_path(config))), name
 
 
@@ -99,7 +102,9 @@ def read_rows(config) -> tuple[list[templates.Row], list[templates.Row]]:
 
 
 def _path(config) -> Path:
-    return Path(config.data.path).expanduser() if config.data.path else PROMPTS
+    if config.data.path:
+        return Path(config.data.path).expanduser()
+    return TYPES if config.data.split == "types" else PROMPTS
 
 
 def answers(config) -> dict[int, list[str]]:

@@ -146,7 +146,7 @@ def test_a_dominated_response_is_beaten_under_every_preference():
         assert chance[0, 1] < 0.5 < chance[0, 0]
 
 
-@pytest.mark.parametrize("how", ["stratified", "dirichlet", "shared"])
+@pytest.mark.parametrize("how", ["stratified", "edges", "dirichlet", "shared"])
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_targets_lie_on_the_simplex_and_follow_prompt_and_key_alone(how, k):
     key, ids = jax.random.key(0), jnp.array([3, 9, 4])
@@ -163,6 +163,33 @@ def test_targets_lie_on_the_simplex_and_follow_prompt_and_key_alone(how, k):
 def test_stratified_targets_put_one_in_each_part_of_the_interval():
     w = preference.draw_targets(jax.random.key(0), jnp.arange(50), 8, 2, "stratified")
     np.testing.assert_array_equal(np.floor(w[..., 0] * 8), np.tile(np.arange(8), (50, 1)))
+
+
+def test_targets_at_the_edges_have_the_density_of_dirichlet_one_half():
+    w = preference.draw_targets(jax.random.key(0), jnp.arange(500), 8, 2, "edges")
+    parts = np.floor(2 / np.pi * np.arcsin(np.sqrt(w[..., 0])) * 8 * (1 - 1e-6))  # the law's own distribution function
+    np.testing.assert_array_equal(parts, np.tile(np.arange(8), (500, 1)))
+    drawn = np.asarray(preference.draw_targets(jax.random.key(0), jnp.arange(2000), 8, 3, "edges")).reshape(-1, 3)
+    np.testing.assert_allclose(drawn.mean(0), 1 / 3, atol=0.01)
+    np.testing.assert_allclose(drawn.var(0), 2 / 9 / 2.5, rtol=0.03)  # Dirichlet: m (1 − m) / (1 + Σ α)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_no_target_lies_in_the_gap_and_the_rest_is_as_likely_as_before(k):
+    gap = (0.3, 0.7)
+    ids = jnp.arange(4000)
+    whole = np.asarray(preference.draw_targets(jax.random.key(0), ids, 4, k, "dirichlet"))
+    w = np.asarray(preference.draw_targets(jax.random.key(0), ids, 4, k, "dirichlet", gap))
+    np.testing.assert_allclose(w.sum(-1), 1.0, rtol=1e-5)
+    first = w[..., 0]
+    assert not np.any((first > gap[0] + 1e-6) & (first < gap[1] - 1e-6))
+    assert np.mean(first < 0.5) == pytest.approx(np.mean(whole[..., 0] < 0.5), abs=0.02)
+    if k == 2:
+        for low, high in ((0, 0.15), (0.15, 0.3), (0.7, 0.85), (0.85, 1)):
+            assert np.mean((first >= low) & (first < high)) == pytest.approx(0.25, abs=0.02)
+    else:
+        share, before = (x[..., 1] / (x[..., 1] + x[..., 2]) for x in (w, whole))
+        np.testing.assert_allclose(share, before, rtol=1e-4)
 
 
 def test_unknown_choices_are_named():

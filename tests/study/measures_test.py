@@ -47,6 +47,21 @@ def test_steadiness_of_a_variant_is_the_median_and_the_share_of_collapsed_runs(w
     assert steady["grad_norm_variance"] == pytest.approx(0.25 * 16 / 15)
 
 
+def test_the_gaps_inner_product_is_of_its_preferences_alone(write_runs):
+    root = write_runs("meal", [0.8])
+    record = measures.read(root / "meal" / "0", (0.4, 0.6))
+    np.testing.assert_allclose(record.values["gap_inner_product"], [0.0, 0.4 / 2, 0.8 / 2])  # v · (½, ½) · (½, ½)
+    assert record.final["gap_inner_product"] == pytest.approx(0.4)
+    assert np.isnan(measures.read(root / "meal" / "0").values["gap_inner_product"]).all()
+    study = plan.default()
+    study.questions = (Question("q", "a", "b", "gap_inner_product"),)
+    with pytest.raises(ValueError, match="q is about the preferences of a gap, and config.gap names none"):
+        measures.check(study)
+    study.gap = (0.7, 0.3)
+    with pytest.raises(ValueError, match="the smaller first"):
+        measures.check(study)
+
+
 def test_a_question_about_no_measure_is_refused():
     study = plan.default()
     study.questions = (Question("q", "a", "b", "hypervolumes"),)
