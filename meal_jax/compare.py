@@ -51,7 +51,7 @@ BASES = {
 }
 MEASURES = (
     "hypervolume", "share_of_true_hypervolume", "mean_inner_product", "sparsity", "spacing", "non_dominated", "monotonicity",
-    "truncated", "repetitive", "log_likelihood", "distinct_2",
+    "truncated", "repetitive", "log_likelihood", "distinct_2", "copied",
 )  # fmt: skip
 
 
@@ -188,8 +188,8 @@ def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     resampled seeds, or for one seed that over prompts. `by_seed` has each seed's, with the intervals over prompts."""
     out: dict[str, Any] = {"by_seed": {}}
     for field in MEASURES:
-        if field not in runs[0]:
-            continue  # no truth is known, or no base at hand
+        if not all(field in run for run in runs):
+            continue  # no truth is known, or no base at hand; or some runs are of a version without it
         values = np.array([r[field] for r in runs])
         out[field], out["by_seed"][field] = np.median(values, axis=0).tolist(), values.tolist()
         interval = None
@@ -250,6 +250,7 @@ def as_table(methods: dict[str, dict[str, Any]], labels: dict[str, str]) -> str:
         "repetitive": lambda m: f"{m['repetitive']:.2f}",
         "log p/token": lambda m: f"{m['log_likelihood']:.2f}" if "log_likelihood" in m else "–",
         "distinct-2": lambda m: f"{m['distinct_2']:.2f}" if "distinct_2" in m else "–",
+        "copied tokens": lambda m: f"{m['copied']:.1f}" if "copied" in m else "–",
     }
     spent = {
         "tokens sampled": lambda m: f"{m['budget']['rollout_tokens']:,.0f}",

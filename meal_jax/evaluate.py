@@ -19,6 +19,7 @@ from meal_jax.data.prompts import Prompts
 from meal_jax.meal.step import Batch, Frozen, Setup, score
 from meal_jax.methods import Cost, Method
 from meal_jax.pareto import front
+from meal_jax.rewards import copied
 from meal_jax.rewards.text import TextScorer
 from meal_jax.rollout.sampling import Sampling
 from meal_jax.tasks.task import Task
@@ -43,6 +44,7 @@ class Answers(NamedTuple):
       ended: [E, M], the response reached its end token.
       proposals: [E, M, K], the preferences ŵ that the policy was conditioned on.
       log_likelihood: [E, M] of the answers under the frozen base, see `fluency`; None where there is none.
+      copied: [E, M], tokens of the longest run that an answer shares with its prompt; None likewise.
     """
 
     scores: np.ndarray
@@ -51,6 +53,7 @@ class Answers(NamedTuple):
     ended: np.ndarray
     proposals: np.ndarray
     log_likelihood: np.ndarray | None = None
+    copied: np.ndarray | None = None
 
 
 def answer_fn(setup: Setup, method: Method, sampling: Sampling, fluently: bool = False) -> Callable:
@@ -65,10 +68,11 @@ def answer_fn(setup: Setup, method: Method, sampling: Sampling, fluently: bool =
         rolled = method.answer(setup, state, frozen, batch, w, key, sampling)
         r = rolled.responses
         scores = score(setup, frozen, batch, r)
-        likely = None
+        likely = runs = None
         if fluently and setup.judge_of_fluency is not None:
             likely = fluency.log_likelihood(setup, frozen, batch, r, scores.reference)
-        return Answers(scores.rewards, r.tokens, r.mask, r.ended, rolled.w_hat, likely)
+            runs = copied.longest_run(r.tokens, r.mask, batch.tokens, batch.mask)
+        return Answers(scores.rewards, r.tokens, r.mask, r.ended, rolled.w_hat, likely, runs)
 
     return answer
 
@@ -128,15 +132,17 @@ def summarise(answers: Answers, preferences: np.ndarray, task: Task, bootstrap: 
     Returns:
       points [M, K] with points_low and points_high; every measure of `front.measures`, and how much has collapsed:
       "truncated", the share of responses that did not reach their end, and "repetitive", `repeats`' share; where the frozen
-      base is at hand, "log_likelihood" under it. Each NAME has NAME_interval, [low, high], 95 % over the draw of prompts.
-      "distinct_2" has none: repeated draws of a prompt would lower it. "fluency" has these measures for each preference, [M]
-      (see `meal_jax.fluency`). Where the truth is known, also the share of the
-      hypervolume that an exact maximiser of the same preferences has.
+      base is at hand, "log_likelihood" under it and "copied", the mean of `rewards.copied.longest_run`. Each NAME has
+      NAME_interval, [low, high], 95 % over the draw of prompts. "distinct_2" has none: repeated draws of a prompt would lower
+      it. "fluency" has these measures for each preference, [M] (see `meal_jax.fluency`). Where the truth is known, also the
+      share of the hypervolume that an exact maximiser of the same preferences has.
     """
     scores, reference, k = answers.scores.astype(np.float64), task.reference, answers.scores.shape[-1]
     flags = {"truncated": ~answers.ended, "repetitive": repeats(answers.tokens, answers.mask)}
     if answers.log_likelihood is not None:
         flags["log_likelihood"] = answers.log_likelihood
+    if answers.copied is not None:
+        flags["copied"] = answers.copied
     columns = np.stack([column.astype(np.float64) for column in flags.values()], axis=-1)  # [E, M, flags]
 
     def judge(mean: np.ndarray) -> dict[str, Any]:  # [M, K + flags]: a replicate's measures are of the same prompts

@@ -22,7 +22,7 @@ from meal_jax.tasks import toy_explanation
 POINTS = 240  # most points of a curve; steps between are averaged
 MEASURES = (
     "hypervolume", "share_of_true_hypervolume", "mean_inner_product", "sparsity", "spacing", "non_dominated", "monotonicity",
-    "truncated", "repetitive", "log_likelihood", "distinct_2",
+    "truncated", "repetitive", "log_likelihood", "distinct_2", "copied",
 )  # fmt: skip
 CURVES = (
     "utility", "loss/base", "loss/meta", "grad_norm/policy", "response/length", "response/ended", "response/entropy",

@@ -24,6 +24,7 @@ EVALUATED = {
     "repetitive": ("repetitive answers", True),
     "log_likelihood": ("log-likelihood per token", False),
     "distinct_2": ("distinct-2", False),
+    "copied": ("tokens copied from the prompt", True),
     "gap_inner_product": ("inner product over the preferences of the gap", False),
 }
 # Of the whole of training (pareto/steadiness.py):

@@ -18,7 +18,7 @@ from meal_jax.data import templates
 from meal_jax.data.prompts import Prompts
 from meal_jax.hf import pretrained
 from meal_jax.meal.step import Batch, Frozen
-from meal_jax.rewards import formats, judge, python, stop, text
+from meal_jax.rewards import copied, formats, judge, python, stop, text
 from meal_jax.rewards.sources import CALLS, FIELD, TRAINED, Source, parse, reads_text
 from meal_jax.rollout.decode import Responses
 from meal_jax.runtime import sharding
@@ -41,7 +41,7 @@ def attach(task: Task, config, load: Callable | None = None) -> Task:
       ValueError: a model, a judge or a function does not do; or a reward reads text and the benchmark has none.
     """
     if not config.reward.sources:
-        return cut_answers(task)
+        return cut_answers(_charge_copies(task, config))
     sources = [parse(source) for source in config.reward.sources]
     columns = tuple(
         _token_function(source, objective) if source.kind == "jax" else None
@@ -66,7 +66,25 @@ def attach(task: Task, config, load: Callable | None = None) -> Task:
         ),
         judged_by_base=not config.reward.judge and any(source.kind == "judge" for source in sources),
     )
+    attached = _charge_copies(attached, config)
     return cut_answers(attached) if any(not reads_text(source) for source in sources) else attached
+
+
+def _charge_copies(task: Task, config) -> Task:
+    """The task with `config.reward.copy_penalty` on its rewards.
+
+    Raises:
+      ValueError: a reward reads text, where the host would have to take it off.
+    """
+    if not config.reward.copy_penalty:
+        return task
+    texts = [name for name, make in zip(task.objectives, task.text_rewards, strict=False) if make]
+    if texts:
+        raise ValueError(
+            f"config.reward.copy_penalty={config.reward.copy_penalty} is for rewards on the device, and {', '.join(texts)} "
+            "reads text: take it off inside your own function, or make copying a reward of its own (jax:FILE:FUNCTION)."
+        )
+    return task._replace(reward=copied.penalised(task.reward, config.reward.copy_penalty, config.reward.copy_free))
 
 
 def cut_answers(task: Task) -> Task:
