@@ -1,4 +1,4 @@
-"""The claim on the embedded benchmark of real text: Meal and its ablations, ten seeds each.
+"""The claim on the embedded benchmark of real text: Meal and its ablations, ten seeds each, 120 steps in place of 40.
 
     python -m meal_jax.study --config=configs/study/stories.py --workdir=runs/study_stories
 
@@ -14,7 +14,7 @@ from meal_jax.study.plan import Question, Variant
 def get_config():
     c = plan.default()
     c.base = "configs/stories.py"
-    c.changes = ("eval.every=10", "tensorboard=False")
+    c.changes = ("steps=120", "tensorboard=False")  # an answer has as good as always 48 tokens: equal updates, equal tokens
     low_high = toy.taus("0.1", "1.0")
     against_own = "meal.rejected=adapted"
     own = (
