@@ -14,7 +14,10 @@ from meal_jax.study.plan import Question, Variant
 def get_config():
     c = plan.default()
     c.base = "configs/stories.py"
-    c.changes = ("steps=120", "tensorboard=False")  # an answer has as good as always 48 tokens: equal updates, equal tokens
+    c.changes = (
+        "steps=120",
+        "tensorboard=False",
+    )  # an answer has as good as always 48 tokens: equal updates, equal tokens
     low_high = toy.taus("0.1", "1.0")
     against_own = "meal.rejected=adapted"
     own = (

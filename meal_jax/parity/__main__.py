@@ -15,7 +15,7 @@ TOLERANCE = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m meal_jax.parity", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="Hugging Face directory or hub id")
+    parser.add_argument("--model", required=True, help="Hugging Face directory, hub id or GGUF file")
     parser.add_argument("--prompts", nargs="+", default=list(PROMPTS), help="texts to continue")
     parser.add_argument("--tokens", type=int, default=32, help="length of the continuations")
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="largest difference that passes")

@@ -3,14 +3,14 @@
     python -m meal_jax.parity --model=DIR [--prompts "What is rain?" "List three birds."] [--tokens=32]
 
 Both compute in float32. It needs torch, which this package does not install: pip install torch. It works for every model that
-transformers and this package read from the same directory or hub id; convert a GGUF file first
-(python -m meal_jax.hf.convert_gguf).
+transformers and this package read from the same directory, hub id or GGUF file. A GGUF file is read by each one's own reader.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -45,7 +45,7 @@ def compare(source: str, rows: Sequence[Sequence[int]], tokens: int) -> Comparis
     """Runs the models one after the other, so that only one is in memory.
 
     Args:
-      source: directory or hub id.
+      source: directory, hub id or GGUF file.
       rows: token ids of each prompt, none empty.
       tokens: length of the continuations; an end token does not stop them.
 
@@ -80,8 +80,11 @@ def _torch(source: str, rows, tokens: int) -> tuple[list[list[int]], np.ndarray]
     torch = _import_torch()
     from transformers import AutoModelForCausalLM
 
-    directory = str(pretrained.resolve(source))
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
+    place, more = str(pretrained.resolve(source)), {}
+    if source.endswith(".gguf"):
+        place, more = str(Path(source).expanduser().parent), {"gguf_file": Path(source).name}
+    settings = {"dtype": torch.float32, "attn_implementation": "eager"}
+    model = AutoModelForCausalLM.from_pretrained(place, **settings, **more).eval()
     continuations, logits = [], []
     with torch.no_grad():
         for row in rows:

@@ -14,6 +14,7 @@ from meal_jax.hf.gguf import unpermute
 from meal_jax.hf.storage import SINGLE
 from meal_jax.models.rotary import RopeScaling, rope_divisors
 from meal_jax.models.transformer import TransformerConfig
+from meal_jax.parity import comparison
 
 gguf = pytest.importorskip("gguf", reason="the gguf package is not installed")
 
@@ -243,6 +244,13 @@ def test_transformers_reads_the_same_from_the_file(tmp_path, layout, monkeypatch
     ):
         if architecture == "gemma3" or name not in ("head_dim", "sliding_window", "layer_types"):
             assert getattr(actual.config, name) == pytest.approx(getattr(reference.config, name)), name
+
+
+def test_the_parity_command_takes_the_file(tmp_path, params, monkeypatch):
+    pytest.importorskip("torch", reason="torch, the reference, is not installed")
+    monkeypatch.setattr("transformers.modeling_utils.is_accelerate_available", lambda *_: True, raising=False)
+    result = comparison.compare(str(write(tmp_path / "model.gguf", params)), [[1, 5, 7], [2, 3]], tokens=5)
+    assert result.expected == result.greedy and 0 < result.difference < 1e-4
 
 
 def test_a_source_that_changes_is_read_again(tmp_path, params):
