@@ -23,6 +23,7 @@ import ml_collections
 import numpy as np
 
 from meal_jax.data import chat as chats
+from meal_jax.data import templates
 from meal_jax.hf import pretrained
 from meal_jax.models.policy import Conditioning, Policy
 from meal_jax.reward_training import pairs
@@ -334,7 +335,11 @@ def _run(config: ml_collections.ConfigDict, out: Path) -> tuple[linear_heads.Hea
     start = time.monotonic()
     objectives = tuple(config.objectives)
     need_weights(config.source)
-    chat = chats.make(pretrained.load_tokenizer(config.source), config.data.system)
+    d = config.data
+    system = d.system if d.get("template", "chat") == "chat" else None
+    chat = templates.make_chat(
+        pretrained.load_tokenizer(config.source), d.get("template", "chat"), d.get("task", "assistant"), system
+    )
     rows, counts = read_encoded(config, chat)
     for name, count in counts.items():
         print(f"{name}: {count}")

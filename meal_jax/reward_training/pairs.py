@@ -5,6 +5,7 @@ Reward heads (`fit_heads`) name them per objective, one of OBJECTIVE_KINDS; `rea
 
     hh_rlhf:FOLDER   people's choices between answers to a conversation, in config.data.path/FOLDER
     comparisons      people's choices between summaries of a post, in config.data.path
+    own:FILE         pairs of one's own, JSON lines with prompt, chosen and rejected (data/own.py), in config.data.path/FILE
     faithful         summaries by a post's author against unfaithful ones (`faithful_pairs`): posts of config.data.posts,
                      or those of config.data.path's comparisons that include an author's summary
 
@@ -28,7 +29,7 @@ from meal_jax.rewards import text
 from meal_jax.rewards.formats import Encoded
 
 KINDS = ("jsonl", "hh_rlhf", "summarize_from_feedback")
-OBJECTIVE_KINDS = ("hh_rlhf:FOLDER", "comparisons", "faithful")
+OBJECTIVE_KINDS = ("hh_rlhf:FOLDER", "own:FILE", "comparisons", "faithful")
 PROMPTS = ("transcript", "last")
 HELD_OUT = 1 - chats.SPLITS["reward"]  # share of the groups that a policy's splits keep from rewards
 
@@ -104,6 +105,8 @@ def read_objective_pairs(source: str, data: Any) -> PairSet:
     path = Path(data.path).expanduser()
     if kind == "hh_rlhf" and folder:
         return from_conversations({"": hh_rlhf.read_pairs(path / folder)}, lambda turns: turns)
+    if kind == "own" and folder:
+        return from_conversations(own.read_by_split(path / folder), lambda turns: turns)
     if source == "comparisons":
         return from_comparisons(
             sff.read_comparisons(path), lambda row: templates.reddit_turns(row.post, "chat") if row.post else None

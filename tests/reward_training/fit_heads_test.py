@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from meal_jax import command
+from meal_jax import build, command
 from meal_jax.data import chat as chats
 from meal_jax.hf import pretrained
 from meal_jax.models.policy import Conditioning, Policy
@@ -207,3 +207,41 @@ def test_unknown_features_are_refused(config):
     config.features = "first"
     with pytest.raises(SystemExit, match=r"config\.features='first' is not one of last, mean, last\+mean"):
         command.attempt(heads.run, config)
+
+
+def test_heads_on_own_pairs_and_a_base_model_give_the_rewards_of_a_run(tmp_path):
+    """The story model of the package: prompts are the run's, id for id, and the device scores answers by the heads."""
+    names = ("Tom", "Ann", "Ben", "Lily", "Max", "Sue", "Tim", "Mia", "Sam", "Joy")
+    beginnings = [
+        f"Once upon a time, {name} met a {kind} dog." for name in names for kind in ("big", "red", "small", "sad")
+    ]
+    spoken = [f'"Hello, dog!" said {name}. "Let us play."' for name in names for _ in range(4)]
+    calm = [f"{name} went home and ate a cake." for name in names for _ in range(4)]
+    for objective, chosen, rejected in (("spoken", spoken, calm), ("calm", calm, spoken)):
+        rows = zip(beginnings, chosen, rejected, strict=True)
+        lines = [json.dumps({"prompt": p, "chosen": c, "rejected": r}) for p, c, r in rows]
+        (tmp_path / f"{objective}.jsonl").write_text("\n".join(lines))
+    (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": text}) for text in beginnings))
+    c = command.read_config_file(f"{CONFIG.with_name('reward_own.py')}:spoken,calm")
+    c.source, c.out, c.data.path = "stories260k", str(tmp_path / "heads.safetensors"), str(tmp_path)
+    c.data.template, c.data.task, c.data.max_new = "plain", "stories", 24
+    fitted, reports = heads.run(c)
+    assert all(report.accuracy == 1.0 for report in reports.values())
+
+    config = command.read_config_file(f"{CONFIG.with_name('own.py')}:text")
+    config.objectives, config.reward.heads = ("spoken", "calm"), c.out
+    config.data.path, config.eval.prompts, config.batch_size = str(tmp_path / "prompts.jsonl"), 4, 4
+    task = build.build_task(config)
+    assert task.reward_reads_base and task.reference.tolist() == [-2.5, -2.5]
+    np.testing.assert_array_equal(task.reward_params["w"], fitted.w[::-1])  # a file has them by name
+    task.weights(None)  # the heads' base
+    rows, _ = heads.read_encoded(c, task.chat)
+    known = {tuple(row.prompt) for row in rows}
+    tail = tuple(task.conditioning.tail)
+    for tokens, real in zip(task.train.tokens, task.train.mask, strict=True):
+        assert (*tokens[real].tolist(), *tail) in known
+    with pytest.raises(ValueError, match="no reward head for happy; the file has calm, spoken"):
+        config.objectives = ("calm", "happy")
+        build.build_task(config)
+    with pytest.raises(ValueError, match="takes the objectives' names after the colon"):
+        command.read_config_file(str(CONFIG.with_name("reward_own.py")))

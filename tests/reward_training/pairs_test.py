@@ -92,7 +92,9 @@ def test_a_post_is_in_one_split_whatever_the_kind_of_pairs(data):
 
 def test_other_kinds_are_refused_with_what_there_is(data):
     for source in ("harmless-base", "hh_rlhf", "comparisons:x"):
-        with pytest.raises(ValueError, match=f"{source!r}, which is none of hh_rlhf:FOLDER, comparisons, faithful"):
+        with pytest.raises(
+            ValueError, match=f"{source!r}, which is none of hh_rlhf:FOLDER, own:FILE, comparisons, faithful"
+        ):
             pairs.read_objective_pairs(source, data)
 
 
