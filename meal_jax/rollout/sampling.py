@@ -31,6 +31,8 @@ class Sampling:
         less work where V is large.
       watch: called on the host with (t, tokens [B, N]) as soon as response tokens t are drawn, ended responses' included; it
         changes no draw. None for none.
+      compact: shares of a rollout's rows, such as (0.5, 0.25, 0.125): where no more rows are live, the others leave the batch
+        (rollout/compact.py). Each share compiles the decoded token once more. () keeps all rows to the end.
     """
 
     temperature: float = 1.0
@@ -38,12 +40,19 @@ class Sampling:
     top_p: float = 1.0
     draw: str = "gumbel"
     watch: Callable[[int, np.ndarray], None] | None = dataclasses.field(default=None, repr=False)
+    compact: tuple[float, ...] = ()
 
     def __post_init__(self):
         if self.draw not in DRAWS:
             raise ValueError(f"config.sampling.draw={self.draw!r} is not one of {', '.join(DRAWS)}.")
         if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ValueError(f"temperature >= 0, top_k >= 0 and 0 < top_p <= 1 are needed, not {self}.")
+        if not all(isinstance(share, int | float) and 0 < share < 1 for share in self.compact):
+            raise ValueError(
+                f"config.sampling.compact={self.compact} must be shares of the rows between 0 and 1, such as (0.5, 0.25), or ()."
+            )
+        if self.compact and self.watch is not None:
+            raise ValueError("Sampling.watch reads the tokens of all rows: set config.sampling.compact=().")
 
     @property
     def filters(self) -> bool:
