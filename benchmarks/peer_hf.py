@@ -28,7 +28,7 @@ import time
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList
 
 
 @dataclasses.dataclass
@@ -72,6 +72,19 @@ class Job:
     threads: int = 0
     device: str = "cpu"
     inputs: str = ""
+
+
+END = 2  # the end and pad token
+
+
+class Limits(StoppingCriteria):
+    """Ends each row after its own number of new tokens [rows], as a per-row stop does."""
+
+    def __init__(self, prompt: int, limits: torch.Tensor):
+        self.prompt, self.limits = prompt, limits
+
+    def __call__(self, input_ids, scores, **kwargs) -> torch.Tensor:
+        return input_ids.shape[1] - self.prompt >= self.limits
 
 
 MODULES = {"attention": "self_attn", "mlp": "mlp"}
@@ -138,8 +151,16 @@ class Peer:
         return torch.autocast(self.job.device, dtype=torch.bfloat16, enabled=mixed and self.job.dtype == "bfloat16")
 
     @torch.no_grad()
-    def rollout(self) -> torch.Tensor:
-        """[B · N, S + T] token ids; the end token is kept from being drawn, so every response has T tokens."""
+    def rollout(self, limits: list[list[int]] | None = None) -> torch.Tensor:
+        """[B · N, S + T] token ids; the end token is kept from being drawn, so every response has T tokens.
+
+        With limits [B, N] each response has that many, and pad tokens until the longest ends.
+        """
+        length = {"min_new_tokens": self.job.new}
+        if limits is not None:
+            rows = torch.as_tensor(limits, device=self.job.device).flatten()
+            stop = StoppingCriteriaList([Limits(self.prompts.shape[1], rows)])
+            length = {"suppress_tokens": [END], "eos_token_id": END, "stopping_criteria": stop}
         self.model.eval()
         if self.job.merged:
             self.model.merge_adapter()
@@ -153,9 +174,9 @@ class Peer:
                 top_p=1.0,
                 num_return_sequences=self.job.candidates,
                 max_new_tokens=self.job.new,
-                min_new_tokens=self.job.new,
-                pad_token_id=2,
+                pad_token_id=END,
                 use_cache=True,
+                **length,
             )
         if self.job.merged:
             self.model.unmerge_adapter()
@@ -223,6 +244,13 @@ class Peer:
         seconds = dict(zip(("rollout", "score", "update"), np.diff(marks).tolist(), strict=True))
         return seconds | {"step": marks[-1] - marks[0], "tokens": int(sequences[:, self.job.prompt :].numel())}
 
+    def uneven(self, limits: list[list[int]]) -> dict[str, float]:
+        """A rollout of responses of given lengths [B, N]: its seconds, and how many tokens it sampled."""
+        began = self._clock()
+        sequences = self.rollout(limits)
+        seconds = self._clock() - began
+        return {"seconds": seconds, "tokens": int((sequences[:, self.prompts.shape[1] :] != END).sum())}
+
     def check(self, path: str) -> dict[str, list[float]]:
         """`update` on given responses, with equal acceptance: losses and gradient norms.
 
@@ -243,7 +271,8 @@ class Peer:
 
 
 def serve() -> None:
-    """Answers requests: {"do": "open", …fields of Job}, {"do": "check", "path": …}, {"do": "step"}; ends with the input.
+    """Answers requests: {"do": "open", …fields of Job}, {"do": "check", "path": …}, {"do": "step"}, {"do": "uneven",
+    "limits": …}; ends with the input.
 
     An error is answered as {"error": message} and ends the server.
     """
@@ -257,7 +286,7 @@ def serve() -> None:
                 peer = Peer(Job(**request))
                 answer = {"torch": torch.__version__, "threads": torch.get_num_threads()}
             else:
-                answer = {"check": peer.check, "step": peer.step}[do](**request)
+                answer = {"check": peer.check, "step": peer.step, "uneven": peer.uneven}[do](**request)
         except Exception as error:  # the other side must not wait for an answer that will not come
             print(json.dumps({"error": f"{type(error).__name__}: {error}"}), file=out, flush=True)
             raise

@@ -89,7 +89,7 @@ def build_setup(config: ml_collections.ConfigDict, task: Task) -> Setup:
         policy_tx=policy_optimizer(config, method.cost(config).updates),
         net_tx=optax.adam(config.optim.net_lr),
         meal=MealConfig(**{name: value for name, value in config.meal.items() if name in fields}),
-        sampling=Sampling(s.temperature, s.top_k, s.top_p, s.draw),
+        sampling=Sampling(s.temperature, s.top_k, s.top_p, s.draw, compact=s.compact),
         max_new=config.sampling.max_new,
         end=task.end,
         pad=task.pad,

@@ -163,11 +163,10 @@ def default() -> ml_collections.ConfigDict:
     c.sampling = s = ml_collections.ConfigDict()
     s.max_new = 12  # T, maximum tokens of a response
     s.temperature = 1.0
-    s.top_k = (
-        0  # 0 = all, as elsewhere in the field; must be 0 under meta="utility", whose ratio needs the unfiltered policy
-    )
+    s.top_k = 0  # 0 = all; must be 0 under meta="utility", whose ratio needs the unfiltered policy
     s.top_p = 1.0  # 1 = all; likewise
     s.draw = "gumbel"  # gumbel, or inverse: less work where the vocabulary is large, other samples; evaluation too
+    s.compact = ()  # shares of rows, e.g. (0.75, 0.5, 0.25), at which ended rows leave the batch; () = never; evaluation too
 
     # What a rollout reads for each token, and how much is done at a time
     c.rollout = q = ml_collections.ConfigDict()
@@ -268,7 +267,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     from meal_jax.models.attention import ATTENTION
     from meal_jax.models.policy import CONDITIONING, PROMPT
     from meal_jax.rewards import sources
-    from meal_jax.rollout.sampling import DRAWS
+    from meal_jax.rollout.sampling import DRAWS, Sampling
     from meal_jax.rollout.weights import DECODING, KINDS
 
     def need(ok: bool, message: str):
@@ -356,6 +355,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         config.data.split != "types" or (config.task == "stories" and not config.data.path),
         "config.data.split=types is for the task stories and its own prompts, whose types are known.",
     )
+    Sampling(draw=s.draw, compact=s.compact)  # refuses shares that are none
     need(s.max_new >= 1, f"config.sampling.max_new={s.max_new} must be at least 1.")
     need(
         s.temperature > 0,

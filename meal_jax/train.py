@@ -142,7 +142,8 @@ def train_and_evaluate(
         out = (placed, everywhere)
         train_step, programs = compile_step(setup, method, scorer, place, out, config.timed)
         e = config.eval
-        sampling = Sampling(e.temperature, e.top_k, e.top_p, config.sampling.draw)
+        s = config.sampling
+        sampling = Sampling(e.temperature, e.top_k, e.top_p, s.draw, compact=s.compact)
         # Whole on every process: each reads all answers.
         answer = jax.jit(evaluate.answer_fn(setup, method, sampling, fluently=True), out_shardings=everywhere)
         preferences = evaluate.grid(config)

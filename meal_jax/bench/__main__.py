@@ -4,6 +4,7 @@
     python -m meal_jax.bench --config=configs/bench_smollm2.py --vs=hf            alternating with transformers and PEFT
     python -m meal_jax.bench --config=configs/bench_smollm2.py --bilevel          cost of the second level
     python -m meal_jax.bench --config=configs/bench_smollm2.py --sweep=batch      growth of cost with a size
+    python -m meal_jax.bench --config=configs/bench_smollm2.py --lengths=benchmarks/hh_rlhf_lengths.txt      uneven responses
 
 `--out` is the directory of bench.json and the figures. Weights are those of the configuration; --random draws random ones of
 their shapes. Fields are changed as for training (--config.policy.dtype=bfloat16). Conventions: docs/performance.md.
@@ -18,15 +19,19 @@ from meal_jax import command
 
 def run() -> None:
     f = flags.FLAGS
-    if sum(map(bool, (f.vs, f.bilevel, f.sweep))) > 1:
-        raise app.UsageError("--vs, --bilevel and --sweep are separate measurements: give one.")
+    if sum(map(bool, (f.vs, f.bilevel, f.sweep))) > 1 or (f.lengths and (f.bilevel or f.sweep)):
+        raise app.UsageError(
+            "--vs, --bilevel and --sweep are separate measurements: give one; --lengths goes with --vs."
+        )
     if f.vs:  # the peer has its own process and allocator on the same device
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-    from meal_jax.bench import runs
+    from meal_jax.bench import runs, uneven
 
     common = {"config": f.config, "out": f.out, "random": f.random, "repeats": f.repeats}
-    if f.sweep:
+    if f.lengths:
+        uneven.bench(**common, lengths=f.lengths, vs=f.vs, merged=f.merged)
+    elif f.sweep:
         runs.sweep(**common, over=f.sweep, values=[int(v) for v in f.values if v], phases=f.phases)
     elif f.bilevel:
         runs.bilevel(**common)
@@ -45,5 +50,6 @@ if __name__ == "__main__":
     flags.DEFINE_bool("bilevel", False, "Meal's step over a plain policy step, for each hypergradient.")
     flags.DEFINE_enum("sweep", "", ["", "batch", "candidates", "length", "objectives"], "Measure over this size.")
     flags.DEFINE_list("values", "", "Values of the sweep; by default a list per size.")
+    flags.DEFINE_string("lengths", "", "Rollouts whose responses end after numbers of tokens drawn from this file.")
     flags.DEFINE_integer("loop", 3, "Steps of the short training loop; 0 for none.", lower_bound=0)
     command.main(run, (*command.ERRORS, RuntimeError))

@@ -1,7 +1,7 @@
 """Rows whose responses have ended leave the batch of a rollout, and their results are put back in place at the end.
 
-A rollout's rows are cut into groups of neighbouring prompts, one group for each part that a mesh splits the batch into. Where few
-enough rows of every group are still live, each group keeps only those, each with a copy of its prompt's keys and values. The
+A rollout's rows are cut into groups of neighbouring prompts, one for each part that a mesh splits the batch into. As soon as
+few enough rows of every group are live, each group keeps only those, each with a copy of its prompt's keys and values. The
 index is within a group, so no row moves between devices.
 
 Letters: B prompts, N candidates, U groups, R rows that a group keeps.

@@ -47,9 +47,11 @@ class Sampling:
             raise ValueError(f"config.sampling.draw={self.draw!r} is not one of {', '.join(DRAWS)}.")
         if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ValueError(f"temperature >= 0, top_k >= 0 and 0 < top_p <= 1 are needed, not {self}.")
-        if not all(isinstance(share, int | float) and 0 < share < 1 for share in self.compact):
+        shares = self.compact
+        if not isinstance(shares, tuple) or not all(isinstance(x, int | float) and 0 < x < 1 for x in shares):
             raise ValueError(
-                f"config.sampling.compact={self.compact} must be shares of the rows between 0 and 1, such as (0.5, 0.25), or ()."
+                f"config.sampling.compact={self.compact} must be shares of the rows between 0 and 1, such as "
+                "(0.75, 0.5, 0.25), or ()."
             )
         if self.compact and self.watch is not None:
             raise ValueError("Sampling.watch reads the tokens of all rows: set config.sampling.compact=().")
