@@ -18,6 +18,7 @@ from meal_jax.testing import tiny
 
 B, N, T = 8, 4, 6
 SHARES = (0.75, 0.25)  # of 32 rows: 24, 8
+HALF = (0.5,)  # compiles less
 # Wide enough that a CPU's products are the library's at all row counts; the smallest are compiled inline.
 WIDE = {"vocab_size": 16, "width": 64, "hidden": 96, "head_dim": 16}
 RNG = np.random.default_rng(0)
@@ -59,9 +60,9 @@ def roll(kind, shares, params, batch, limits):
 rollout = jax.jit(roll, static_argnames=("kind", "shares"))
 
 
-def both(kind, limits, run=rollout):
+def both(kind, limits, run=rollout, shares=SHARES):
     _, _, params, batch = case(kind)
-    return [run(kind, shares, params, batch, jnp.asarray(limits, jnp.int32)) for shares in ((), SHARES)]
+    return [run(kind, rungs, params, batch, jnp.asarray(limits, jnp.int32)) for rungs in ((), shares)]
 
 
 def assert_same_bits(plain, compacted):
@@ -80,7 +81,7 @@ def test_compacted_rollouts_equal_plain_ones_to_the_bit(ends):
 
 def test_adapters_scaled_by_each_candidates_preference():
     """Every candidate has a preference of its own, which each step's adapters read."""
-    assert_same_bits(*both("adapter+prefix", ENDS["uneven"]))
+    assert_same_bits(*both("adapter+prefix", ENDS["uneven"], shares=HALF))
 
 
 def test_one_candidate_per_prompt():
@@ -97,7 +98,7 @@ def test_one_candidate_per_prompt():
         options = dict(max_new=T, sampling=Sampling(compact=shares), end=setup.end, pad=setup.pad, limits=limits)
         return decode(policy, params, prompt, w, keys, **options)
 
-    plain, compacted = run(()), run(SHARES)
+    plain, compacted = run(()), run(HALF)
     assert_same_bits(plain, compacted)
     assert plain.mask.any(1).sum() > T  # not all alike
 
@@ -114,12 +115,12 @@ def test_mixtures_of_policies():
         models = ((policy, params), (policy, other))
         return decode_mixture(models, scales, batch.tokens, batch.mask, preferences(N), keys, **options)
 
-    plain, compacted = run(()), run(SHARES)
+    plain, compacted = run(()), run(HALF)
     assert_same_bits(plain, compacted)
-    assert 8 < int(plain.ended.sum()) < B * N  # some ended, so that rows left
+    assert 16 <= int(plain.ended.sum()) < B * N  # so many ended that rows left, not all
 
 
-@pytest.mark.parametrize("axes", [(2, 2, 2), (4, 1, 2)])
+@pytest.mark.parametrize("axes", [(2, 2, 2)])
 def test_on_meshes(axes):
     """The compacted rollout of a mesh equals the plain one of the same mesh, and no cache moves between its devices."""
     setup, policy, params, batch = case("prefix")
@@ -142,12 +143,12 @@ def test_on_meshes(axes):
         assert compact.split_groups(parts * B) == parts
         program = run.lower(placed, rows, shares=SHARES).compile()
         plain, compacted = run(placed, rows, shares=()), program(placed, rows)
-    assert_same_bits(plain, compacted)
     caches = (
         f",{setup.policy.conditioning.length + T - 1},{policy.config.kv_heads // axes[2]},{policy.config.head_dim}]"
     )
     moves = [line for line in program.as_text().splitlines() if "all-gather(" in line or "all-to-all(" in line]
     assert not [line for line in moves if caches in line]
+    assert_same_bits(plain, compacted)
 
 
 def test_fewer_rows_are_computed(monkeypatch):
