@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from meal_jax import methods
+from meal_jax.meal.halt import halting
 from meal_jax.meal.step import Batch, Frozen, Setup, State
 from meal_jax.rewards.text import TextScorer
 from meal_jax.rollout.decode import Responses
@@ -22,6 +23,7 @@ def compile_step(
     place: Callable,
     out_shardings: Any,
     timed: bool = False,
+    halts: bool = False,
 ) -> tuple[Callable, list[Callable]]:
     """The step as the loop calls it: (state, frozen, Batch, run) → (state, metrics), the state donated.
 
@@ -34,10 +36,13 @@ def compile_step(
       place: puts a batch's arrays on the devices.
       out_shardings: of (state, metrics).
       timed: three programs in any case.
+      halts: rewards of the device may not be finite numbers, see `meal.halt`. Where the host adds rewards it checks all.
 
     Returns:
       The step and its jitted programs.
     """
+    if halts and scorer is None:
+        method = method._replace(update=halting(method.update))
     # No step changes the key, and it stays outside of the program that returns the state: a typed key comes back from it
     # under another spelling of its sharding, P() for P(None), which jit's dispatch takes for another signature.
     donating = {

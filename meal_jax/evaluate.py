@@ -19,7 +19,7 @@ from meal_jax.data.prompts import Prompts
 from meal_jax.meal.step import Batch, Frozen, Setup, score
 from meal_jax.methods import Cost, Method
 from meal_jax.pareto import front
-from meal_jax.rewards import copied
+from meal_jax.rewards import copied, text
 from meal_jax.rewards.text import TextScorer
 from meal_jax.rollout.sampling import Sampling
 from meal_jax.tasks.task import Task
@@ -124,6 +124,17 @@ def evaluate(
         if stop():
             return None
     return jax.tree.map(lambda *parts: np.concatenate(parts), *out)
+
+
+def need_finite(answers: Answers, task: Task) -> None:
+    """Raises FloatingPointError, with objective, function, row and value, where a score is not a finite number."""
+    if np.all(np.isfinite(answers.scores)):
+        return
+    scores = answers.scores.reshape(-1, answers.scores.shape[-1])
+    rows = zip(*(a.reshape(len(scores), -1) for a in (answers.tokens, answers.mask)), strict=True)
+    responses = [task.show(row[real]) for row, real in rows]
+    for k, objective in enumerate(task.objectives):
+        text.need_finite(objective, scores[:, k], responses, task.token_functions[k] if task.token_functions else "")
 
 
 def summarise(answers: Answers, preferences: np.ndarray, task: Task, bootstrap: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import functools
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +32,19 @@ import ml_collections
 import numpy as np
 from absl import logging
 
-from meal_jax import build, console, evaluate, methods, run_writer, track
+from meal_jax import build, evaluate, methods, run_writer, track
 from meal_jax.compiled_step import compile_step
 from meal_jax.config import check
 from meal_jax.data import overlap
 from meal_jax.data.pipeline import batch_at, prefetch
+from meal_jax.meal import halt
 from meal_jax.meal.step import Batch, Frozen, Setup, State
 from meal_jax.pareto import figures
 from meal_jax.pareto.front_table import front_table
 from meal_jax.report import write as report
 from meal_jax.rewards import sources
 from meal_jax.rollout.sampling import Sampling
-from meal_jax.runtime import checkpoint, distributed, identity, profiling, sharding
+from meal_jax.runtime import checkpoint, compiler, distributed, identity, profiling, sharding
 from meal_jax.runtime.metrics import MetricWriter, Preemption, progress
 from meal_jax.saved_run import (
     finished,
@@ -140,7 +141,8 @@ def train_and_evaluate(
         place = functools.partial(sharding.put, sharding=batch_placed)
         scorer = attach_rewards.scorer(task, mesh, frozen)  # of rewards that read text; None without such
         out = (placed, everywhere)
-        train_step, programs = compile_step(setup, method, scorer, place, out, config.timed)
+        halts = any(task.token_functions)
+        train_step, programs = compile_step(setup, method, scorer, place, out, config.timed, halts)
         e = config.eval
         s = config.sampling
         sampling = Sampling(e.temperature, e.top_k, e.top_p, s.draw, compact=s.compact)
@@ -159,6 +161,7 @@ def train_and_evaluate(
             )  # fmt: skip
             if answers is None:
                 return None
+            evaluate.need_finite(answers, task)
 
             def judge() -> dict[str, Any]:
                 reference = evaluate.fix_reference(recorded_reference(workdir, task.reference), answers)
@@ -190,8 +193,9 @@ def train_and_evaluate(
         show = {"utility": "utility", **{f"reward/{name}/mean": name for name in config.objectives}}
         show |= {"eval/hypervolume": "hypervolume", "eval/mean_inner_product": "inner product"}
         state, seconds = loop(
-            config, workdir, start, state, step, make, measure, checkpoints, writer, label=method.label, show=show
-        )
+            config, workdir, start, state, step, make, measure, checkpoints, writer, label=method.label, show=show,
+            functions=task.token_functions,
+        )  # fmt: skip
         if state is None:
             return None
 
@@ -281,6 +285,7 @@ def loop(
     *,
     label: str,
     show: Mapping[str, str],
+    functions: Sequence[str] = (),
 ) -> tuple[Any, float]:
     """Steps `start` … `config.steps` - 1, with metrics, checkpoints and evaluations as the configuration spaces them.
 
@@ -294,20 +299,32 @@ def loop(
       checkpoints, writer: opened; closed by who opened them.
       label: of the progress bar.
       show: name of each metric that the bar shows, of steps or evaluations, to its name there.
+      functions: `Task.token_functions`, for messages.
 
     Returns:
       The last state and the seconds taken; None in place of the state if SIGTERM or Ctrl-C came first (it is saved).
 
     Raises:
-      FloatingPointError: a metric is not a finite number; the last checkpoint is from before it.
+      FloatingPointError: a metric is not a finite number; the last checkpoint is from before it, and from just before it
+        where a function of tokens gave a reward that is none.
     """
     latest, evaluation, pending, done, began, preempted = {}, {}, None, start, time.perf_counter(), False
 
     def settle(pending):
         """Fetches and checks a step's metrics, by now computed while the next step runs."""
+        nonlocal done, state
         if pending is not None:
             step_number, on_device, measured, evaluation = pending
-            values = {name: float(v) for name, v in jax.device_get(on_device).items()}
+            values, fault = halt.fault_of({name: float(v) for name, v in jax.device_get(on_device).items()})
+            if fault is not None:
+                done, state = step_number, halt.release(state)
+                if done > start:
+                    write_checkpoint()
+                raise FloatingPointError(
+                    f"step {step_number}: {halt.describe(fault, config.objectives, functions)}. Training stopped; "
+                    f"{workdir / 'checkpoints'} keeps the state before this step. Mend the function and run the same "
+                    "command to resume."
+                )
             values |= watch.times(measured) | profiling.memory()
             _refuse_non_finite(step_number, values, config.objectives, workdir)
             writer.write(step_number, values | evaluation)
@@ -318,6 +335,9 @@ def loop(
         nonlocal pending
         settle(pending)
         pending = None
+        write_checkpoint()
+
+    def write_checkpoint():
         writer.flush()
         checkpoint.save(checkpoints, done, state, {"config": json.loads(config.to_json_best_effort())})
         bar.tell_compilation("checkpoint")
@@ -342,11 +362,13 @@ def loop(
     ):
         preemption.nothing_to_save = True
         if start < config.steps:
-            explain_compilation()
+            compiler.explain()
         for step_number in range(start, config.steps):
             trace(step_number)
             evaluation = {}
             if step_number % config.eval.every == 0:
+                settle(pending)  # the evaluation would wait for its step anyway
+                pending = None
                 with saving_on_error():
                     evaluation = measure(step_number, state, preemption.stop_point)
                 if evaluation is None:
@@ -362,7 +384,9 @@ def loop(
             settle(pending)  # of the step before: the device is never waited for
             pending = step_number, metrics | {"time/data_wait": wait}, watch.take(), evaluation
             done = step_number + 1
-            preemption.nothing_to_save = False
+            if preemption.nothing_to_save:
+                jax.block_until_ready(metrics)  # its program is compiled, on all processes, and has run
+                preemption.nothing_to_save = False
             bar.update(done, **{label: latest[name] for name, label in show.items() if name in latest})
             preempted = preemption.stop_point()
             if done % config.checkpoint.every == 0 or done == config.steps or preempted:
@@ -375,20 +399,6 @@ def loop(
         logging.warning("stopped at step %d of %d; run the same command to resume", done, config.steps)
         return None, seconds
     return state, seconds
-
-
-@functools.cache  # once, however many methods a run trains
-def explain_compilation() -> None:
-    """Says why the first step takes longest."""
-    directory = jax.config.jax_compilation_cache_dir
-    kept = (
-        f" They are kept in {directory}, and the next run of this configuration reads them there." if directory else ""
-    )
-    if distributed.is_first():
-        console.say(
-            "The first step takes longest: XLA first compiles the evaluation and the training step, minutes for large "
-            f"models.{kept}"
-        )
 
 
 def _refuse_non_finite(step: int, values: dict[str, float], objectives, workdir: Path) -> None:

@@ -9,6 +9,7 @@ that nobody touched: the newest checkpoint's digests, all metrics but those of t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -112,7 +113,8 @@ def result(workdir: Path) -> dict[str, Any]:
 
 def kill(process: subprocess.Popen) -> None:
     """SIGKILL to the process, its children and its loaders."""
-    os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):  # it has ended
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
@@ -250,20 +252,51 @@ def terminated(home: Path, when: str) -> dict[str, Any]:
     return {"case": f"SIGTERM in {when}", "status": status, "seconds": round(seconds, 1), "same_bits": True}
 
 
-def one_of_two(home: Path) -> dict[str, Any]:
-    """One of two processes is killed: the other ends by itself, and both started again end with the bits of one process."""
+def both(home: Path, workdir: Path) -> list[subprocess.Popen]:
+    """A run of two processes."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
+    line = command("toy", home, workdir, eval__batch_size=16, mesh__data=2)
+    joined = [f"--coordinator=localhost:{port}", "--processes=2", "--heartbeat_seconds=10"]
+    return [start([*line, *joined, f"--process={i}"], home) for i in range(2)]
 
-    def both(workdir: Path) -> list[subprocess.Popen]:
-        line = command("toy", home, workdir, eval__batch_size=16, mesh__data=2)
-        joined = [f"--coordinator=localhost:{port}", "--processes=2", "--heartbeat_seconds=10"]
-        return [start([*line, *joined, f"--process={i}"], home) for i in range(2)]
 
-    whole = both(home / "two")
+def compiling_in_two(home: Path, told: int) -> dict[str, Any]:
+    """SIGTERM to one of two processes while they compile their first step: both leave, and nothing is in the way later."""
+    workdir, cache = home / f"compiling_{told}", home / "cache"
+    (home / "log").write_text("")
+    if cache.exists():
+        cache.rename(home / "cache_aside")
+    try:
+        group = both(home, workdir)
+        wait_for(lambda: "The first step takes longest" in (home / "log").read_text(), group[0])
+        began = time.monotonic()
+        group[told].send_signal(signal.SIGTERM)
+        try:
+            statuses = [process.wait(timeout=60) for process in group]
+        finally:
+            for process in group:
+                kill(process)
+        seconds, text = time.monotonic() - began, (home / "log").read_text()
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)
+        if (home / "cache_aside").exists():
+            (home / "cache_aside").rename(cache)
+    said = "stopped before the first step was done: nothing to save"
+    assert statuses == [75, 75] and text.count(said) == 2 and "Traceback" not in text, (statuses, text)
+    assert not list((workdir / "checkpoints").glob("[0-9]*")), text
+    again = both(home, workdir)
+    assert [process.wait(timeout=600) for process in again] == [0, 0], (home / "log").read_text()[-1500:]
+    case = f"SIGTERM to process {told} of 2, compiling"
+    return {"case": case, "status": statuses[0], "said": said, "seconds": round(seconds, 1)}
+
+
+def one_of_two(home: Path) -> dict[str, Any]:
+    """One of two processes is killed: the other ends by itself, and both started again end with the bits of one process."""
+    whole = both(home, home / "two")
     assert [process.wait(timeout=600) for process in whole] == [0, 0], (home / "log").read_text()[-1500:]
-    first, second = both(home / "two_killed")
+    first, second = both(home, home / "two_killed")
     wait_for(lambda: list((home / "two_killed" / "checkpoints").glob("1[0-9]")), first)
     (home / "log").write_text("")
     began = time.monotonic()
@@ -271,7 +304,7 @@ def one_of_two(home: Path) -> dict[str, Any]:
     status = first.wait(timeout=180)
     seconds, text = time.monotonic() - began, (home / "log").read_text()
     assert status != 0, text[-1500:]
-    again = both(home / "two_killed")
+    again = both(home, home / "two_killed")
     assert [process.wait(timeout=600) for process in again] == [0, 0], (home / "log").read_text()[-1500:]
     assert result(home / "two_killed") == result(home / "two")
     words = "died" if "died" in text else last(text)
@@ -313,6 +346,7 @@ def main() -> None:
             status, text, _ = finish(command("toy", home, home / "whole"), home)
             assert status == ENDED, text[-2000:]
             parts = [(damaged, home, which) for which in ("newest", "older", "both")]
+            parts += [(compiling_in_two, home, told) for told in range(2)]
             parts += [(terminated, home, when) for when in ("save", "evaluation")]
             for part, *where in (*parts, (full_disk, home), (read_only, home), (one_of_two, home)):
                 try:

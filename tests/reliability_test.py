@@ -48,5 +48,10 @@ def test_a_full_disk_and_a_sealed_one(reliability, home):
     assert full["same_bits"] and "error" in full["said"] and "error" in sealed["said"]
 
 
+@pytest.mark.parametrize("told", [0, 1])
+def test_one_of_two_processes_told_to_stop_while_they_compile(reliability, home, told):
+    assert reliability.compiling_in_two(home, told)["seconds"] < 30
+
+
 def test_one_of_two_processes(reliability, home):
     assert reliability.one_of_two(home)["same_bits"]

@@ -382,6 +382,39 @@ def test_a_reward_that_is_not_a_number_stops_the_run_by_name_and_keeps_the_last_
     assert newest(tmp_path)[0] == 4
 
 
+FAULTY = """
+
+def faulty(tokens, mask, prompt_tokens, prompt_mask):
+    marked = jnp.all(prompt_tokens == jnp.array(ROW), -1)[:, None]
+    return jnp.where(marked, jnp.inf, first(tokens, mask, prompt_tokens, prompt_mask))
+"""
+
+
+def test_a_function_of_tokens_that_fails_leaves_the_state_just_before_it_and_the_mended_run_ends_as_one_never_stopped(
+    finished, tmp_path
+):
+    """The toy's own first objective as a function of tokens, infinite for one prompt that step 3 is the first to have."""
+    code, config = tmp_path / "mine.py", small(steps=6)
+    batches = [
+        np.asarray(train.batch_at(train.build.build_task(config).train, step, 4, 0).tokens).tolist()
+        for step in range(4)
+    ]
+    [row, *_] = [row for row in batches[3] if all(row not in batch for batch in batches[:3])]
+    code.write_text(TEXT_REWARDS + FAULTY.replace("ROW", str(row)))
+    config = small(reward__sources=(f"jax:{code}:faulty", "heads"))
+    message = (
+        r"step 3: the reward of objective 'first' \(jax:.*mine\.py:faulty\) is not a finite number for \d of 8 responses; "
+        r"the first is row \d, inf\. .*run the same command to resume"
+    )
+    with pytest.raises(FloatingPointError, match=message):
+        train.run(config, str(tmp_path / "run"))
+    assert newest(tmp_path / "run")[0] == 3 and [row["step"] for row in rows_of(tmp_path / "run")] == [0, 1, 2]
+    code.write_text(TEXT_REWARDS + FAULTY.replace("ROW", str([-1] * len(row))))
+    assert train.run(config, str(tmp_path / "run"))["meal"]["compiled"] == 1
+    assert newest(tmp_path / "run") == newest(finished[0])  # and the check on the device changes no bit of a sound step
+    assert [row["step"] for row in rows_of(tmp_path / "run")] == [row["step"] for row in rows_of(finished[0])]
+
+
 @pytest.mark.parametrize(("stopped_at", "saved"), [(3, [3]), (0, [0]), (None, [6])])
 def test_told_to_stop_in_an_evaluation_it_saves_the_state_before_it(tmp_path, stopped_at, saved):
     config, opened = small(checkpoint__every=100), checkpoint.open_checkpoints(tmp_path / "checkpoints", keep=1)

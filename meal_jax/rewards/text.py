@@ -175,13 +175,19 @@ def check(name: str, values: Any, responses: Sequence[str], source: str = "") ->
       FloatingPointError: some are not finite; names the first.
     """
     scores = _numbers(name, values, responses, source)
+    need_finite(name, scores, responses, source)
+    return scores
+
+
+def need_finite(name: str, scores: np.ndarray, responses: Sequence[str], source: str = "") -> None:
+    """Raises FloatingPointError where a reward [R] is not a finite number; names the first of R responses, if given."""
     bad = np.flatnonzero(~np.isfinite(scores))
     if len(bad):
+        response = f" for {responses[bad[0]][:80]!r}" if responses else ""
         raise FloatingPointError(
             f"{_of(name, source)} is not a finite number for {len(bad)} of {len(scores)} responses; the first is row "
-            f"{bad[0]}, {scores[bad[0]]} for {responses[bad[0]][:80]!r}."
+            f"{bad[0]}, {scores[bad[0]]}{response}."
         )
-    return scores
 
 
 def _of(name: str, source: str) -> str:
@@ -258,12 +264,14 @@ class TextScorer(NamedTuple):
       rewards: K text rewards, None if the device computes the objective.
       texts: the prompt's text by its id, for training batches.
       show: token ids of a response to its text.
+      functions: `Task.token_functions`, for messages.
     """
 
     objectives: tuple[str, ...]
     rewards: tuple[TextReward | None, ...]
     texts: dict[int, str]
     show: Callable[[np.ndarray], str]
+    functions: tuple[str, ...] = ()
 
     def complete(
         self, prompts: Sequence[str], tokens: np.ndarray, mask: np.ndarray, device: np.ndarray
@@ -287,9 +295,11 @@ class TextScorer(NamedTuple):
         rows = zip(tokens.reshape(-1, tokens.shape[-1]), mask.reshape(-1, mask.shape[-1]), strict=True)
         responses = [self.show(row[real]) for row, real in rows]
         columns, on_device = [], iter(np.moveaxis(device, -1, 0))
-        for name, reward in zip(self.objectives, self.rewards, strict=True):
+        sources = self.functions or ("",) * len(self.rewards)
+        for name, reward, source in zip(self.objectives, self.rewards, sources, strict=True):
             if reward is None:
                 columns.append(next(on_device))
+                need_finite(name, columns[-1].ravel(), responses, source)
             else:
                 columns.append(_column(name, reward, repeated, responses).reshape(lead))
         models = sum(isinstance(reward, ModelReward) for reward in self.rewards)

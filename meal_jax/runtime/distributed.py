@@ -16,8 +16,8 @@ on the job's number, so that two jobs can share a host.
 
 Stopping: on SIGTERM to any process, or the cluster's notice of a preemption, all processes stop at the same point and save.
 They first finish the current step or evaluation batch and up to one second of further ones, since the notice is checked once
-per second. The save itself takes as long as writing its bytes. While the first step compiles there is nothing to save: a
-single process exits at once; several processes check for notices only after it.
+per second. The save itself takes as long as writing its bytes. While the first step compiles, or weights are read before it,
+there is nothing to save: all processes exit within seconds (`nothing_to_save`).
 
 If a process dies, the others learn of it from missed heartbeats, or sooner from a broken collective. They end with a message
 and a nonzero status within twice `--heartbeat_seconds`. The same command resumes from the last checkpoint.
@@ -31,6 +31,7 @@ import json
 import os
 import sys
 import threading
+import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -40,13 +41,22 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from meal_jax import console
+
 PORT = "8476"
 HEARTBEAT_SECONDS = 60  # after which a silent process counts as dead
 START_SECONDS = 300  # max wait of the processes for each other at the start
 HINT_SECONDS = 20  # of that wait before a likely reason is printed
 ALONE = "{} runs in one process: start it on one host, once, without --distributed, --coordinator or JAX_NUM_PROCESSES."
 
+NOTICE = "RECEIVED_PREEMPTION_NOTICE"  # where JAX's preemption service tells all processes of a notice to one
+LEFT = "meal_jax/left/{}"  # where a process says that it exits before there is something to save
+NOTICE_SECONDS = 1.0  # between looks for a notice
+LEAVE_SECONDS = 10.0  # max wait of process 0, which the others need for hearing of a notice
+STOPPED_EARLY = "stopped before the first step was done: nothing to save; run the same command to resume"
+
 _points = itertools.count()
+_nothing_to_save = threading.Event()
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
@@ -65,7 +75,10 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 
 def start_as_flags_say(f: flags.FlagValues = flags.FLAGS) -> None:
     """`start` with the command line's values."""
-    start(f.distributed, f.coordinator, f.processes, f.process, heartbeat_seconds=f.heartbeat_seconds)
+    status = f.stopped_status if "stopped_status" in f else 0
+    start(
+        f.distributed, f.coordinator, f.processes, f.process, heartbeat_seconds=f.heartbeat_seconds, stopped_status=status
+    )  # fmt: skip
 
 
 def start(
@@ -75,6 +88,7 @@ def start(
     process: int | None = None,
     *,
     heartbeat_seconds: int = HEARTBEAT_SECONDS,
+    stopped_status: int = 0,
 ) -> None:
     """Joins the other processes. It must be the first use of JAX in a program. With one process it does nothing.
 
@@ -83,6 +97,7 @@ def start(
       coordinator: HOST:PORT of process 0, if the environment does not give it.
       processes, process: number of processes and index of this one; None finds them as above.
       heartbeat_seconds: silence after which a process counts as dead.
+      stopped_status: exit status of all processes if one is told to stop while there is nothing to save.
 
     Raises:
       ValueError: the values contradict each other or the environment.
@@ -118,6 +133,8 @@ def start(
                 f"The other processes cannot be found ({error}). Outside of TPU pods, GKE, Slurm and Open MPI, give "
                 "--coordinator=HOST:PORT --processes=N --process=i, or leave out --distributed for one process."
             ) from error
+    nothing_to_save(True)
+    threading.Thread(target=_leave_on_notice, args=(stopped_status,), daemon=True).start()
     with _hint_if_slow("all devices"):
         devices = jax.devices()
     if jax.process_index() == 0:
@@ -286,6 +303,39 @@ def check_shared(directory: Path) -> None:
             f"--workdir={directory} is another directory for process {blind} than for process 0. With several "
             "processes it must be on a file system that all hosts share (NFS, Filestore, a mounted bucket)."
         )
+
+
+def nothing_to_save(value: bool) -> None:
+    """Says whether a request to stop, to any of several processes, ends them all at once instead of at a `stop_point`."""
+    (_nothing_to_save.set if value else _nothing_to_save.clear)()
+
+
+def _leave_on_notice(status: int) -> None:
+    """Thread: ends this process on a notice to any of them while there is nothing to save.
+
+    The main thread may be in XLA's compiler, which nothing interrupts. JAX itself handles SIGTERM, so no handler of Python's
+    hears it. Process 0 goes last: the others hear through it.
+    """
+    from jax._src import distributed as joined  # there is no public way to the processes' common keys
+
+    client, count, index = (getattr(joined.global_state, name) for name in ("client", "num_processes", "process_id"))
+    while client is not None:
+        time.sleep(NOTICE_SECONDS)
+        if not _nothing_to_save.is_set():
+            continue
+        try:
+            client.key_value_try_get(NOTICE)
+        except Exception:  # there is none yet
+            continue
+        print(console.wrap(STOPPED_EARLY, sys.stderr), file=sys.stderr)
+        sys.stderr.flush()
+        with contextlib.suppress(Exception):  # another process may be gone already
+            client.key_value_set(LEFT.format(index), "", allow_overwrite=True)
+            end = time.monotonic() + LEAVE_SECONDS
+            for other in range(count if index == 0 else 0):
+                remaining = max(end - time.monotonic(), 0.1)
+                client.blocking_key_value_get(LEFT.format(other), int(1000 * remaining))
+        os._exit(status)
 
 
 def stop_point() -> bool:

@@ -289,7 +289,7 @@ class Preemption:
     allows no handlers, nothing is installed.
 
     While there is nothing to save (`nothing_to_save`), as during the first step's compilation, which no Python handler can
-    interrupt, the program ends at once, with `status`.
+    interrupt, the program ends at once, with `status`; several processes end so together, within seconds.
 
     With several processes a request to one is a request to all, and they stop at the same point: JAX's preemption service
     handles SIGTERM and the cluster's own notices, and Ctrl-C is passed on to it.
@@ -298,7 +298,7 @@ class Preemption:
     status = 0  # exit status of a program that is stopped while there is nothing to save
 
     def __init__(self):
-        self.requested, self.nothing_to_save = False, False
+        self.requested, self._nothing_to_save = False, False
         self._pipe, self._wakeup = None, -1
         self._several = jax.process_count() > 1
         self._interrupted = False
@@ -330,11 +330,19 @@ class Preemption:
         """Thread: ends the program on a signal while there is nothing to save."""
         while numbers := os.read(heard, 64):
             if self.nothing_to_save and {signal.SIGTERM, signal.SIGINT} & set(numbers):
-                text = "stopped before the first step was done: nothing to save; run the same command to resume"
-                print(console.wrap(text, sys.stderr), file=sys.stderr)
+                print(console.wrap(distributed.STOPPED_EARLY, sys.stderr), file=sys.stderr)
                 sys.stderr.flush()
                 os._exit(self.status)
         os.close(heard)
+
+    @property
+    def nothing_to_save(self) -> bool:
+        return self._nothing_to_save
+
+    @nothing_to_save.setter
+    def nothing_to_save(self, value: bool) -> None:
+        self._nothing_to_save = value
+        distributed.nothing_to_save(value)
 
     def stop_point(self) -> bool:
         """Whether to stop here. With several processes, all must call it equally often; see `distributed`."""

@@ -64,6 +64,7 @@ def attach(task: Task, config, load: Callable | None = None) -> Task:
             load(source, config, task) if load else _text_reward(source, config, task, objective)
             for source, objective in zip(sources, config.objectives, strict=True)
         ),
+        token_functions=tuple(f"jax:{source.value}" if source.kind == "jax" else "" for source in sources),
         judged_by_base=not config.reward.judge and any(source.kind == "judge" for source in sources),
     )
     attached = _charge_copies(attached, config)
@@ -133,7 +134,11 @@ def scorer(task: Task, mesh: jax.sharding.Mesh, frozen: Frozen) -> text.TextScor
         return None
     rewards = tuple(make and make(mesh, frozen) for make in task.text_rewards)
     texts = dict(zip(task.train.id.tolist(), task.train.text, strict=True))
-    return text.TextScorer(task.objectives, rewards, texts, lambda tokens: templates.cut(task.show(tokens), task.stop))
+
+    def show(tokens):
+        return templates.cut(task.show(tokens), task.stop)
+
+    return text.TextScorer(task.objectives, rewards, texts, show, task.token_functions)
 
 
 def _one_text_an_id(prompts: Prompts) -> Prompts:

@@ -39,6 +39,8 @@ class Task(NamedTuple):
       name: of the benchmark, for titles.
       text_rewards: for each objective, (mesh, Frozen) → a reward of texts (see `rewards/text.py`), or None where `reward`
         has its column; () if it has all of them. `tasks.attach_rewards.attach` fills it in.
+      token_functions: for each objective the name of the user's function of tokens that rewards it, "" where another kind
+        of reward does; () as above.
       judged_by_base: one of `text_rewards` reads the frozen base.
       evaluation_set: name, sha256 and number of the prompts of `test`, see `data.templates.evaluation_set`.
       chat: a `data.chat.Chat`, how conversations become prompts; None for a benchmark that is not of text.
@@ -62,6 +64,7 @@ class Task(NamedTuple):
     show: Callable[[np.ndarray], str]
     name: str
     text_rewards: tuple[Callable[..., Any] | None, ...] = ()
+    token_functions: tuple[str, ...] = ()
     judged_by_base: bool = False
     evaluation_set: dict[str, Any] | None = None
     chat: Any = None
