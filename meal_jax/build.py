@@ -54,7 +54,10 @@ def build_task(config: ml_collections.ConfigDict) -> Task:
         )
     for split, prompts, needed in (("training", task.train, config.batch_size), ("test", task.test, 1)):
         if len(prompts.id) < needed:
-            raise ValueError(f"{task.name}: {len(prompts.id)} {split} prompts are fewer than the {needed} needed.")
+            raise ValueError(
+                f"{task.name}: {len(prompts.id)} {split} prompts are fewer than the {needed} needed (config.batch_size for "
+                "training, 1 for test). Give more, raise config.data.prompt_length, or lower config.batch_size."
+            )
     return for_method(task if config.stage == "sft" else attach_rewards.attach(task, config), config)
 
 

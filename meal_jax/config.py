@@ -377,11 +377,11 @@ def check(config: ml_collections.ConfigDict) -> None:
     )
     track.check(config.track)
     _check_texts(config, need)
-    k = len(config.objectives)
+    k, names = len(config.objectives), config.objectives
     need(k >= 1, "config.objectives is empty: name the rewards.")
     need(
-        len(set(config.objectives)) == k and all(isinstance(name, str) and name.strip() for name in config.objectives),
-        f"config.objectives={config.objectives} must be names that differ: metrics and axes are told apart by them.",
+        len(set(names)) == k and all(isinstance(n, str) and n and n == n.strip() and n.isprintable() for n in names),
+        f"config.objectives={names} must be names that differ, with no space around them: metrics and axes have these names.",
     )
     sources.check(config.reward.sources, config.objectives)
     need(
@@ -456,7 +456,7 @@ def _check_texts(config: ml_collections.ConfigDict, need) -> None:
 
 def _check_conditioning(config: ml_collections.ConfigDict, need) -> None:
     """Adapters that read a preference need a rank to split, and stay apart from the weights."""
-    kind, rank, k = config.conditioning.kind, config.policy.lora_rank, len(config.objectives)
+    kind, rank, k = config.conditioning.kind, config.policy.lora_rank, max(len(config.objectives), 1)
     if config.stage != "align" or not kind.startswith("adapter"):
         return
     need(
@@ -465,7 +465,7 @@ def _check_conditioning(config: ml_collections.ConfigDict, need) -> None:
         f"a rank that {k} objectives divide, such as {8 * k}.",
     )
     need(
-        rank % max(k, 1) == 0,
+        rank % k == 0,
         f"config.policy.lora_rank={rank} cannot be split evenly among {k} objectives, as config.conditioning.kind={kind!r} "
         f"does: take {rank // k * k or k} or {(rank // k + 1) * k}.",
     )

@@ -27,6 +27,8 @@ from meal_jax.meal.step import Frozen, Setup, State
 from meal_jax.runtime import checkpoint, distributed, identity, sharding
 from meal_jax.tasks.task import Task
 
+RESULTS = ("pareto.json", "metrics.jsonl", "evals", "sft.json")  # what a run writes after config.json
+
 
 class Run(NamedTuple):
     """An opened run.
@@ -110,23 +112,28 @@ def read_config(workdir: str | os.PathLike, changes: Sequence[str] = ()) -> ml_c
 
 
 def recorded_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
-    """The configuration in `workdir`/config.json, typed, not checked.
+    """The configuration in `workdir`/config.json, or else in its newest checkpoint, typed, not checked.
 
     Raises:
       FileNotFoundError, ValueError: as `read_config`.
     """
     workdir = Path(workdir).expanduser()
     path = workdir / "config.json"
-    if not path.exists():
+    values = None if path.exists() else checkpoint.newest_meta(workdir / "checkpoints").get("config")
+    if not path.exists() and values is None:
         inside = sorted(str(p.parent) for p in workdir.glob("*/config.json"))
         hint = f" These are: {', '.join(inside)}." if inside else ""
         raise FileNotFoundError(f"{workdir} is not a run's workdir: it has no config.json.{hint}")
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text()) if values is None else values
         if not isinstance(values, dict):
             raise ValueError(f"it is a {type(values).__name__}")
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON of a configuration ({error}).") from None
+    except (OSError, ValueError) as error:
+        saved = checkpoint.newest_meta(workdir / "checkpoints").get("config")
+        advice = (
+            "Delete it: the checkpoints hold it too." if saved else "If it is none of a run, give another --workdir."
+        )
+        raise ValueError(f"{path} is not valid JSON of a configuration ({error}). {advice}") from None
     config = defaults.default()
     absent = _fill(config, former_names.upgrade(values), path)
     if absent:
@@ -152,7 +159,13 @@ def need_same(
       ValueError: config.json cannot be read.
     """
     workdir = Path(workdir).expanduser()
-    if not (workdir / "config.json").exists():
+    if not (workdir / "config.json").exists() and not checkpoint.newest_meta(workdir / "checkpoints"):
+        results = [name for name in RESULTS if (workdir / name).exists()]
+        if results:
+            raise identity.AnotherRunError(
+                f"{workdir} holds {' and '.join(results)}, and neither a config.json nor a checkpoint says of what run. "
+                "Nothing there was changed. Give this run a --workdir of its own."
+            )
         return {}
     saved, asked = (json.loads(c.to_json_best_effort()) for c in (recorded_config(workdir), config))
     sections = {method.section[0] for method in methods.METHODS.values() if method.section}
@@ -186,7 +199,10 @@ def _fill(config: ml_collections.ConfigDict, values: Mapping[str, Any], path: Pa
     absent = [prefix + name for name in config if name not in values]
     for name, value in values.items():
         if name not in config:
-            raise ValueError(f"{path} has a field {prefix}{name}, which this version of meal_jax does not know.")
+            raise ValueError(
+                f"{path} has a field {prefix}{name}, which this version of meal_jax does not know. If it is another "
+                "program's, give another --workdir."
+            )
         if isinstance(value, Mapping) and isinstance(config[name], ml_collections.ConfigDict):
             absent += _fill(config[name], value, path, f"{prefix}{name}.")
             continue
@@ -237,6 +253,13 @@ def finished(workdir: Path, config: ml_collections.ConfigDict) -> dict[str, Any]
 def take_over(workdir: Path, config: ml_collections.ConfigDict, start: int, measured_otherwise: bool) -> None:
     """Makes the workdir this command's, once its state is restored: what was found at states that are gone is deleted,
     evaluations under other settings are set aside, and the configuration is recorded."""
+    finished_at = (read_json(workdir / "pareto.json") or {}).get("step", 0)
+    if start == 0 < finished_at:
+        raise ValueError(
+            f"{workdir} holds the results of a run of {finished_at} steps and no checkpoint of it, so it can neither go on "
+            "nor be evaluated again. Nothing there was changed. Give this run a --workdir of its own, or delete "
+            f"{workdir / 'pareto.json'} to train anew here."
+        )
     evals = workdir / "evals"
     if measured_otherwise and evals.is_dir():
         count = next(n for n in itertools.count(1) if not (workdir / f"evals_{n}").exists())

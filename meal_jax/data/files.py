@@ -33,6 +33,14 @@ OTHERS = {  # first bytes of what people also have, what it is, and what makes i
 }
 BOM = b"\xef\xbb\xbf"
 SURROGATE = re.compile(r"[\ud800-\udfff]")
+ARRAY = "One JSON array becomes lines by: jq -c '.[]'."
+SPLIT_FIELD = "split"  # of rows of one's own; read beside a column, in whatever case it is written
+TABLES = {  # ends of names of what people also have, and what makes JSON lines of it
+    ".csv": "python -c 'import csv, json, sys; [print(json.dumps(r)) for r in csv.DictReader(sys.stdin)]' < IN > OUT.jsonl",
+    ".tsv": "python -c 'import csv, json, sys; [print(json.dumps(r)) for r in csv.DictReader(sys.stdin, delimiter=\"\\t\")]' "
+    "< IN > OUT.jsonl",
+    ".txt": "jq -Rc '{prompt: .}' IN > OUT.jsonl, if a line is a prompt",
+}
 SPLIT = re.compile(r"(train|test|valid)")
 
 
@@ -57,6 +65,8 @@ def find(path: str | os.PathLike, hint: str, suffixes: Sequence[str] = SUFFIXES)
     matching = sorted(file for file in visible if file.name.endswith(tuple(suffixes)) and file.is_file())
     if not matching:
         inside = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
+        if any(file.is_dir() for file in visible):
+            inside += "; directories in it are not read: name one of them, or move their files here"
         raise FileNotFoundError(f"{path} has no {' or '.join(suffixes)} file (it has {inside}). {hint}")
     return matching
 
@@ -74,15 +84,24 @@ def rows(file: Path, column: str | None = None) -> Iterator[tuple[str, dict[str,
     if file.name.endswith(".parquet"):
         yield from _parquet(file, column)
         return
+    if (advice := TABLES.get(file.suffix.casefold())) and column is None:
+        raise ValueError(f"{file} is no JSON lines. Make it some: {advice}")
     for number, line in _lines(file):
         source = f"{file}:{number}"
         try:
             row = json.loads(line)
         except ValueError as error:
-            hint = " One JSON array becomes lines by: jq -c '.[]'." if number == 1 and line.lstrip()[:1] == "[" else ""
+            hint = ""
+            if number == 1 and line.strip() in "[{":
+                hint = f" {ARRAY}" if line.strip() == "[" else " An object over several lines becomes one by: jq -c ."
+            elif line.rstrip().endswith(("},", ",}")):
+                hint = " Take the comma away that ends the object or stands after it."
             raise ValueError(f"{source} is not valid JSON ({error}); each line is one object.{hint}") from None
         if not isinstance(row, dict):
-            raise ValueError(f"{source} is a JSON {type(row).__name__}; each line is one object with named fields.")
+            hint = f" {ARRAY}" if isinstance(row, list) else ""
+            raise ValueError(
+                f"{source} is a JSON {type(row).__name__}; each line is one object with named fields.{hint}"
+            )
         if "\\ud" in line or "\\uD" in line:  # escapes alone can spell half of a pair
             _refuse_halves(row, source)
         if column is not None and column not in row:
@@ -185,7 +204,9 @@ def _parquet(file: Path, column: str | None) -> Iterator[tuple[str, dict[str, An
             names = opened.schema_arrow.names
             if column is not None and column not in names:
                 raise ValueError(f"{file} has no column {column!r}; it has {', '.join(names)}.")
-            for batch in opened.iter_batches(batch_size=1000, columns=None if column is None else [column]):
+            if column is not None:
+                names = [name for name in names if name == column or name.strip().casefold() == SPLIT_FIELD]
+            for batch in opened.iter_batches(batch_size=1000, columns=names):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{file}:{number}", row

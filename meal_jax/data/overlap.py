@@ -27,7 +27,7 @@ def between(train: Iterable[str], test: Iterable[str]) -> dict[str, Any]:
     """
     train, test = list(train), list(test)
     out: dict[str, Any] = {"training": len(train), "evaluation": len(test)}
-    for name, part in (("same_text", _plain), ("same_first_turn", _first_turn)):
+    for name, part in (("same_text", plain), ("same_first_turn", _first_turn)):
         held = {part(text) for text in test}
         out[name] = sum(part(text) in held for text in train)
     if out["same_text"]:
@@ -53,10 +53,11 @@ def say(counts: dict[str, Any]) -> str:
     )
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """A text without what people do not see: case, and how much space there is."""
     return " ".join(text.casefold().split())
 
 
 def _first_turn(text: str) -> str:
     opening = OPENING.match(text)
-    return _plain(opening[1] if opening else text)
+    return plain(opening[1] if opening else text)

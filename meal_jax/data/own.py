@@ -6,22 +6,28 @@
     {"prompt": "Which tea?", "response": "Sencha."}
 
 `prompt` is one human turn; `messages` a conversation that ends with one. `response` is an answer to learn from in
-fine-tuning, which else takes `chosen`. A `split` (train, test or validation) may stand in a row, and rows of files named
-train…, test… or validation… have that one: such rows keep their split. The rest is divided by a hash of its first human turn.
+fine-tuning, which else takes `chosen`. A `split` (train, test or validation) may stand in a row, and rows of files whose
+name's first or last word is one (train-0.jsonl, my_test.jsonl, dev.jsonl) have that one: such rows keep their split. The rest
+is divided by a hash of its first human turn.
 
 `PATH:COLUMN` takes a column of any file, or of all files of a directory, as the prompts, and `OWNER/NAME:COLUMN` one of a data
-set of the hub (see `data.hub`). A cell is a text or a list of messages, whose last answer, if it ends with one, is the row's
-response. Empty cells are left out.
+set of the hub (see `data.hub`). A column `split` of a file counts there too. A cell is a text or a list of messages, whose
+last answer, if it ends with one, is the row's response. Empty cells are left out.
 """
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from absl import logging
+
 from meal_jax.data import files, hh_rlhf, hub
+from meal_jax.data.files import SPLIT_FIELD
 
 HINT = (
     'It holds JSON lines: {"prompt": …} or {"messages": […]}, and for pairs "chosen" and "rejected". A column of any other '
@@ -31,6 +37,7 @@ SPLITS = {  # a row's `split` to what it means
     "train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
     "valid": "validation", "validation": "validation", "val": "validation", "dev": "validation",
 }  # fmt: skip
+UNREAD = (".csv", ".tsv", ".json")  # that a directory may hold beside the files that are read, worth a warning
 WHY = 'each line is {"prompt": text} or {"messages": [{"role": …, "content": …}, …]}.'
 
 
@@ -51,7 +58,7 @@ def read_rows(path: str | os.PathLike, split: str | None = None) -> hh_rlhf.Pair
     """
     out = hh_rlhf.Pairs([], [], [])
     for file, source, row in _rows(path):
-        if split in (None, row.get("split") or files.split_of(file)):
+        if split in (None, SPLITS.get(str(_given(row))) or _split_of_name(file)):
             _add(out, row, source)
     if not out.prompts:
         raise FileNotFoundError(f"{path} has no row{'' if split is None else f' of split {split!r}'}. {HINT}")
@@ -79,21 +86,36 @@ def split_of(row: dict[str, Any], file: Path, source: str) -> str:
     Raises:
       ValueError: an unknown split, or the two contradict each other.
     """
-    matched = files.SPLIT.match(file.name)
-    named = SPLITS[matched[1]] if matched else SPLITS.get(file.parent.name, "")
-    split = row.get("split")
+    named, split = _split_of_name(file), _given(row)
     if split in (None, ""):
         return named
-    if not isinstance(split, str) or split.strip().casefold() not in SPLITS:
+    if not isinstance(split, str) or split not in SPLITS:
         raise ValueError(
             f"{source} has the split {split!r}, which is none of {', '.join(dict.fromkeys(SPLITS.values()))}."
         )
-    given = SPLITS[split.strip().casefold()]
+    given = SPLITS[split]
     if named and given != named:
         raise ValueError(
             f"{source} has the split {split!r}, but the name of {file} says {named}: leave one of the two away, or correct it."
         )
     return given
+
+
+def _given(row: Mapping[str, Any]) -> Any:
+    """What stands in a row's field `split`, in whatever case the field is written; texts in lower case and trimmed."""
+    for name, value in row.items():
+        if name.strip().casefold() == SPLIT_FIELD:
+            return value.strip().casefold() if isinstance(value, str) else value
+    return None
+
+
+def _split_of_name(file: Path) -> str:
+    """The split that the first or the last word of a file's name says, or the whole name of its directory; "" for none."""
+    words = re.findall("[a-z]+", file.name.casefold().partition(".jsonl")[0].removesuffix(".parquet"))
+    meanings = {SPLITS[word] for word in (*words[:1], *words[-1:]) if word in SPLITS}
+    if len(meanings) == 1:
+        return meanings.pop()
+    return SPLITS.get(file.parent.name.casefold(), "")
 
 
 def split_column(path: str | os.PathLike) -> tuple[str, str | None]:
@@ -114,13 +136,22 @@ def _rows(path: str | os.PathLike) -> Iterator[tuple[Path, str, dict[str, Any]]]
     """(file, "file:line", row) of all that `path` names; rows of a column as a prompt or messages."""
     place, column = split_column(path)
     remote = hub_place(path)
+    if not remote:
+        _warn_of_unread(Path(place).expanduser())
     for file in hub.download(remote) if remote else files.find(place, HINT):
         for source, row in files.rows(file, column):
             if column is None:
                 yield file, source, row
             elif (cell := row[column]) not in (None, "", []) and (not isinstance(cell, str) or cell.strip()):
-                split = remote and files.split_of(file)  # train_sft, say, is one of a data set's splits
+                # train_sft, say, is one of a data set's splits
+                split = files.split_of(file) if remote else _given(row)
                 yield file, source, _from_cell(cell, column, source) | ({"split": split} if split else {})
+
+
+@functools.cache  # once per directory
+def _warn_of_unread(directory: Path) -> None:
+    if directory.is_dir() and (unread := sorted(f.name for f in directory.iterdir() if f.suffix.casefold() in UNREAD)):
+        logging.warning("%s: not read are %s. Make them JSON lines, or take them out.", directory, ", ".join(unread))
 
 
 def _from_cell(cell: Any, column: str, source: str) -> dict[str, Any]:
@@ -175,9 +206,11 @@ def read_turns(row: dict[str, Any], source: str) -> tuple[tuple[str, str], ...]:
     Raises:
       ValueError: neither or both are there, or they are not of the form above; the message begins with `source`.
     """
-    if ("prompt" in row) == ("messages" in row):
+    names = [name for name in ("prompt", "messages") if name in row]
+    names = [name for name in names if row[name] is not None] or names  # a table has both columns, one of them empty
+    if len(names) != 1:
         raise ValueError(f"{source} must have one of prompt and messages; {WHY}")
-    if "prompt" in row:
+    if names == ["prompt"]:
         files.need_text(row, ("prompt",), source, WHY)
         messages = [{"role": "user", "content": row["prompt"]}]
     else:

@@ -44,7 +44,8 @@ def load(name: str, where: str) -> Callable:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: no such module or function, or not of that form.
+      ModuleNotFoundError: what it imports is not there.
+      ValueError: no such module or function, not of that form, or its code raises when it is executed.
     """
     place, colon, function = name.rpartition(":")
     if not colon or not place or not function.isidentifier():
@@ -53,16 +54,9 @@ def load(name: str, where: str) -> Callable:
         path = Path(place).expanduser().resolve()
         if not path.is_file():
             raise FileNotFoundError(f"{where}: there is no file {path}.")
-        module = _module_of(path, path.stat().st_mtime_ns)
+        module = _executed(functools.partial(_module_of, path, path.stat().st_mtime_ns), f"{where}: {path}")
     else:
-        try:
-            module = importlib.import_module(place)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{place}.".startswith(f"{error.name}."):
-                raise  # the module is there; something that it imports is not
-            raise ValueError(
-                f"{where}: there is no module {place}; a file is named by its path, ending in .py."
-            ) from None
+        module = _executed(functools.partial(importlib.import_module, place), f"{where}: {place}", place)
     attribute = getattr(module, function, None)
     if not callable(attribute):
         defined = [
@@ -70,6 +64,19 @@ def load(name: str, where: str) -> Callable:
         ]
         raise ValueError(f"{where}: {place} has no function {function}; it defines {', '.join(defined) or 'none'}.")
     return attribute
+
+
+def _executed(execute: Callable[[], ModuleType], what: str, place: str = "") -> ModuleType:
+    """The module that `execute` returns; its errors begin with `what`, a message that names the field and the file."""
+    try:
+        return execute()
+    except ModuleNotFoundError as error:
+        if place and error.name is not None and f"{place}.".startswith(f"{error.name}."):
+            raise ValueError(f"{what} is no module; a file is named by its path, ending in .py.") from None
+        raise ModuleNotFoundError(f"{what} cannot be imported: {error}.", name=error.name) from error
+    except (Exception, SystemExit) as error:  # of any type: it is a user's code
+        line = f" at line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        raise ValueError(f"{what} cannot be imported: it raised {type(error).__name__}{line}: {error}.") from error
 
 
 @functools.lru_cache(maxsize=64)
@@ -107,8 +114,8 @@ class TextFunction(NamedTuple):
           ValueError: it raised; says what, where in its file, and on which rows.
         """
         try:
-            return self.function(prompts, responses)
-        except Exception as error:  # of any type: it is a user's code
+            return self.function(list(prompts), list(responses))  # its own lists: others read them after it
+        except (Exception, SystemExit) as error:  # of any type: it is a user's code
             raise ValueError(
                 f"{_raised(self.objective, self.source, error)} It was called with {len(responses)} rows; the first response "
                 f"is {responses[0][:80]!r} to {prompts[0][:80]!r}."
@@ -126,9 +133,10 @@ def token_column(function: Callable, objective: str, batch: Batch, responses: Re
     needed = f"it must return one number for each response, shape {list(expected)}."
     try:
         column = function(responses.tokens, responses.mask, batch.tokens, batch.mask)
-    except Exception as error:  # of any type: it is a user's code
+    except (Exception, SystemExit) as error:  # of any type: it is a user's code
         raise ValueError(
-            f"{_raised(objective, source, error)} It was traced with tokens {list(responses.tokens.shape)}."
+            f"{_raised(objective, source, error)} It was traced with tokens {list(responses.tokens.shape)}, so it can use "
+            "jax.numpy alone, and jnp.where in place of if."
         ) from error
     try:
         column = jnp.asarray(column)
@@ -136,17 +144,17 @@ def token_column(function: Callable, objective: str, batch: Batch, responses: Re
         raise ValueError(f"{of} returned {type(column).__name__} {str(column)[:80]}; {needed}") from None
     if column.shape != expected or jnp.issubdtype(column.dtype, jnp.complexfloating):
         raise ValueError(
-            f"The reward of objective {objective!r} returned {column.dtype}{list(column.shape)} for tokens "
-            f"{list(responses.tokens.shape)}; {needed}" + (f" ({source})" if source else "")
+            f"{of} returned {column.dtype}{list(column.shape)} for tokens {list(responses.tokens.shape)}; {needed}"
         )
     return column.astype(jnp.float32)
 
 
-def _raised(objective: str, source: str, error: Exception) -> str:
+def _raised(objective: str, source: str, error: BaseException) -> str:
     """A sentence on an error of a user's function: which, where in the user's own file, what."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
     file = source.partition(":")[2].rpartition(":")[0]
     own_frames = [frame for frame in frames if file and frame.filename.endswith(Path(file).name)] or frames
     where = f" at {own_frames[-1].filename}:{own_frames[-1].lineno}" if own_frames else ""
     of = f"The reward of objective {objective!r}" + (f" ({source})" if source else "")
-    return f"{of} raised {type(error).__name__}{where}: {error}."
+    what, *_ = str(error).splitlines() or [""]  # jax's errors go on for a page
+    return f"{of} raised {type(error).__name__}{where}: {what.rstrip('.') or 'without a message'}."

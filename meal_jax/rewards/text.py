@@ -206,6 +206,8 @@ def _numbers(name: str, values: Any, responses: Sequence[str], source: str = "")
         )
     if not isinstance(values, list | tuple):
         try:
+            if isinstance(values, np.ma.MaskedArray):  # what is masked is no number
+                values = values.astype(np.float64).filled(np.nan)
             values = np.asarray(values)  # NumPy's, JAX's and torch's arrays, a number alone
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
@@ -235,7 +237,14 @@ def _numbers(name: str, values: Any, responses: Sequence[str], source: str = "")
                 f"{type(value).__name__}, for {responses[row][:80]!r}; {needed}."
             )
     with np.errstate(over="ignore"):  # what float32 cannot hold is found as infinite
-        return np.array([float(value) for value in values], np.float64).astype(np.float32)
+        return np.array([_float(value) for value in values], np.float64).astype(np.float32)
+
+
+def _float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return np.inf
 
 
 def _is_sized(value: Any) -> bool:

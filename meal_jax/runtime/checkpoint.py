@@ -11,8 +11,10 @@ All functions are called by every process, at the same steps.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -66,6 +68,8 @@ def open_checkpoints(directory: str, keep: int | None) -> Checkpointer:
     if keep is not None and keep < 1:
         raise ValueError(f"keep={keep}: keep at least 1 checkpoint, or None to open the directory for reading.")
     directory = ocp.path.Path(directory).expanduser().resolve()
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"{directory} is a file, and checkpoints need a directory there: move it away.")
     if keep is not None and jax.process_index() == 0:
         directory.mkdir(parents=True, exist_ok=True)
         for leftover in directory.glob(UNFINISHED):
@@ -128,6 +132,15 @@ def steps(checkpointer: Checkpointer) -> list[int]:
     """Steps of the complete checkpoints, oldest first."""
     directory = checkpointer.directory
     return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit()) if directory.exists() else []
+
+
+def newest_meta(directory: str | os.PathLike) -> dict[str, Any]:
+    """What `save` was given as `meta` for the newest checkpoint of a directory that says it; {} if none does."""
+    opened = Checkpointer(ocp.path.Path(directory).expanduser().resolve(), None)
+    for step in reversed(steps(opened) if opened.directory.is_dir() else ()):
+        with contextlib.suppress(Exception):  # damage shows as whatever the reader stumbles on
+            return _stored(opened.directory / str(step))["meta"]
+    return {}
 
 
 def restore_latest(checkpointer: Checkpointer, abstract_state: PyTree) -> tuple[int, PyTree, dict[str, Any]] | None:
@@ -195,13 +208,17 @@ def _together(read: Callable[[], Any]) -> Any:
 
 
 def _read_record(path: ocp.path.Path, abstract_state: PyTree) -> dict[str, Any]:
+    record = _stored(path)
+    _check_match(path, {leaf: kind for leaf, (kind, _) in record["leaves"].items()}, _describe(abstract_state))
+    return record
+
+
+def _stored(path: ocp.path.Path) -> dict[str, Any]:
     stored = ocp.checkpointables_metadata(path).custom_metadata or {}
     text = stored.get("record", "")
     if zlib.crc32(text.encode()) != stored.get("crc32"):
         raise ValueError("Its record of leaves and settings is missing or damaged.")
-    record = json.loads(text)
-    _check_match(path, {leaf: kind for leaf, (kind, _) in record["leaves"].items()}, _describe(abstract_state))
-    return record
+    return json.loads(text)
 
 
 def _read_arrays(path: ocp.path.Path, abstract_state: PyTree) -> PyTree:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from meal_jax.data import chat as chats
-from meal_jax.data import templates
+from meal_jax.data import overlap, templates
 from meal_jax.data.prompts import Prompts
 from meal_jax.hf import pretrained
 from meal_jax.models.lora import Lora
@@ -175,14 +175,17 @@ def encode_splits(
     """
     length = config.data.prompt_length
     tests, test_rows = templates.encode_rows(chat, test, length)
-    test_texts, ids = {row.text for row in test}, set(tests.id.tolist())
-    trains, _ = templates.encode_rows(chat, [row for row in train if row.text not in test_texts], length)
+    # Rows of one's own may be written twice with other spaces; published ones are compared as their publishers do.
+    same = overlap.plain if config.data.format == "own" else str
+    test_texts, ids = {same(row.text) for row in test}, set(tests.id.tolist())
+    trains, _ = templates.encode_rows(chat, [row for row in train if same(row.text) not in test_texts], length)
     trains = trains.rows(np.array([i not in ids for i in trains.id.tolist()], bool))
     for split, rows, encoded in (("training", train, trains), ("evaluation", test, tests)):
         if not len(encoded.id):
             raise ValueError(
-                f"{where} has no prompt for {split} that can be used: {len(rows)} passed the benchmark's filter, none has at "
-                f"most config.data.prompt_length={length} tokens and is new."
+                f"{where} has no prompt for {split} that can be used: of {len(rows)} rows chosen for it, none has at most "
+                f"config.data.prompt_length={length} tokens and is new."
+                + ("" if rows else " Give more rows, or rows that say their split (docs/own.md).")
             )
     needed = min(config.eval.prompts, len(test_rows))
     return trains, tests.rows(np.arange(needed) * len(test_rows) // needed)

@@ -151,7 +151,7 @@ def test_posts_with_their_authors_summaries_are_divided_by_id_and_have_answers(c
 
 def test_prompts_that_do_not_fit_are_said(config):
     config.data.prompt_length = 16
-    with pytest.raises(ValueError, match=r"no prompt for training.*63 passed.*config\.data\.prompt_length=16"):
+    with pytest.raises(ValueError, match=r"no prompt for training.*of 63 rows.*config\.data\.prompt_length=16"):
         build.build_task(config)
 
 
