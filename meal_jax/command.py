@@ -104,6 +104,7 @@ def parse(argv: Sequence[str]) -> list[str]:
       SystemExit: the message.
     """
     try:
+        need_config_file(argv)
         to_none = _set_to_none(argv)
         rest = app.parse_flags_with_usage([argument for argument in argv if argument not in to_none])
         if to_none:
@@ -115,11 +116,28 @@ def parse(argv: Sequence[str]) -> list[str]:
         if message is None:
             raise
         raise SystemExit(console.wrap(f"error: {message}", sys.stderr)) from error
-    except FileNotFoundError as error:
-        text = f"error: --config names a file that is not there: {error.filename or error}."
-        raise SystemExit(console.wrap(text, sys.stderr)) from None
-    except ValueError as error:  # the configuration file refuses its argument
+    except (FileNotFoundError, ValueError) as error:  # the configuration file refuses its argument
         raise SystemExit(console.wrap(f"error: {error}", sys.stderr)) from None
+
+
+def need_config_file(argv: Sequence[str]) -> None:
+    """Refuses a --config that names no file, or gives its file an argument that it does not take.
+
+    Raises:
+      FileNotFoundError: no such file; names one that is spelled alike.
+      ValueError: of the file's own code.
+    """
+    name = _config_name(argv)
+    path = (name or "").partition(":")[0]
+    if name and not os.path.isfile(path):
+        folder = os.path.dirname(path)
+        others = (
+            [os.path.join(folder, file) for file in os.listdir(folder or ".")] if os.path.isdir(folder or ".") else []
+        )
+        near = difflib.get_close_matches(path, [file for file in others if file.endswith(".py")], n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise FileNotFoundError(f"--config names a file that is not there: {path}.{hint}")
+    _read_config(argv)
 
 
 def workdir() -> str:
@@ -184,8 +202,13 @@ def _optional(config: Mapping[str, Any], prefix: str = "") -> set[str]:
 
 def _read_config(argv: Sequence[str]) -> Mapping[str, Any] | None:
     """The configuration that --config names, as its file gives it; None where there is no such flag or file."""
+    name = _config_name(argv)
+    return read_config_file(name) if name else None
+
+
+def _config_name(argv: Sequence[str]) -> str | None:
     paths = re.findall(r"(?:^|\n)--?config[= \n]([^\n]+)", "\n".join(argv))
-    return read_config_file(paths[-1]) if paths else None
+    return paths[-1] if paths else None
 
 
 def read_config_file(name: str) -> Any:

@@ -68,11 +68,13 @@ def variants(config: ml_collections.ConfigDict, methods: Sequence[str], sweep: s
     """What is to be compared, by name: the methods, or each at a sweep's values.
 
     Raises:
-      ValueError: an unknown method, or a sweep that is not FIELD:VALUES of a field that there is.
+      ValueError: no method or an unknown one, or a sweep that is not FIELD:VALUES of a field that there is.
     """
     from meal_jax import methods as known
 
-    names = list(known.METHODS) if list(methods) == ["all"] else list(methods)
+    names = list(known.METHODS) if list(methods) == ["all"] else [name for name in methods if name.strip()]
+    if not names:
+        raise ValueError(f"--methods names none: give some of {', '.join(known.METHODS)}, with commas between, or all.")
     label = {name: known.get(name).label for name in names}
     if sweep is None:
         return {name: Variant(label[name], known.configure(name, config), label[name]) for name in names}
@@ -113,10 +115,12 @@ def run(
     from meal_jax.config import check
     from meal_jax.report import write as report
     from meal_jax.runtime import identity
+    from meal_jax.saved_run import need_no_run
 
     distributed.refuse_several("python -m meal_jax.compare")
     root = Path(workdir).expanduser()
     check(config)
+    need_no_run(root, "the comparison")
     plan = variants(config, methods, sweep)
     runs: dict[Path, ml_collections.ConfigDict] = {}
     folders: dict[str, list[Path]] = {name: [] for name in plan}
@@ -328,7 +332,7 @@ if __name__ == "__main__":
     command.define_config()
     flags.DEFINE_string("workdir", None, "Where the runs write; run again with the same to resume.", required=True)
     flags.DEFINE_list("methods", ["all"], "Names of meal_jax.methods.METHODS, or all.")
-    flags.DEFINE_integer("seeds", 1, "Runs of each method, by config.seed, config.seed + 1 …")
+    flags.DEFINE_integer("seeds", 1, "Runs of each method, by config.seed, config.seed + 1 …", lower_bound=1)
     flags.DEFINE_enum("equal", "steps", list(BASES), "What the methods set side by side have spent alike.")
     flags.DEFINE_string("sweep", None, "FIELD:VALUE,VALUE…, such as meal.tau:0.03,0.1,0.3.")
     command.main(compare_as_flags_say)

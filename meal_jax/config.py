@@ -305,8 +305,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         need(value in known, f"config.{name}={value!r} is not one of {', '.join(known)}.")
     need(
         config.batch_size > 0 and config.batch_size % 2 == 0,
-        f"config.batch_size={config.batch_size} must be even: half of the prompts update the policy, the other half "
-        "judge the update.",
+        f"config.batch_size={config.batch_size} must be even and above 0: one half of the prompts updates the policy, the "
+        "other half judges the update.",
     )
     both = (config.batch_size, config.eval.batch_size)
     for name, sizes in (("rollout", both), ("score", both), ("gradient", (config.batch_size // 2,))):

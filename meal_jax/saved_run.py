@@ -27,7 +27,8 @@ from meal_jax.meal.step import Frozen, Setup, State
 from meal_jax.runtime import checkpoint, distributed, identity, sharding
 from meal_jax.tasks.task import Task
 
-RESULTS = ("pareto.json", "metrics.jsonl", "evals", "sft.json")  # what a run writes after config.json
+# What a run writes after config.json, and what runs of several directories write above them.
+RESULTS = ("pareto.json", "metrics.jsonl", "evals", "sft.json", "compare.json", "study.json")
 
 
 class Run(NamedTuple):
@@ -122,6 +123,7 @@ def recorded_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
     values = None if path.exists() else checkpoint.newest_meta(workdir / "checkpoints").get("config")
     if not path.exists() and values is None:
         inside = sorted(str(p.parent) for p in workdir.glob("*/config.json"))
+        inside += [str(above) for above in workdir.absolute().parents[:2] if (above / "config.json").exists()]
         hint = f" These are: {', '.join(inside)}." if inside else ""
         raise FileNotFoundError(f"{workdir} is not a run's workdir: it has no config.json.{hint}")
     try:
@@ -178,6 +180,18 @@ def need_same(
     if reading:
         return identity.need_same(workdir, saved, asked, harmless | set(identity.MOVED))
     return identity.need_same(workdir, saved, asked, harmless, steps_done(workdir))
+
+
+def need_no_run(directory: Path, what: str) -> None:
+    """Refuses a directory that is a run's own, whose report and lock `what` (of several runs) would take.
+
+    Raises:
+      AnotherRunError: a config.json is there.
+    """
+    if (directory / "config.json").exists():
+        raise identity.AnotherRunError(
+            f"{directory} holds a run. Nothing there was changed. Give {what} a --workdir of its own."
+        )
 
 
 def steps_done(workdir: Path) -> int:

@@ -83,6 +83,9 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
         return done and not any(differing) and (figures.drawn(config.objectives) == (root / FIGURE).exists())
 
     alone = distributed.from_first(left_alone)
+    if not alone:
+        for run_config in configs.values():
+            build.mesh_of(run_config)  # before anything is read or written
     task = build.build_task(config)
     results = {}
     with contextlib.ExitStack() as at_exit:

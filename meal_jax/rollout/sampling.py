@@ -45,7 +45,7 @@ class Sampling:
     def __post_init__(self):
         if self.draw not in DRAWS:
             raise ValueError(f"config.sampling.draw={self.draw!r} is not one of {', '.join(DRAWS)}.")
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+        if not 0 <= self.temperature < np.inf or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ValueError(f"temperature >= 0, top_k >= 0 and 0 < top_p <= 1 are needed, not {self}.")
         shares = self.compact
         if not isinstance(shares, tuple) or not all(isinstance(x, int | float) and 0 < x < 1 for x in shares):

@@ -41,11 +41,13 @@ def run(config, root: Path, only: list[str], jobs: int, report: bool) -> int:
     """
     from meal_jax.report import write as report_page
     from meal_jax.runtime import distributed, identity
+    from meal_jax.saved_run import need_no_run
     from meal_jax.study import measures, plan, runs, workers, write
 
     distributed.refuse_several("python -m meal_jax.study")
     plan.check(config)
     measures.check(config)
+    need_no_run(root, "the study")
     study = plan.choose(config, only)
     table = runs.table(study, root)
     left, jobs = [row for row in table if not row.finished], jobs or workers.cores()
