@@ -7,14 +7,16 @@ import json
 import math
 
 import jax
+import numpy as np
 import pytest
 
-from meal_jax import build, train
+from configs import own as own_config
+from meal_jax import build, compare, train
 from meal_jax import config as base
-from meal_jax.data import own
+from meal_jax.data import overlap, own
 from meal_jax.hf import pretrained
 from meal_jax.limits import LIMITS
-from meal_jax.rewards import text
+from meal_jax.rewards import python, text
 
 NAN, INF = math.nan, math.inf
 
@@ -68,6 +70,11 @@ CONFIGS = [
     ({"ric.low_quantile": 0.9, "ric.high_quantile": 0.1}, r"low_quantile=0\.9 must be below"),
     ({"seed": -1}, r"config\.seed=-1"),
     ({"reward.sources": ("heads",)}, "names 1 rewards"),
+    ({"objectives": ("a", "a ")}, r"config\.objectives=\('a', 'a '\) must be names that differ, with no space around"),
+    ({"objectives": ("a", "b\nc")}, r"config\.objectives=.* must be names that differ"),
+    ({"objectives": ("a", 2)}, r"config\.objectives=\('a', 2\) must be names that differ"),
+    ({"objectives": (), "conditioning.kind": "adapter", "policy.lora_rank": 4}, r"config\.objectives is empty"),
+    ({"batch_size": 0}, r"config\.batch_size=0 must be even and above 0"),
 ]  # fmt: skip
 
 
@@ -81,7 +88,7 @@ BUILDS = [
     ({"eval.prompts": 4}, r"config\.eval\.prompts=4: the toy .* a multiple of 16"),
     ({"objectives": tuple("abcdefghijklmnop")}, "16 rewards: the toy's vocabulary serves 15"),
     ({"task": "toy_base"}, r"config\.task='toy_base' is not one of"),
-    ({"batch_size": 4096}, "fewer than the 4096 needed"),
+    ({"batch_size": 4096}, r"fewer than the 4096 needed \(config\.batch_size for training"),
 ]
 
 
@@ -110,7 +117,19 @@ ROWS = [
         "rows.jsonl:2 has the split 'holdout', which is none of train, test, validation",
     ),
     ({"prompt": "a", "split": 3}, "rows.jsonl:2 has the split 3"),
+    ({"prompt": "a", "Split": "holdout"}, "rows.jsonl:2 has the split 'holdout'"),
+    ({"prompt": "a", "split": ["test"]}, r"rows.jsonl:2 has the split \['test'\]"),
+    ({"prompt": "a", "split": True}, "rows.jsonl:2 has the split True"),
     ({"prompt": ""}, "rows.jsonl:2 has an empty prompt"),
+    ({"prompt": None, "messages": None}, "rows.jsonl:2 must have one of prompt and messages"),
+    ({"messages": [{"role": "human", "content": "a"}]}, "rows.jsonl:2 has the roles human"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+        r"rows.jsonl:2: messages\[0\] has no text in content",
+    ),
+    ([{"prompt": "a"}], r"rows.jsonl:2 is a JSON list; .* jq -c '\.\[\]'"),
+    ('{"prompt": "a"},', "rows.jsonl:2 is not valid JSON .* Take the comma away"),
+    ('{"prompt": "a",}', "rows.jsonl:2 is not valid JSON .* Take the comma away"),
     ({"text": "a"}, "rows.jsonl:2 must have one of prompt and messages"),
     ({"prompt": ["a"]}, "rows.jsonl:2 has no text in prompt"),
     ({"messages": [{"role": "assistant", "content": "a"}]}, "rows.jsonl:2 has the roles assistant"),
@@ -128,10 +147,71 @@ def test_rows(row, says, tmp_path):
         own.read_by_split(tmp_path / "rows.jsonl")
 
 
+def write(folder, files):
+    for name, rows in files.items():
+        lines = rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(lines)
+    return folder
+
+
+FILES = [
+    ({"rows.csv": "prompt\na\n"}, "/rows.csv", r"rows.csv is no JSON lines\. Make it some: python -c"),
+    ({"rows.txt": "a\n"}, "/rows.txt", "rows.txt is no JSON lines.*jq"),
+    ({"rows.jsonl": "{\n"}, "", r"rows.jsonl:1 is not valid JSON .* jq -c \."),
+    ({"train/a.jsonl": [{"prompt": "a"}]}, "", "it has train; directories in it are not read"),
+    ({"rows.jsonl": [{"q": "a", "split": "holdout"}]}, ":q", "rows.jsonl:1 has the split 'holdout'"),
+    (
+        {"my_train.jsonl": [{"prompt": "a", "split": "test"}]},
+        "",
+        "my_train.jsonl says train: leave one of the two away",
+    ),
+]
+
+
+@pytest.mark.parametrize(("written", "place", "says"), FILES)
+def test_files(written, place, says, tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError), match=says):
+        own.read_by_split(f"{write(tmp_path, written)}{place}")
+
+
+SPLITS = [  # what two files of a row each are: the first, the second
+    (("Train.jsonl", "TEST.jsonl"), ("train", "test")), (("train.jsonl", "dev.jsonl"), ("train", "validation")),
+    (("my_train.jsonl", "my-eval.jsonl"), ("train", "test")), (("train-0.jsonl", "val_1.jsonl"), ("train", "validation")),
+    (("testimonials.jsonl", "trainer_notes.jsonl"), ("", "")), (("stress_test_rows.jsonl", "train_test.jsonl"), ("", "")),
+    (("Train/a.jsonl",), ("train",)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("names", "splits"), SPLITS)
+def test_a_files_name_says_its_split_by_its_first_or_last_word(names, splits, tmp_path):
+    write(tmp_path, {name: [{"prompt": name}] for name in names})
+    read = own.read_by_split(tmp_path if "/" not in names[0] else tmp_path / "Train")
+    prompts = {turns[0][1]: split for split, pairs in read.items() for turns in pairs.prompts}
+    assert prompts == dict(zip(names, splits, strict=True))
+
+
+def test_rows_of_ones_own_that_differ_from_a_held_out_one_in_case_or_space_alone_are_not_trained_on(tmp_path):
+    rows = [{"prompt": f"Once number {i} there was", "split": "train"} for i in range(12)]
+    rows += [{"q": None, "prompt": " ONCE  number 3 there\nwas", "messages": None, "SPLIT": " Test "}]
+    write(tmp_path, {"rows.jsonl": rows})
+    config = own_config.get_config("text")
+    config.update_from_flattened_dict(
+        {"data.path": str(tmp_path), "batch_size": 4, "objectives": ("dialogue", "cheerful")}
+    )
+    task = build.build_task(config)
+    assert len(task.train.id) == 11 and task.test.text == ("ONCE  number 3 there\nwas",)
+    assert overlap.of_prompts(task.train, task.test)["same_text"] == 0
+
+
 REWARDS = [
     (None, ValueError, "returned NoneType"), ({}, ValueError, "returned dict"), ([1.0], ValueError, r"shape \[1\]"),
     ([1.0, "2"], ValueError, "row 1 is '2'"), ([1.0, NAN], FloatingPointError, "row 1, nan for 'second'"),
-    ([INF, 1.0], FloatingPointError, "row 0, inf for 'first'"),
+    ([INF, 1.0], FloatingPointError, "row 0, inf for 'first'"), ([1, 10**400], FloatingPointError, "row 1, inf for 'second'"),
+    (np.ma.array([1.0, 2.0], mask=[0, 1]), FloatingPointError, "row 1, nan"), (np.ones((2, 1)), ValueError, r"shape \[2, 1\]"),
+    (np.float32(1), ValueError, r"shape \[\] for 2"), (map(len, "ab"), ValueError, "returned map"),
+    ({1.0, 2.0}, ValueError, "returned set"), (b"ab", ValueError, "returned bytes"), ([1j, 1j], ValueError, "row 0 is 1j"),
+    (np.array(["a", "b"]), ValueError, "returned ndarray of <U1"), ([[1.0], [1.0, 2.0]], ValueError, "row 0 is .*, a list"),
 ]  # fmt: skip
 
 
@@ -139,6 +219,44 @@ REWARDS = [
 def test_a_reward(values, error, says):
     with pytest.raises(error, match=says):
         text.check("polite", values, ["first", "second"], "python:mine.py:f")
+
+
+CODE = [
+    (
+        "def f(p, r)\n",
+        ValueError,
+        r"python:.*mine\.py:f: .*mine\.py cannot be imported: it raised SyntaxError at line 1",
+    ),
+    ("import not_there_at_all\n", ModuleNotFoundError, r"python:.*mine\.py:f: .* cannot be imported: No module named"),
+    ("raise ValueError('bad file')\n", ValueError, r"cannot be imported: it raised ValueError: bad file"),
+    ("import sys; sys.exit(2)\n", ValueError, r"cannot be imported: it raised SystemExit: 2"),
+    ("f = 3\n", ValueError, "has no function f"),
+    (
+        "def f(p, r):\n    raise SystemExit(3)\n",
+        ValueError,
+        r"'mine' .* raised SystemExit at .*mine\.py:2: 3\. It was called",
+    ),
+    ("def f(p, r):\n    assert r == []\n", ValueError, r"raised AssertionError at .*mine\.py:2: without a message\."),
+    ("def f(responses): pass\n", ValueError, "raised TypeError: f.. takes 1 positional argument but 2"),
+]
+
+
+@pytest.mark.parametrize(("code", "error", "says"), CODE)
+def test_a_rewards_code(code, error, says, tmp_path):
+    named = f"python:{tmp_path / 'mine.py'}:f"
+    (tmp_path / "mine.py").write_text(code)
+    with pytest.raises(error, match=says):
+        python.TextFunction(python.load(named.partition(":")[2], named), named, "mine")(["p"], ["r"])
+
+
+def test_a_reward_that_changes_its_lists_changes_those_of_no_other():
+    def drains(prompts, responses):
+        prompts.clear()
+        return [len(responses.pop()) for _ in range(len(responses))]
+
+    prompts, responses = ["p", "q"], ["a", "bc"]
+    assert python.TextFunction(drains, "python:mine.py:f", "mine")(prompts, responses) == [2, 1]
+    assert (prompts, responses) == (["p", "q"], ["a", "bc"])
 
 
 WEIGHTS = [
@@ -161,6 +279,7 @@ WORKDIRS = [
     ("[]", "config.json is not valid JSON of a configuration"),
     ('{"stepz": 1}', "a field stepz, which this version"),
     ('{"seed": 7}', r"config\.seed: 7 → 0"),
+    ('{"model_type": "llama"}', "a field model_type, .* If it is another program's, give another --workdir"),
     ('{"beside": [], "optim": {"final": 0.5}}', r"config\.optim\.final_lr_fraction: 0\.5 → 0\.05"),
 ]
 
@@ -172,6 +291,29 @@ def test_a_workdir(recorded, says, tmp_path):
         train.run(base.default(), str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
     assert (tmp_path / "config.json").read_text() == recorded
+
+
+LEFTOVERS = [  # what stands in a workdir without config.json
+    ({"metrics.jsonl": "mine"}, "holds metrics.jsonl, and neither a config.json nor a checkpoint says of what run"),
+    ({"pareto.json": '{"mine": 1}', "README.md": ""}, "holds pareto.json, and neither"),
+    ({"compare.json": "{}"}, "holds compare.json, and neither"),
+    ({"sft.json": "{}", "checkpoints/7/best.pt": ""}, "holds sft.json, and neither"),
+]
+
+
+@pytest.mark.parametrize(("written", "says"), LEFTOVERS)
+def test_a_workdir_that_does_not_say_of_what_run_it_is(written, says, tmp_path):
+    write(tmp_path, written)
+    with pytest.raises(ValueError, match=says):
+        train.run(base.default(), str(tmp_path))
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == set(written)
+
+
+def test_a_comparison_in_the_workdir_of_a_run(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds a run. .* Give the comparison a --workdir of its own"):
+        compare.run(base.default(), str(tmp_path), ["meal"], 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_a_workdir_that_is_a_file(tmp_path):

@@ -92,8 +92,10 @@ def rows(file: Path, column: str | None = None) -> Iterator[tuple[str, dict[str,
             row = json.loads(line)
         except ValueError as error:
             hint = ""
-            if number == 1 and line.strip() in "[{":
-                hint = f" {ARRAY}" if line.strip() == "[" else " An object over several lines becomes one by: jq -c ."
+            if number == 1 and line.lstrip()[:1] == "[":
+                hint = f" {ARRAY}"
+            elif number == 1 and line.strip() == "{":
+                hint = " An object over several lines becomes one by: jq -c ."
             elif line.rstrip().endswith(("},", ",}")):
                 hint = " Take the comma away that ends the object or stands after it."
             raise ValueError(f"{source} is not valid JSON ({error}); each line is one object.{hint}") from None

@@ -54,9 +54,9 @@ def load(name: str, where: str) -> Callable:
         path = Path(place).expanduser().resolve()
         if not path.is_file():
             raise FileNotFoundError(f"{where}: there is no file {path}.")
-        module = _executed(functools.partial(_module_of, path, path.stat().st_mtime_ns), f"{where}: {path}")
+        module = _executed(functools.partial(_module_of, path, path.stat().st_mtime_ns), where, str(path))
     else:
-        module = _executed(functools.partial(importlib.import_module, place), f"{where}: {place}", place)
+        module = _executed(functools.partial(importlib.import_module, place), where, place)
     attribute = getattr(module, function, None)
     if not callable(attribute):
         defined = [
@@ -66,17 +66,21 @@ def load(name: str, where: str) -> Callable:
     return attribute
 
 
-def _executed(execute: Callable[[], ModuleType], what: str, place: str = "") -> ModuleType:
-    """The module that `execute` returns; its errors begin with `what`, a message that names the field and the file."""
+def _executed(execute: Callable[[], ModuleType], where: str, place: str) -> ModuleType:
+    """The module that `execute` returns; its errors begin with the field and the file or module."""
     try:
         return execute()
     except ModuleNotFoundError as error:
-        if place and error.name is not None and f"{place}.".startswith(f"{error.name}."):
-            raise ValueError(f"{what} is no module; a file is named by its path, ending in .py.") from None
-        raise ModuleNotFoundError(f"{what} cannot be imported: {error}.", name=error.name) from error
+        if error.name is not None and f"{place}.".startswith(f"{error.name}."):
+            raise ValueError(
+                f"{where}: there is no module {place}; a file is named by its path, ending in .py."
+            ) from None
+        raise ModuleNotFoundError(f"{where}: {place} cannot be imported: {error}.", name=error.name) from error
     except (Exception, SystemExit) as error:  # of any type: it is a user's code
         line = f" at line {error.lineno}" if isinstance(error, SyntaxError) else ""
-        raise ValueError(f"{what} cannot be imported: it raised {type(error).__name__}{line}: {error}.") from error
+        raise ValueError(
+            f"{where}: {place} cannot be imported: it raised {type(error).__name__}{line}: {error}."
+        ) from error
 
 
 @functools.lru_cache(maxsize=64)
@@ -144,7 +148,8 @@ def token_column(function: Callable, objective: str, batch: Batch, responses: Re
         raise ValueError(f"{of} returned {type(column).__name__} {str(column)[:80]}; {needed}") from None
     if column.shape != expected or jnp.issubdtype(column.dtype, jnp.complexfloating):
         raise ValueError(
-            f"{of} returned {column.dtype}{list(column.shape)} for tokens {list(responses.tokens.shape)}; {needed}"
+            f"The reward of objective {objective!r} returned {column.dtype}{list(column.shape)} for tokens "
+            f"{list(responses.tokens.shape)}; {needed}" + (f" ({source})" if source else "")
         )
     return column.astype(jnp.float32)
 
