@@ -52,6 +52,21 @@ def test_every_prompt_is_answered_once_in_order_and_scored_with_its_own_text(bat
     np.testing.assert_allclose(result.proposals, np.broadcast_to(PREFERENCES, (ROWS, 3, 2)))
 
 
+def test_a_score_that_is_not_a_finite_number_is_named_before_anything_is_made_of_it():
+    scores = np.zeros((2, 3, 2))
+    tokens = np.arange(6)[:, None].reshape(2, 3, 1)
+    answers = evaluate.Answers(scores, tokens, tokens >= 0, scores[..., 0] == 0, scores)
+    task = types.SimpleNamespace(objectives=("a", "b"), token_functions=("", "jax:mine.py:f"), show=str)
+    evaluate.need_finite(answers, task)
+    scores[1, 1, 1] = np.nan
+    with pytest.raises(
+        FloatingPointError, match=r"'b' \(jax:mine\.py:f\) .* 1 of 6 responses; the first is row 4, nan for '\[4\]'"
+    ):
+        evaluate.need_finite(answers, task)
+    with pytest.raises(FloatingPointError, match="objective 'b' is not a finite number"):
+        evaluate.need_finite(answers, types.SimpleNamespace(objectives=("a", "b"), token_functions=(), show=str))
+
+
 PREFERENCES = np.array([[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]])
 
 

@@ -198,6 +198,10 @@ def test_columns_stand_in_the_order_of_the_objectives():
     assert cost["score/known"] == 0 and cost["time/text_rewards"] > 0
     with pytest.raises(FloatingPointError, match="objective 'c'"):
         scorer._replace(rewards=(length, None, lambda p, r: [np.inf] * 6)).complete(["P", "Q"], tokens, mask, device)
+    device[1, 0, 0] = np.nan  # a column of the device is looked at before the update too
+    named = scorer._replace(functions=("", "jax:mine.py:f", ""))
+    with pytest.raises(FloatingPointError, match=r"objective 'b' \(jax:mine\.py:f\) .* row 3, nan for '6 7'"):
+        named.complete(["P", "Q"], tokens, mask, device)
 
 
 def test_the_share_of_known_rows_is_told():
