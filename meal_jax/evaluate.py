@@ -16,6 +16,7 @@ import numpy as np
 from meal_jax import fluency
 from meal_jax.data import chat as chats
 from meal_jax.data.prompts import Prompts
+from meal_jax.meal.normalise import usable
 from meal_jax.meal.step import Batch, Frozen, Setup, score
 from meal_jax.methods import Cost, Method
 from meal_jax.pareto import front
@@ -128,7 +129,7 @@ def evaluate(
 
 def need_finite(answers: Answers, task: Task) -> None:
     """Raises FloatingPointError, with objective, function, row and value, where a score is not a finite number."""
-    if np.all(np.isfinite(answers.scores)):
+    if np.all(usable(answers.scores)):
         return
     scores = answers.scores.reshape(-1, answers.scores.shape[-1])
     rows = zip(*(a.reshape(len(scores), -1) for a in (answers.tokens, answers.mask)), strict=True)

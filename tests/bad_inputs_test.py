@@ -209,6 +209,7 @@ REWARDS = [
     ([1.0, "2"], ValueError, "row 1 is '2'"), ([1.0, NAN], FloatingPointError, "row 1, nan for 'second'"),
     ([INF, 1.0], FloatingPointError, "row 0, inf for 'first'"), ([1, 10**400], FloatingPointError, "row 1, inf for 'second'"),
     (np.ma.array([1.0, 2.0], mask=[0, 1]), FloatingPointError, "row 1, nan"), (np.ones((2, 1)), ValueError, r"shape \[2, 1\]"),
+    ([1.0, -2e15], FloatingPointError, r"beyond ±1e\+15, too large to be normalised, .* row 1, -2.*e\+15 for 'second'"),
     (np.float32(1), ValueError, r"shape \[\] for 2"), (map(len, "ab"), ValueError, "returned map"),
     ({1.0, 2.0}, ValueError, "returned set"), (b"ab", ValueError, "returned bytes"), ([1j, 1j], ValueError, "row 0 is 1j"),
     (np.array(["a", "b"]), ValueError, "returned ndarray of <U1"), ([[1.0], [1.0, 2.0]], ValueError, "row 0 is .*, a list"),

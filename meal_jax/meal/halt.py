@@ -1,4 +1,4 @@
-"""A step that moves nothing where a reward is not a finite number, nor does any step after it.
+"""A step that moves nothing where a reward is not a finite number, or too large; nor does any step after it.
 
 A run reads a step's rewards only after it has dispatched the next step, which takes over the state's memory. A reward that the
 device computes must therefore be checked on the device: the state is left as it is and marked by a negative count of steps,
@@ -16,17 +16,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from meal_jax.meal.normalise import usable, what_is_wrong
+
 PREFIX = "fault/"  # of metrics that are read by `fault_of` and written nowhere
 
 
 class Fault(NamedTuple):
-    """The first reward of a step that is not a finite number.
+    """The first reward of a step that is not a finite number, or too large.
 
     Attributes:
       objective: its index.
       row: its response among the B · N of the step, candidates of a prompt side by side.
-      value: NaN or an infinity.
-      count, rows: how many of that objective's rewards are not finite, of how many.
+      value: NaN, an infinity, or beyond `normalise.LARGEST`.
+      count, rows: how many of that objective's rewards are so, of how many.
     """
 
     objective: int
@@ -44,7 +46,7 @@ def halting(update: Callable) -> Callable:
     """
 
     def update_or_halt(setup: Any, state: Any, frozen: Any, batch: Any, rolled: Any, scores: Any):
-        sound = (state.step >= 0) & jnp.all(jnp.isfinite(scores.rewards))
+        sound = (state.step >= 0) & jnp.all(usable(scores.rewards))
         operands = state, frozen, batch, rolled, scores
         go = functools.partial(update, setup)
         metrics = jax.eval_shape(go, *operands)[1]
@@ -64,7 +66,7 @@ def halting(update: Callable) -> Callable:
 def _first_fault(rewards: jax.Array) -> dict[str, jax.Array]:
     """Fields of Fault as metrics, from rewards [..., K]; count is 0 where all are finite."""
     rows = rewards.reshape(-1, rewards.shape[-1])
-    bad = ~jnp.isfinite(rows)
+    bad = ~usable(rows)
     objective = jnp.argmax(jnp.any(bad, axis=0))
     row = jnp.argmax(bad[:, objective])
     fields = Fault(objective, row, rows[row, objective], jnp.sum(bad[:, objective]), jnp.array(len(rows)))
@@ -101,6 +103,6 @@ def describe(fault: Fault, objectives: Sequence[str], sources: Sequence[str]) ->
     source = sources[fault.objective] if sources else ""
     of = f"the reward of objective {objectives[fault.objective]!r}" + (f" ({source})" if source else "")
     return (
-        f"{of} is not a finite number for {fault.count} of {fault.rows} responses; the first is row {fault.row}, "
+        f"{of} is {what_is_wrong(fault.value)} for {fault.count} of {fault.rows} responses; the first is row {fault.row}, "
         f"{fault.value}"
     )

@@ -5,6 +5,7 @@ Letters: B prompts, N candidates, K objectives.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -12,6 +13,18 @@ import jax.numpy as jnp
 
 SCALE = ("running", "pool")
 LEAST = 0.1  # of a pool's standard deviation, in running ones: what hardly differs is not blown up more than tenfold
+
+LARGEST = 1e15  # magnitude of a reward: sums of squares of larger ones are beyond float32
+
+
+def usable(reward: jax.Array) -> jax.Array:
+    """Whether each of some rewards is a number that can be normalised: neither NaN nor beyond LARGEST."""
+    return abs(reward) <= LARGEST
+
+
+def what_is_wrong(value: float) -> str:
+    """Of a reward that is not `usable`, for messages."""
+    return f"beyond ±{LARGEST:g}, too large to be normalised," if math.isfinite(value) else "not a finite number"
 
 
 class RewardStats(NamedTuple):

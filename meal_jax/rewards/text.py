@@ -24,6 +24,7 @@ import jax
 import numpy as np
 
 from meal_jax.classifiers.classifier import Classifier
+from meal_jax.meal.normalise import usable, what_is_wrong
 from meal_jax.rewards.formats import Encoded, limit
 from meal_jax.runtime import distributed, sharding
 
@@ -180,13 +181,13 @@ def check(name: str, values: Any, responses: Sequence[str], source: str = "") ->
 
 
 def need_finite(name: str, scores: np.ndarray, responses: Sequence[str], source: str = "") -> None:
-    """Raises FloatingPointError where a reward [R] is not a finite number; names the first of R responses, if given."""
-    bad = np.flatnonzero(~np.isfinite(scores))
+    """Raises FloatingPointError where a reward [R] is not a finite number, or too large; names the first, and its response."""
+    bad = np.flatnonzero(~usable(scores))
     if len(bad):
         response = f" for {responses[bad[0]][:80]!r}" if responses else ""
         raise FloatingPointError(
-            f"{_of(name, source)} is not a finite number for {len(bad)} of {len(scores)} responses; the first is row "
-            f"{bad[0]}, {scores[bad[0]]}{response}."
+            f"{_of(name, source)} is {what_is_wrong(scores[bad[0]])} for {len(bad)} of {len(scores)} responses; the first is "
+            f"row {bad[0]}, {scores[bad[0]]:g}{response}."
         )
 
 
