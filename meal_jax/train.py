@@ -351,7 +351,7 @@ def loop(
         """A reward that fails in an evaluation, or between the programs of a step, leaves the state from before it whole."""
         try:
             yield
-        except (ValueError, FloatingPointError):
+        except (ValueError, FloatingPointError, distributed.ElsewhereError):  # all processes save, whichever failed
             if done > start and not any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):
                 save()
             raise

@@ -43,6 +43,7 @@ def canned(monkeypatch):
             "budget": history[-1]["budget"],
             "history": history,
         }
+        (folder / "config.json").write_text(config.to_json_best_effort())  # as every run, before its results
         (folder / "pareto.json").write_text(json.dumps(result))
         return result
 

@@ -234,8 +234,12 @@ def from_first(make: Callable[[], Any]) -> Any:
     return received["value"]
 
 
+class ElsewhereError(RuntimeError, OSError):
+    """Another process failed, at a point that all reach together; its log says why, so a message is enough here."""
+
+
 def agree(error: Exception | None, what: str) -> None:
-    """Raises on all processes if one failed: its own error there, a RuntimeError that names the process on the others."""
+    """Raises on all processes if one failed: its own error there, an ElsewhereError that names the process on the others."""
     import jax
     from jax.experimental import multihost_utils
 
@@ -245,7 +249,7 @@ def agree(error: Exception | None, what: str) -> None:
     if error is not None:
         raise error
     if np.any(failed):
-        raise RuntimeError(f"{what} failed in process {np.flatnonzero(failed).tolist()}: its log says why.")
+        raise ElsewhereError(f"{what} failed in process {np.flatnonzero(failed).tolist()}: its log says why.")
 
 
 def in_shares(function: Callable[..., np.ndarray], *columns: Sequence[Any]) -> np.ndarray:
