@@ -179,7 +179,8 @@ def adapted(c: TransformerConfig) -> dict[str, tuple[int, int]]:
 def base_parameters(c: TransformerConfig) -> int:
     """Number of the decoder's parameters without adapters."""
     biases = (c.heads + 2 * c.kv_heads) * c.head_dim if c.qkv_bias else 0
-    norms = (4 if c.post_norms else 2) * c.width + (2 * c.head_dim if c.qk_norm else 0)
+    heads = (c.heads + c.kv_heads if c.qk_norm_joint else 2) if c.qk_norm else 0
+    norms = 2 * (c.pre_norms + c.post_norms) * c.width + heads * c.head_dim
     layer = sum(math.prod(shape) for shape in linears(c).values()) + biases + norms
     return c.layers * layer + (1 if c.tied else 2) * c.vocab_size * c.width + c.width
 

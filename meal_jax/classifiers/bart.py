@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from meal_jax.classifiers import layers
 from meal_jax.classifiers.family import Family, linear_weights, norm_weights, token_id
-from meal_jax.hf.families import Weight
+from meal_jax.hf.weight_names import Weight
 
 OFFSET = 2  # BART's tables of positions start with two unused rows
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from meal_jax.classifiers import layers
 from meal_jax.classifiers.family import Family, linear_weights, norm_weights, token_id
-from meal_jax.hf.families import Weight
+from meal_jax.hf.weight_names import Weight
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 
 from meal_jax.classifiers import layers
 from meal_jax.classifiers.family import Family, token_id
-from meal_jax.hf import families
-from meal_jax.hf.families import Weight
+from meal_jax.hf import families, weight_names
+from meal_jax.hf.weight_names import Weight
 from meal_jax.models.lora import Lora
 from meal_jax.models.transformer import Transformer, TransformerConfig
 
@@ -83,7 +83,7 @@ class Model(nn.Module):
 
 
 def weights(c: Config) -> tuple[Weight, ...]:
-    rows = families.weights(dataclasses.replace(c.decoder, tied=True))
+    rows = weight_names.weights(dataclasses.replace(c.decoder, tied=True))
     return (
         *(row._replace(path=f"transformer/{row.path}") for row in rows),
         Weight("classifier/kernel", "score.weight", True),

@@ -20,7 +20,7 @@ import flax.linen as nn
 import jax
 
 from meal_jax.hf import pretrained
-from meal_jax.hf.families import Weight
+from meal_jax.hf.weight_names import Weight
 
 # Tensors that classifiers do not read: buffers that follow from the configuration, and heads of other tasks.
 REDUNDANT = re.compile(

@@ -32,6 +32,7 @@ from safetensors.numpy import save_file
 
 from meal_jax.export import card, chat_template, prompt_gap, rounding
 from meal_jax.hf import families, pretrained
+from meal_jax.hf.weight_names import weights
 from meal_jax.meal import step as meal
 from meal_jax.models import lora
 from meal_jax.models.policy import Conditioner, inserted
@@ -246,7 +247,7 @@ def save_adapter(directory: Path, run: Run, flat: Mapping[str, Any]) -> None:
     config, tensors, modules = run.task.transformer, {}, set()
     entries = pretrained.read_json(pretrained.resolve(run.config.policy.source) / "config.json")
     vision = families.has_vision(entries)
-    for weight in families.weights(config):
+    for weight in weights(config):
         layer = f"transformer/{weight.path.removesuffix('/kernel')}"
         if f"{layer}/lora_a" not in flat:
             continue
@@ -303,7 +304,8 @@ def save_networks(directory: Path, run: Run, flat: Mapping[str, Any], baked: boo
     if kind == "prefix" and not baked:
         width = run.task.transformer.width
         tensors = {path.removeprefix("conditioner/"): v for path, v in flat.items() if path.startswith("conditioner/")}
-        scale = np.float32(width**-0.5 * run.task.transformer.embedding_scale)
+        decoder = run.task.transformer  # a multiplier of Granite's kind is applied to given embeddings too
+        scale = np.float32(width**-0.5 * decoder.embedding_scale / decoder.embedding_multiplier)
         networks["prefix"] = {**tensors, "width": np.int32(width), "scale": scale}
     for name, tensors in networks.items():
         save_file({path: np.asarray(v) for path, v in tensors.items()}, directory / f"{name}.safetensors")

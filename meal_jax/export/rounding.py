@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from meal_jax.hf import families
+from meal_jax.hf.weight_names import weights
 from meal_jax.models.lora import ADAPTER_LEAVES, update
 from meal_jax.models.transformer import TransformerConfig
 
@@ -61,7 +61,7 @@ def measure(flat: Mapping[str, Any], config: TransformerConfig, dtype: str) -> R
       dtype: one of DTYPES.
     """
     shares, lost, whole = {}, 0.0, 0.0
-    for weight in families.weights(config):
+    for weight in weights(config):
         layer = f"transformer/{weight.path.removesuffix('/kernel')}"
         factors = [f"{layer}/{leaf}" for leaf in ADAPTER_LEAVES]
         if factors[0] not in flat:

@@ -1,9 +1,7 @@
-"""Hugging Face's names: config.json and tensor names of each family of decoders, both ways.
+"""Hugging Face's config.json of each family of decoders, both ways.
 
 `FAMILIES` holds what a family's config.json leaves out. `parse` turns the entries into a TransformerConfig and refuses, by
-name, what the decoder would compute wrongly. `entries` writes them back. `weights` pairs parameters with tensors.
-
-Letters: L layers.
+name, what the decoder would compute wrongly. `entries` writes them back. Tensor names are in weight_names.py.
 """
 
 from __future__ import annotations
@@ -20,8 +18,16 @@ RUNTIME = ("dtype", "param_dtype", "attention", "remat", "unroll", "unstack_laye
 ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}  # Hugging Face's name → ours
 
 
-# Which layers slide: none; all, if there is a size; those from `max_window_layers` on, if switched on; by a period.
-WINDOWS = ("none", "all", "switched", "period")
+# Which layers slide: none; all, if there is a size; those from `max_window_layers` on, if switched on; by a period; those
+# without rotation, if switched on.
+WINDOWS = ("none", "all", "switched", "period", "unrotated")
+# Granite's entries → fields of TransformerConfig.
+MULTIPLIERS = {
+    "attention_multiplier": "query_scale",
+    "embedding_multiplier": "embedding_multiplier",
+    "residual_multiplier": "residual_multiplier",
+    "logits_scaling": "logit_divisor",
+}
 
 
 class Family(NamedTuple):
@@ -36,6 +42,7 @@ class Family(NamedTuple):
       windows: which layers slide where `layer_types` does not say: one of WINDOWS.
       softcaps: config.json has the query's scale and the softcaps of attention and logits.
       local_rope: sliding layers have a rotary base of their own.
+      multipliers: config.json has the entries MULTIPLIERS.
     """
 
     architecture: str
@@ -46,6 +53,7 @@ class Family(NamedTuple):
     windows: str = "none"
     softcaps: bool = False
     local_rope: bool = False
+    multipliers: bool = False
 
 
 BASE = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "hidden_act": "silu"}
@@ -113,15 +121,32 @@ FAMILIES = {
             softcaps=True,
             local_rope=True,
         ),
+        Family(
+            "SmolLM3ForCausalLM",
+            "smollm3",
+            {},
+            BASE
+            | {
+                "num_key_value_heads": 4,
+                "tie_word_embeddings": True,
+                "rope_theta": 2_000_000.0,
+                "no_rope_layers": None,
+                "no_rope_layer_interval": 4,
+                "use_sliding_window": False,
+            },
+            windows="unrotated",
+        ),
+        Family(
+            "Olmo2ForCausalLM",
+            "olmo2",
+            {"pre_norms": False, "post_norms": True, "qk_norm": True, "qk_norm_joint": True},
+            BASE | {"rms_norm_eps": 1e-5},
+        ),
+        Family("GraniteForCausalLM", "granite", {}, BASE | dict.fromkeys(MULTIPLIERS, 1.0), multipliers=True),
     )
 }
 # Phi 3 and 4 compute what Mistral does, from fused tensors (`FUSED`); they are read, and written back, as Mistral.
 PHI3 = {"sliding_window": None, "rms_norm_eps": 1e-5, "num_key_value_heads": None}
-# Fused tensor's last name → the names of its parts, from its first row on.
-FUSED = {
-    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
-}
 # Entries that change the computation and are not implemented; any value that is not in OFF is refused.
 UNIMPLEMENTED = ("attention_bias", "mlp_bias", "rope_interleaved", "quantization_config", "use_bidirectional_attention")
 OFF = (None, False, {})
@@ -154,7 +179,8 @@ def parse(c: Mapping[str, Any], where: Any) -> TransformerConfig:
 def _fields(family: Family, c: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Fields of TransformerConfig, and the features that the entries ask for and that are not implemented."""
     rope, bad = _rope(family, c)
-    windows, window_bad = _windows(family, c)
+    rotated = _rotated(family, c)
+    windows, window_bad = _windows(family, c, rotated)
     bad += window_bad
     if c[family.activation] not in ACTIVATIONS:
         bad.append(f"{family.activation} {c[family.activation]} ({', '.join(ACTIVATIONS)} are)")
@@ -173,12 +199,16 @@ def _fields(family: Family, c: Mapping[str, Any]) -> tuple[dict[str, Any], list[
         "head_dim": c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"],
         "hidden": c["intermediate_size"],
         "norm_eps": float(c["rms_norm_eps"]),
-        "query_scalar": number("query_pre_attn_scalar"),
+        "rotated": rotated,
         "attention_softcap": number("attn_logit_softcapping"),
         "logit_softcap": number("final_logit_softcapping"),
         "activation": ACTIVATIONS.get(c[family.activation]),
         "tied": bool(c["tie_word_embeddings"]),
     }
+    if family.softcaps and c.get("query_pre_attn_scalar") is not None:
+        fields["query_scale"] = float(c["query_pre_attn_scalar"]) ** -0.5
+    if family.multipliers:
+        fields |= {field: float(c[entry]) for entry, field in MULTIPLIERS.items()}
     return fields | rope | windows, bad
 
 
@@ -258,7 +288,25 @@ def _scaling(settings: Mapping[str, Any], c: Mapping[str, Any]) -> tuple[RopeSca
     return RopeScaling("llama3", factor, low, high, int(context)), bad
 
 
-def _windows(family: Family, c: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _rotated(family: Family, c: Mapping[str, Any]) -> tuple[bool, ...]:
+    """For each layer whether it rotates queries and keys; () where all do.
+
+    Raises:
+      ValueError: config.json lists fewer layers than it has.
+    """
+    layers = c["num_hidden_layers"]
+    if family.windows != "unrotated":
+        return ()
+    listed = c["no_rope_layers"]  # 1 where a layer rotates
+    if listed is None:
+        listed = [(i + 1) % c["no_rope_layer_interval"] for i in range(layers)]
+    if len(listed) < layers:
+        raise ValueError(f"no_rope_layers lists {len(listed)} of {layers} layers.")
+    rotated = tuple(map(bool, listed[:layers]))
+    return () if all(rotated) else rotated
+
+
+def _windows(family: Family, c: Mapping[str, Any], rotated: tuple[bool, ...]) -> tuple[dict[str, Any], list[str]]:
     """Fields of sliding windows, and their unimplemented features."""
     layers, size = c["num_hidden_layers"], c.get("sliding_window")
     if family.windows == "all":
@@ -266,6 +314,9 @@ def _windows(family: Family, c: Mapping[str, Any]) -> tuple[dict[str, Any], list
     elif family.windows == "switched":
         size = size if c["use_sliding_window"] else None
         local = tuple(size is not None and i >= c["max_window_layers"] for i in range(layers))
+    elif family.windows == "unrotated":
+        size = size if c["use_sliding_window"] else None
+        local = tuple(size is not None and not rotates for rotates in rotated or (True,) * layers)
     elif "sliding_window_pattern" in c:
         period = c.get("_sliding_window_pattern") or c["sliding_window_pattern"]
         local = tuple((i + 1) % period != 0 for i in range(layers))
@@ -317,9 +368,15 @@ def entries(config: TransformerConfig) -> dict[str, Any]:
         **_window_entries(family, config),
     }
     if family.softcaps:
-        out["query_pre_attn_scalar"] = int(config.query_scalar or config.head_dim)  # transformers takes whole numbers
+        scalar = config.head_dim if config.query_scale is None else round(config.query_scale**-2)
+        out["query_pre_attn_scalar"] = scalar  # transformers takes whole numbers
         out["attn_logit_softcapping"] = config.attention_softcap
         out["final_logit_softcapping"] = config.logit_softcap
+    if family.multipliers:
+        default = {"query_scale": config.head_dim**-0.5}
+        out |= {entry: getattr(config, field) or default[field] for entry, field in MULTIPLIERS.items()}
+    if family.windows == "unrotated":
+        out["no_rope_layers"] = [int(rotates) for rotates in config.rotated or (True,) * config.layers]
     parsed = parse(out, "config.json")
     lost = [
         field.name
@@ -366,61 +423,8 @@ def _window_entries(family: Family, config: TransformerConfig) -> dict[str, Any]
         first = types.index("sliding_attention") if size else config.layers
         switches = {"use_sliding_window": size is not None, "max_window_layers": first}
         return {"sliding_window": size, "layer_types": types} | switches
+    if family.windows == "unrotated":
+        return {"sliding_window": size, "layer_types": types, "use_sliding_window": size is not None}
     if family.windows == "period":
         return {"sliding_window": size or family.defaults["sliding_window"], "layer_types": types}
     return {}
-
-
-class Weight(NamedTuple):
-    """One parameter and its tensor.
-
-    Attributes:
-      path: the parameter's path; "layers/..." is stacked [L, ...].
-      name: the tensor's name; "{}" stands for the layer's index.
-      transposed: the tensor is a linear layer's matrix: torch stores [out, in], the parameter is [in, out].
-    """
-
-    path: str
-    name: str
-    transposed: bool = False
-
-    def names(self, layers: int) -> list[str]:
-        """Names of the parameter's tensors: one per layer, or one."""
-        return [self.name.format(i) for i in range(layers)] if "{}" in self.name else [self.name]
-
-
-LINEAR = {
-    "attention/q": "self_attn.q_proj",
-    "attention/k": "self_attn.k_proj",
-    "attention/v": "self_attn.v_proj",
-    "attention/o": "self_attn.o_proj",
-    "mlp/gate": "mlp.gate_proj",
-    "mlp/up": "mlp.up_proj",
-    "mlp/down": "mlp.down_proj",
-}
-NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
-FOUR_NORMS = {
-    "attention_norm": "input_layernorm",
-    "attention_post_norm": "post_attention_layernorm",
-    "mlp_norm": "pre_feedforward_layernorm",
-    "mlp_post_norm": "post_feedforward_layernorm",
-}
-QK_NORMS = {"attention/q_norm": "self_attn.q_norm", "attention/k_norm": "self_attn.k_norm"}
-
-
-def weights(config: TransformerConfig) -> tuple[Weight, ...]:
-    """The decoder's parameters without adapters, and their tensors: the one table for reading and writing."""
-
-    def layer(path: str, name: str, leaf: str, transposed: bool = False) -> Weight:
-        return Weight(f"layers/{path}", f"model.layers.{{}}.{name}.{leaf}", transposed)
-
-    norms = (FOUR_NORMS if config.post_norms else NORMS) | (QK_NORMS if config.qk_norm else {})
-    biased = list(LINEAR)[:3] if config.qkv_bias else []
-    return (
-        Weight("embedding", "model.embed_tokens.weight"),
-        *(layer(f"{path}/kernel", name, "weight", transposed=True) for path, name in LINEAR.items()),
-        *(layer(f"{path}/bias", LINEAR[path], "bias") for path in biased),
-        *(layer(path, name, "weight") for path, name in norms.items()),
-        Weight("final_norm", "model.norm.weight"),
-        *(() if config.tied else (Weight("output", "lm_head.weight"),)),
-    )

@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 
 from meal_jax.hf import gguf_tokenizer
-from meal_jax.hf.families import FAMILIES, weights
+from meal_jax.hf.families import FAMILIES
 from meal_jax.hf.families import entries as config_entries
 from meal_jax.hf.gguf_tokenizer import get_entry
 from meal_jax.hf.storage import GGUF, Tensor
+from meal_jax.hf.weight_names import weights
 from meal_jax.models.rotary import RopeScaling, rope_divisors
 from meal_jax.models.transformer import TransformerConfig
 
@@ -194,7 +195,7 @@ def _gemma3(own, heads: int, width: int, head_dim: int) -> dict[str, Any]:
         "window": window if any(local) else 0,
         "local": local if any(local) else (),
         "local_rope_base": float(own("rope.freq_base_swa", 10_000.0)),
-        "query_scalar": float(width // heads if layers == GEMMA3_27B else head_dim),
+        "query_scale": float(width // heads if layers == GEMMA3_27B else head_dim) ** -0.5,
         "logit_softcap": own("final_logit_softcapping", None),
         "activation": "gelu_tanh",
     }

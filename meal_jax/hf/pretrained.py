@@ -24,8 +24,8 @@ import numpy as np
 from flax import traverse_util
 
 from meal_jax.hf import gguf, sentencepiece
-from meal_jax.hf.families import Weight, parse, weights
 from meal_jax.hf.families import entries as config_entries
+from meal_jax.hf.families import parse
 from meal_jax.hf.readers import open_weights
 from meal_jax.hf.storage import (  # noqa: F401 - the file names are part of this module too
     FLOATS,
@@ -46,6 +46,7 @@ from meal_jax.hf.tensors import (
     rename,
     torch_shape,
 )
+from meal_jax.hf.weight_names import Weight, weights
 from meal_jax.models.transformer import TransformerConfig
 
 PyTree = Any

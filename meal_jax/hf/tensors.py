@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from meal_jax.hf.families import FUSED, Weight, weights
 from meal_jax.hf.storage import FLOATS, Tensor, few
+from meal_jax.hf.weight_names import FUSED, Weight, weights
 from meal_jax.models.transformer import Transformer, TransformerConfig
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -64,7 +64,7 @@ def rename(tensors: Mapping[str, Tensor], config: TransformerConfig) -> Mapping[
 
 
 def _unfuse(tensors: Mapping[str, Tensor], config: TransformerConfig) -> Mapping[str, Tensor]:
-    """Fused matrices as the parts that `families.FUSED` names, each read on indexing; one of another height stays as it is."""
+    """Fused matrices as the parts that `FUSED` names, each read on indexing; one of another height stays as it is."""
     c = config
     heights = {
         "self_attn.qkv_proj": [count * c.head_dim for count in (c.heads, c.kv_heads, c.kv_heads)],

@@ -1,8 +1,8 @@
 """A decoder-only transformer: RMSNorm, rotary positions, grouped-query attention, a gated MLP.
 
-One decoder serves Llama, Mistral, Qwen and Gemma: `TransformerConfig` says what differs, and what is switched off costs
-nothing. Layers are scanned, so what differs from layer to layer (a sliding window, its rotary base) is chosen inside the
-scan by a flag for each layer.
+One decoder serves Llama, Mistral, Qwen, Gemma, SmolLM3, OLMo 2 and Granite: `TransformerConfig` says what differs, and what is
+switched off costs nothing. Layers are scanned, so what differs from layer to layer (a sliding window, its rotary base, whether
+it rotates) is chosen inside the scan by a flag for each layer.
 
 Letters: B prompts, N candidates, T query tokens, S key tokens, V vocabulary, D width, H heads, G key-value heads,
 R = H / G query heads that share one, C head width, F hidden width of the MLP, L layers.
@@ -46,18 +46,24 @@ class TransformerConfig:
       rope_base: base of the rotary frequencies.
       rope_scaling: how they are lowered, or None.
       local_rope_base: base of the frequencies of local layers, which are not scaled; None: as all layers.
+      rotated: for each layer, whether queries and keys are rotated (SmolLM3); () where all are.
       window: positions that a local layer sees, its own among them; 0 where no layer is local.
       local: for each layer, whether it is local; () where none is.
       norm_eps: added to the mean square in RMSNorm.
       norm_plus_one: norms multiply by 1 + their scale (Gemma).
-      post_norms: norms after attention and after the MLP too, before their sums (Gemma).
+      pre_norms: norms before attention and before the MLP; without them there are post_norms (OLMo 2).
+      post_norms: norms after attention and after the MLP too, before their sums (Gemma, OLMo 2).
       qk_norm: a norm over the features of each query head and key head, before rotation (Qwen 3, Gemma 3).
+      qk_norm_joint: that norm is over all query heads together, and over all key heads (OLMo 2).
       qkv_bias: queries, keys and values have biases (Qwen 2).
-      query_scalar: queries are multiplied by query_scalar ** -0.5; None: by head_dim ** -0.5.
+      query_scale: queries are multiplied by it; None: by head_dim ** -0.5.
       attention_softcap: c, scores s become c · tanh(s / c) (Gemma 2); None leaves them.
       logit_softcap: the same for logits.
       activation: of the MLP's gate, "silu" or "gelu_tanh".
+      logit_divisor: logits are divided by it (Granite).
       scaled_embedding: token embeddings are multiplied by the root of the width (Gemma).
+      embedding_multiplier: all embeddings are multiplied by it, a prefix's too (Granite).
+      residual_multiplier: what attention and the MLP add is multiplied by it (Granite).
       tied: the output projection is the transposed embedding.
       family: the name that config.json gives the model; it decides nothing here.
       dtype: compute type, "float32" or "bfloat16"; norms, softmax and logits are float32 either way.
@@ -81,18 +87,24 @@ class TransformerConfig:
     rope_base: float = 10_000.0
     rope_scaling: RopeScaling | None = None
     local_rope_base: float | None = None
+    rotated: tuple[bool, ...] = ()
     window: int = 0
     local: tuple[bool, ...] = ()
     norm_eps: float = 1e-5
     norm_plus_one: bool = False
+    pre_norms: bool = True
     post_norms: bool = False
     qk_norm: bool = False
+    qk_norm_joint: bool = False
     qkv_bias: bool = False
-    query_scalar: float | None = None
+    query_scale: float | None = None
     attention_softcap: float | None = None
     logit_softcap: float | None = None
     activation: str = "silu"
+    logit_divisor: float = 1.0
     scaled_embedding: bool = False
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
     tied: bool = True
     family: str = "llama"
     dtype: str = "float32"
@@ -115,15 +127,18 @@ class TransformerConfig:
             raise ValueError(f"attention={self.attention!r} is not one of {', '.join(ATTENTION)}.")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation={self.activation!r} is not one of {sorted(ACTIVATIONS)}.")
-        if len(self.local) not in (0, self.layers):
-            raise ValueError(f"local has {len(self.local)} flags for {self.layers} layers.")
+        for name in ("local", "rotated"):
+            if len(getattr(self, name)) not in (0, self.layers):
+                raise ValueError(f"{name} has {len(getattr(self, name))} flags for {self.layers} layers.")
+        if not (self.pre_norms or self.post_norms):
+            raise ValueError("pre_norms and post_norms are both off: a layer without norms is not implemented.")
         if any(self.local) != (self.window > 0):
             raise ValueError(f"window={self.window} and local={self.local}: local layers and a window go together.")
 
     @property
     def embedding_scale(self) -> float:
         """What the embeddings of tokens are multiplied by."""
-        return self.width**0.5 if self.scaled_embedding else 1.0
+        return (self.width**0.5 if self.scaled_embedding else 1.0) * self.embedding_multiplier
 
 
 REMAT = {
@@ -224,6 +239,13 @@ def norm(module: nn.Module, name: str, x: jax.Array) -> jax.Array:
     return rms_norm(x, module.param(name, init, (x.shape[-1],)), c.norm_eps, c.norm_plus_one)
 
 
+def add(module: nn.Module, name: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """x and the result y of attention or the MLP, normed under `name` where there are post_norms; as `norm` otherwise."""
+    c = module.config
+    y = norm(module, name, y) if c.post_norms else y
+    return x + (y if c.residual_multiplier == 1.0 else y * jnp.asarray(c.residual_multiplier, y.dtype))
+
+
 class Attention(nn.Module):
     config: TransformerConfig
 
@@ -236,10 +258,13 @@ class Attention(nn.Module):
             return Linear(features, c.lora, bias, **dtypes, name=name)
 
         lead, how = x.shape[:-1], (deterministic, scale)
-        q = linear("q", c.heads * c.head_dim, c.qkv_bias)(x, *how).reshape(*lead, c.heads, c.head_dim)
-        k = linear("k", c.kv_heads * c.head_dim, c.qkv_bias)(x, *how).reshape(*lead, c.kv_heads, c.head_dim)
-        v = linear("v", c.kv_heads * c.head_dim, c.qkv_bias)(x, *how).reshape(*lead, c.kv_heads, c.head_dim)
-        if c.qk_norm:
+        q = linear("q", c.heads * c.head_dim, c.qkv_bias)(x, *how)
+        k = linear("k", c.kv_heads * c.head_dim, c.qkv_bias)(x, *how)
+        v = linear("v", c.kv_heads * c.head_dim, c.qkv_bias)(x, *how)
+        if c.qk_norm_joint:
+            q, k = norm(self, "q_norm", q), norm(self, "k_norm", k)
+        q, k, v = (a.reshape(*lead, -1, c.head_dim) for a in (q, k, v))
+        if c.qk_norm and not c.qk_norm_joint:
             q, k = norm(self, "q_norm", q), norm(self, "k_norm", k)
         q, k = rotate(q, view.rope), rotate(k, view.rope)
         own = fresh = KeyValues(k, v)
@@ -248,11 +273,10 @@ class Attention(nn.Module):
             start = [jnp.asarray(i, jnp.int32) for i in (layer, 0, 0, write_at, 0, 0)]
             cache = jax.tree.map(lambda all_, new: jax.lax.dynamic_update_slice(all_, new[None], start), cache, fresh)
             own = jax.tree.map(lambda all_: jax.lax.dynamic_index_in_dim(all_, layer, keepdims=False), cache)
-        query_scale = None if c.query_scalar is None else c.query_scalar**-0.5
         way = attend_fused if c.attention == "cudnn" and cache is None else attend
         if c.decoding == "triton" and cache is not None and x.shape[2] == 1:
             way = attend_one
-        y = way(q, own, view.mask, prompt, view.prompt_mask, query_scale, c.attention_softcap)
+        y = way(q, own, view.mask, prompt, view.prompt_mask, c.query_scale, c.attention_softcap)
         y = linear("o", c.width)(y.reshape(*lead, c.heads * c.head_dim), *how)
         return y, cache, fresh
 
@@ -281,16 +305,21 @@ class Block(nn.Module):
     def __call__(self, carry, scanned, shared):
         c = self.config
         x, cache = carry
-        layer, local, prompt = scanned
+        layer, local, rotates, prompt = scanned
         (view, *nearby), write_at, scale = shared
         if nearby:
             view = jax.tree.map(lambda a, b: jnp.where(local, a, b), nearby[0], view)
+        if c.rotated:
+            cos, sin = view.rope
+            view = view._replace(rope=(jnp.where(rotates, cos, 1.0), jnp.where(rotates, sin, 0.0)))
+        y = norm(self, "attention_norm", x) if c.pre_norms else x
         y, cache, fresh = Attention(c, name="attention")(
-            norm(self, "attention_norm", x), view, cache, layer, write_at, prompt, self.deterministic, scale
+            y, view, cache, layer, write_at, prompt, self.deterministic, scale
         )
-        x = x + (norm(self, "attention_post_norm", y) if c.post_norms else y)
-        y = Mlp(c, name="mlp")(norm(self, "mlp_norm", x), self.deterministic, scale)
-        x = x + (norm(self, "mlp_post_norm", y) if c.post_norms else y)
+        x = add(self, "attention_post_norm", x, y)
+        y = norm(self, "mlp_norm", x) if c.pre_norms else x
+        y = Mlp(c, name="mlp")(y, self.deterministic, scale)
+        x = add(self, "mlp_post_norm", x, y)
         if cache is None:
             x = over_batch(x)
         return (x, cache), fresh if self.keep_kv else None
@@ -318,7 +347,7 @@ class Transformer(nn.Module):
         """Token ids [...] to [..., D] in the compute type."""
         c = self.config
         x = self.embedding[tokens].astype(c.dtype)
-        return x * jnp.asarray(c.embedding_scale, c.dtype) if c.scaled_embedding else x
+        return x * jnp.asarray(c.embedding_scale, c.dtype) if c.embedding_scale != 1.0 else x
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """Last hidden state [..., D] to logits [..., V] in float32."""
@@ -329,6 +358,8 @@ class Transformer(nn.Module):
             logits = jnp.moveaxis(logits, 0, -1)
         else:
             logits = jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+        if self.config.logit_divisor != 1.0:
+            logits = logits / self.config.logit_divisor
         return softcap(logits, self.config.logit_softcap)
 
     @nn.compact
@@ -383,7 +414,8 @@ class Transformer(nn.Module):
                 unroll=c.unroll,
             )(c, keep_kv, deterministic, name="layers")
             local = jnp.asarray(c.local) if len(choices) > 1 else None
-            scanned = (jnp.arange(c.layers), local, None if prompt is None else prompt.kv)
+            rotates = jnp.asarray(c.rotated) if c.rotated else None
+            scanned = (jnp.arange(c.layers), local, rotates, None if prompt is None else prompt.kv)
             (x, cache), fresh = blocks((x, cache), scanned, shared)
         return rms_norm(x, self.final_norm, c.norm_eps, c.norm_plus_one), fresh if keep_kv else cache
 
@@ -395,7 +427,7 @@ class Transformer(nn.Module):
             kv = None if prompt is None else jax.tree.map(lambda a: a[0], prompt.kv[i])
             carry = (x, caches[i])
             (x, caches[i]), keys_values = block(c, keep_kv, deterministic, name=layer_name(i))(
-                carry, (0, bool(c.local and c.local[i]), kv), shared
+                carry, (0, bool(c.local and c.local[i]), bool(not c.rotated or c.rotated[i]), kv), shared
             )
             fresh[i] = jax.tree.map(lambda a: a[None], keys_values)
         return x, None if cache is None else tuple(caches), tuple(fresh)

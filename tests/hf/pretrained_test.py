@@ -299,7 +299,7 @@ def test_config_is_read_in_old_and_new_spelling(saved):
     [
         (
             dict(architectures=["PhiForCausalLM"]),
-            r"architecture PhiForCausalLM \(LlamaForCausalLM, .*Gemma3ForCausalLM are",
+            r"architecture PhiForCausalLM \(LlamaForCausalLM, .*GraniteForCausalLM are",
         ),
         (dict(architectures=["Gemma3ForConditionalGeneration"]), "architecture Gemma3ForConditionalGeneration"),
         (dict(architectures=None, model_type="gpt2"), "architecture model_type gpt2"),
@@ -367,7 +367,7 @@ def test_old_spellings_of_gemma_3_are_read(tmp_path):
     config = pretrained.load_config(tmp_path)
     assert (config.rope_base, config.local_rope_base, config.rope_scaling.factor) == (7.0, 5.0, 8.0)
     assert (config.window, config.local) == (16, (True, True, False, True))
-    assert (config.query_scalar, config.head_dim, config.tied, config.logit_softcap) == (256.0, 256, True, None)
+    assert (config.query_scale, config.head_dim, config.tied, config.logit_softcap) == (1 / 16, 256, True, None)
     assert pretrained.param_shapes(config)["embedding"].shape == (262_208, 2304)
 
 

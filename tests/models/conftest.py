@@ -105,6 +105,23 @@ DECODERS = {
             tie_word_embeddings=True,
         ),
     ),
+    "smollm3": ("SmolLM3", dict(rope_parameters=PLAIN, no_rope_layers=[1, 0, 1], tie_word_embeddings=True)),
+    "smollm3, windows": (
+        "SmolLM3",
+        dict(rope_parameters=PLAIN, no_rope_layer_interval=2, use_sliding_window=True, sliding_window=5),
+    ),
+    "olmo2": ("Olmo2", dict(rope_parameters=PLAIN)),
+    "granite": (
+        "Granite",
+        dict(
+            rope_parameters=PLAIN,
+            attention_multiplier=0.22,
+            embedding_multiplier=3.0,
+            residual_multiplier=0.7,
+            logits_scaling=0.4,
+            tie_word_embeddings=True,
+        ),
+    ),
 }
 
 
