@@ -41,9 +41,10 @@ run_writer
 saved_run
 report
 train
+generate
 export
 sft
-testing generate compare parity answers_figure
+testing compare parity answers_figure
 study
 aot
 bench doctor reproduce serve

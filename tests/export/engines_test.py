@@ -1,8 +1,7 @@
 """Exported chat templates, and answers, in other programs than transformers: llama.cpp, and openvino-genai with its minja.
 
-The engines are the wheels xllamacpp (tried: 2026.10.11549), openvino-genai (2026.4.1), ctranslate2 (4.8.5, with torch) and
-mlx-lm (0.32.2, with mlx[cpu]), all with transformers, best in a virtual environment of their own: MEAL_JAX_ENGINES names its
-Python.
+The engines are the wheels that meal_jax/export/runtimes.py pins: xllamacpp, openvino-genai, ctranslate2 (with torch) and
+mlx-lm (with mlx[cpu]), all with transformers, best in a virtual environment of their own: MEAL_JAX_ENGINES names its Python.
 """
 
 import copy
@@ -20,14 +19,19 @@ import pytest
 from flax import traverse_util
 
 from meal_jax.data import chat as chats
-from meal_jax.export import chat_template, model_directory
+from meal_jax.export import chat_template, model_directory, runtimes
 from meal_jax.hf import pretrained
 from meal_jax.models.policy import Conditioning
 from meal_jax.models.transformer import TransformerConfig
 from tests.data.published_chat_test import DATED, FOLDS, REFUSES, TURNS
 
 PYTHON = os.environ.get("MEAL_JAX_ENGINES", sys.executable)
-WORKER = Path(__file__).with_name("render_elsewhere.py")
+PACKAGES = {
+    "llama.cpp": "xllamacpp",
+    "openvino-genai": "openvino_genai",
+    "ctranslate2": "ctranslate2",
+    "mlx-lm": "mlx_lm",
+}
 LEVELS = [0.0, 0.05, 0.15, 0.25, 0.3, 0.45, 0.5, 0.7, 1.0]
 GEMMA_2 = (
     "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
@@ -43,22 +47,12 @@ READS = ("text", "prefix", "adapter+text", "adapter", "none")
 
 @functools.cache
 def has(engine):
-    return subprocess.run([PYTHON, "-c", f"import {engine}"], capture_output=True).returncode == 0
+    return subprocess.run([PYTHON, "-c", f"import {PACKAGES[engine]}"], capture_output=True).returncode == 0
 
 
 def need(engine):
     if not has(engine):
         pytest.skip(f"{engine} is not installed in {PYTHON}: see this file's docstring")
-
-
-def ask(engine, task):
-    need(engine)
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    run = subprocess.run(
-        [PYTHON, str(WORKER), engine], input=json.dumps(task), capture_output=True, text=True, env=environment
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
-    return json.loads(run.stdout.rpartition("\n[")[1].strip("\n") + run.stdout.rpartition("\n[")[2])
 
 
 def write_gguf(path, directory, params, config):
@@ -114,21 +108,22 @@ def requests_of(reads):
     return [*plain, *({"messages": messages[:1], "opened": True, "variables": variables} for variables in weights)]
 
 
-@pytest.mark.parametrize("engine", ["xllamacpp", "openvino_genai"])
+@pytest.mark.parametrize("engine", ["llama.cpp", "openvino-genai"])
 @pytest.mark.parametrize("reads", READS)
 def test_other_engines_render_an_exported_template_as_jinja2_does(engine, reads, chat_tokenizer, tmp_path):
     need(engine)
     task = {"requests": requests_of(reads), "tokenizer": str(tmp_path / "tokenizer")}
     task["templates"] = [exported(copy.copy(chat_tokenizer), base, reads) for base in BASES.values()]
     chat_tokenizer.save_pretrained(task["tokenizer"])
-    if engine == "xllamacpp":
+    if engine == "llama.cpp":
         config = TransformerConfig(
             vocab_size=320, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, hidden=24, tied=True
         )
         flat = {path: np.zeros(leaf.shape, np.float32) for path, leaf in pretrained.param_shapes(config).items()}
         params = traverse_util.unflatten_dict(flat, sep="/")
         task["gguf"] = str(write_gguf(tmp_path / "model.gguf", task["tokenizer"], params, config))
-    texts = ask(engine, task)
+    (texts,), status, said = runtimes.work(PYTHON, "render", engine, task)
+    assert status == 0, said
     for name, template, rendered in zip(BASES, task["templates"], texts, strict=True):
         for request, text in zip(task["requests"], rendered, strict=True):
             expected = chat_tokenizer.apply_chat_template(
@@ -152,9 +147,9 @@ def test_other_engines_answer_as_the_run_does(reads, assistant_run, tmp_path):
     from meal_jax.rollout.sampling import Sampling
     from meal_jax.saved_run import open_run
 
-    engines = [engine for engine in ("xllamacpp", "ctranslate2", "mlx_lm") if has(engine)]
+    engines = [engine for engine in ("llama.cpp", "ctranslate2", "mlx-lm") if has(engine)]
     if not engines:
-        need("xllamacpp")
+        need("llama.cpp")
     w = np.array([0.3, 0.7])
     run = open_run(assistant_run(reads, prompt="preference" if reads.startswith("adapter") else "uniform"))
     run = run._replace(setup=dataclasses.replace(run.setup, meal=dataclasses.replace(run.setup.meal, net=False)))
@@ -169,14 +164,13 @@ def test_other_engines_answer_as_the_run_does(reads, assistant_run, tmp_path):
     config = pretrained.load_config(out)
     gguf = write_gguf(tmp_path / "model.gguf", out, pretrained.load_params(out, config), config)
     suppressed = json.loads((out / "generation_config.json").read_text())["suppress_tokens"]
+    request = {"messages": messages, "ids": ids, "variables": {}, "suppress": suppressed}
+    cell = {"name": "out", "kind": "merged", "directory": str(out), "gguf": str(gguf), "requests": [request]}
+    cell["template"] = tokenizer.chat_template
     for engine in engines:
-        task = {"directory": str(out), "ids": ids}
-        if engine == "xllamacpp":
-            request = {"messages": messages, "opened": True, "variables": {}}
-            task = {"gguf": str(gguf), "templates": [tokenizer.chat_template], "requests": [request]}
-        tokens = ask(engine, task | {"suppress": suppressed})
-        tokens = tokens[0][1] if engine == "xllamacpp" else tokens
-        length = len(expected)
+        route = "chat" if engine == "llama.cpp" else "ids"
+        answered = runtimes.ask(PYTHON, engine, [cell | {"routes": [route]}], tmp_path, 10)
+        (tokens,), length = answered.routes["out"][route], len(expected)
         if engine == "ctranslate2":  # it suppresses no id that has no text
             length = next((i for i, token in enumerate(tokens) if token in suppressed), length)
         assert tokens[:length] == expected[:length] and length > 0, engine

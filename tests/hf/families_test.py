@@ -1,9 +1,11 @@
 """Each family from a published directory to exports in every kind: trained two steps, the same greedy text everywhere.
 
 Tiny random models of transformers' own classes, with that family's chat template (written here from its documented
-behaviour), its special tokens, and more of them than the embedding has rows.
+behaviour), its special tokens, and more of them than the embedding has rows. All are trained under text conditioning, a few
+under prefix and adapter conditioning too.
 """
 
+import importlib.util
 import json
 
 import jax
@@ -111,6 +113,39 @@ PHI_4 = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '<|im_sep|>' + message['content'] + '<|im_end|>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant<|im_sep|>' }}{% endif %}"
 )
+SMOLLM_3 = (
+    "{%- set today = strftime_now('%d %B %Y') -%}"
+    "{%- if messages[0]['role'] == 'system' -%}{%- set own = messages[0]['content'] -%}{%- set rest = messages[1:] -%}"
+    "{%- else -%}{%- set own = 'You are a helpful AI assistant named SmolLM.' -%}{%- set rest = messages -%}{%- endif -%}"
+    "{{- '<|im_start|>system\n## Metadata\n\nToday Date: ' + today + '\nReasoning Mode: /think\n\n' -}}"
+    "{{- '## Custom Instructions\n\n' + own + '\n\n<|im_end|>\n' -}}"
+    "{%- for message in rest -%}{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' -}}"
+    "{%- endfor -%}{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
+)
+OLMO_2 = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}{{ '<|assistant|>\n' + message['content'] + eos_token }}"
+    "{% if not loop.last %}{{ '\n' }}{% endif %}"
+    "{% else %}{{ '<|' + message['role'] + '|>\n' + message['content'] + '\n' }}{% endif %}"
+    "{% if loop.last and add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}{% endfor %}"
+)
+ROLE = "'<|start_of_role|>' + message['role'] + '<|end_of_role|>' + message['content'] + '<|end_of_text|>\n'"
+GRANITE_3 = (
+    "{%- if messages[0]['role'] != 'system' %}{{- '<|start_of_role|>system<|end_of_role|>Today is ' }}"
+    "{{- strftime_now('%B %d, %Y') + '.\nYou are Granite.<|end_of_text|>\n' }}{%- endif %}"
+    "{%- for message in messages %}{{- " + ROLE + " }}"
+    "{%- if loop.last and add_generation_prompt %}{{- '<|start_of_role|>assistant<|end_of_role|>' }}{%- endif %}"
+    "{%- endfor %}"
+)
+OLMO = dict(bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token="<|pad|>")
+GRANITE = dict(bos_token="<|end_of_text|>", eos_token="<|end_of_text|>", pad_token="<|end_of_text|>")
+MULTIPLIERS = dict(
+    attention_multiplier=0.3,
+    embedding_multiplier=4.0,
+    residual_multiplier=0.6,
+    logits_scaling=2.0,
+    tie_word_embeddings=True,
+)
 LLAMA3 = dict(bos_token="<|begin_of_text|>", eos_token="<|eot_id|>")
 LLAMA3_MARKS = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 ROPE = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -127,9 +162,14 @@ FAMILIES = {
     "qwen 2.5": ("Qwen2", {}, False, QWEN, IM, with_own_system("You are a helpful assistant.")),
     "qwen 3": ("Qwen3", dict(tie_word_embeddings=True), False, QWEN, IM, CHATML),
     "phi 4": ("Phi3", dict(sliding_window=12), False, QWEN, [*IM, "<|im_sep|>"], PHI_4),
+    "smollm3": ("SmolLM3", dict(no_rope_layers=[0, 1], tie_word_embeddings=True), False, QWEN, IM, SMOLLM_3),
+    "olmo 2": ("Olmo2", dict(num_key_value_heads=2), False, OLMO, [], OLMO_2),
+    "granite": ("Granite", MULTIPLIERS, False, GRANITE, ["<|start_of_role|>", "<|end_of_role|>"], GRANITE_3),
     "smollm2": ("Llama", dict(tie_word_embeddings=True), False, QWEN, IM, with_own_system("You are named SmolLM.")),
 }
-SLOW = FAMILIES.keys() - {"mistral"}
+CONDITIONED = ("llama 3", "qwen 3", "gemma 3 with vision", "granite")
+CASES = [(name, "text") for name in FAMILIES] + [(name, kind) for kind in ("prefix", "adapter") for name in CONDITIONED]
+FAST = ("mistral", "text")
 
 
 def make_tokenizer(pieces, special, marks, template):
@@ -187,7 +227,7 @@ def make_base(name, directory):
     assert len(tokenizer) > rows
 
 
-def make_config(directory, tmp_path):
+def make_config(directory, tmp_path, reads):
     (tmp_path / "mine.py").write_text(REWARDS)
     (tmp_path / "rows.jsonl").write_text(
         "".join(
@@ -199,7 +239,8 @@ def make_config(directory, tmp_path):
         "task": "assistant", "objectives": ("harmless", "helpful"), "method": "static", "compare_with": (), "steps": 2,
         "reward.sources": tuple(f"jax:{tmp_path / 'mine.py'}:{name}" for name in ("early", "late")), "batch_size": 2,
         "meal.candidates": 2, "sampling.max_new": 4, "policy.source": str(directory), "policy.lora_rank": 2,
-        "conditioning.kind": "text", "data.path": str(tmp_path / "rows.jsonl"), "data.format": "own",
+        "conditioning.kind": reads, "conditioning.prompt": "preference" if reads == "adapter" else "uniform",
+        "conditioning.slots": 3, "data.path": str(tmp_path / "rows.jsonl"), "data.format": "own",
         "data.prompt_length": 128, "eval.prompts": 2, "eval.batch_size": 2, "eval.divisions": 1, "eval.bootstrap": 10,
         "eval.samples": 1, "optim.lr": 0.1, "optim.warmup": 1, "tensorboard": False,
     }  # fmt: skip
@@ -214,13 +255,38 @@ def greedy(model, ids):
     return out[0, ids.shape[1] :].tolist()
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in FAMILIES])
-def test_a_family_is_trained_and_exported_with_the_same_greedy_text_everywhere(name, tmp_path, monkeypatch):
+def greedy_behind_prefix(model, said, opened, directory):
+    """As `greedy`, with the exported prefix network's embeddings between conversation and generation prompt."""
+    spec = importlib.util.spec_from_file_location("exported_prefix", directory / "prefix.py")
+    network = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(network)
+    embed, slots = model.get_input_embeddings(), torch.tensor(network.slots(network.load(), W))[None]
+    with torch.no_grad():
+        inputs = torch.cat([embed(torch.tensor([said])), slots, embed(torch.tensor([opened[len(said) :]]))], dim=1)
+        mask = torch.ones(inputs.shape[:2], dtype=torch.long)
+        return (
+            model.eval()
+            .generate(inputs_embeds=inputs, attention_mask=mask, max_new_tokens=8, do_sample=False)[0]
+            .tolist()
+        )
+
+
+def exports_of(reads):
+    """Pairs (kind, with a preference) of a conditioning's exports."""
+    if reads == "prefix":
+        return [("merged", True), ("merged", False), ("adapter", False)]
+    return [(kind, reads == "adapter") for kind in model_directory.KINDS]
+
+
+@pytest.mark.parametrize(
+    ("name", "reads"), [case if case == FAST else pytest.param(*case, marks=pytest.mark.slow) for case in CASES]
+)
+def test_a_family_is_trained_and_exported_with_the_same_greedy_text_everywhere(name, reads, tmp_path, monkeypatch):
     peft = pytest.importorskip("peft", reason="peft is not installed")
     one_device = train.sharding.make_mesh
     monkeypatch.setattr(train.sharding, "make_mesh", lambda *axes: one_device(1, 1, 1, jax.devices()[:1]))
     make_base(name, tmp_path / "base")
-    train.run(make_config(tmp_path / "base", tmp_path), str(tmp_path / "run"))
+    train.run(make_config(tmp_path / "base", tmp_path, reads), str(tmp_path / "run"))
     run = open_run(tmp_path / "run")
     assert run.step == 2
     prompts = chats.encode_explicit(run.task.chat, [PROMPT], 128)
@@ -228,24 +294,31 @@ def test_a_family_is_trained_and_exported_with_the_same_greedy_text_everywhere(n
     expected = answer.tokens[0, 0][answer.mask[0, 0]].tolist()
     load, messages = transformers.AutoModelForCausalLM.from_pretrained, [{"role": "user", "content": PROMPT}]
     texts = [run.task.show(np.array(expected))]
-    for kind in model_directory.KINDS:
-        out = tmp_path / kind
+    for kind, baked in exports_of(reads):
+        out = tmp_path / f"{kind}{'-baked' if baked else ''}"
         if kind == "adapter" and FAMILIES[name][0] == "Phi3":
             with pytest.raises(ValueError, match="fuse matrices.*--kind=merged"):
                 model_directory.export(run, out, kind=kind)
             continue
-        model_directory.export(run, out, kind=kind)
+        model_directory.export(run, out, kind=kind, preference=W if baked else None)
         tokenizer = transformers.AutoTokenizer.from_pretrained(out)
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, preference=W.tolist())["input_ids"]
-        assert max(ids) < run.task.transformer.vocab_size
+        said, ids = (
+            tokenizer.apply_chat_template(messages, add_generation_prompt=opened, preference=W.tolist())["input_ids"]
+            for opened in (False, True)
+        )
+        if reads == "prefix" and baked:
+            assert max(ids) < pretrained.load_config(out).vocab_size
+        else:
+            assert max(ids) < run.task.transformer.vocab_size
         model = load(out) if kind == "merged" else peft.PeftModel.from_pretrained(load(tmp_path / "base"), out)
         model.generation_config = transformers.GenerationConfig.from_pretrained(out)
-        answer = greedy(model, ids)
-        assert answer == expected, kind
+        answer = greedy_behind_prefix(model, said, ids, out) if (out / "prefix.py").exists() else greedy(model, ids)
+        assert answer == expected, (kind, baked)
         texts.append(tokenizer.decode(answer, skip_special_tokens=True).strip())
     assert len(set(texts)) == 1
     base_config = pretrained.load_config(tmp_path / "base")
-    trained = pretrained.load_params(tmp_path / "merged", pretrained.load_config(tmp_path / "merged"))
+    merged = next(folder for folder in (tmp_path / "merged", tmp_path / "merged-baked") if folder.exists())
+    trained = pretrained.load_params(merged, pretrained.load_config(merged))
     kept = pretrained.load_params(tmp_path / "base", base_config)
     q = [np.asarray(params["layers"]["attention"]["q"]["kernel"]) for params in (trained, kept)]
     assert np.abs(q[0] - q[1]).max() > 1e-3 and base_config.family in families.FAMILIES
@@ -273,10 +346,12 @@ def test_phi_3s_fused_tensors_are_read(tmp_path, entries):
 @pytest.mark.parametrize(
     ("stem", "entries", "says"),
     [
-        ("SmolLM3", {}, "architecture SmolLM3ForCausalLM"),
-        ("Olmo2", {}, "architecture Olmo2ForCausalLM"),
-        ("Granite", {}, "architecture GraniteForCausalLM"),
+        ("Olmo", {}, "architecture OlmoForCausalLM"),
+        ("Olmo3", {}, "architecture Olmo3ForCausalLM"),
+        ("GraniteMoe", {}, "architecture GraniteMoeForCausalLM"),
         ("Phi", {}, "architecture PhiForCausalLM"),
+        ("SmolLM3", {"attention_bias": True}, "attention_bias"),
+        ("Granite", {"mlp_bias": True}, "mlp_bias"),
         (
             "Phi3",
             {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}},
@@ -286,10 +361,10 @@ def test_phi_3s_fused_tensors_are_read(tmp_path, entries):
     ],
 )
 def test_decoders_that_compute_otherwise_are_refused_by_name(tmp_path, stem, entries, says):
-    """SmolLM3 has layers without rotation, OLMo 2 no norms before its layers, Granite multipliers, Phi 2 parallel layers."""
+    """OLMo has norms without scales, OLMo 3 yarn, Granite's mixtures have experts, Phi 2 parallel layers."""
     settings = getattr(transformers, f"{stem}Config")(**SIZES, vocab_size=61).to_dict()
     c = {"architectures": [f"{stem}ForCausalLM"]} | {k: v for k, v in settings.items() if k != "architectures"}
-    if entries:
+    if stem == "Phi3":
         c.pop("rope_parameters")
     with pytest.raises(ValueError, match=f"asks for what is not implemented: .*{says}"):
         families.parse(c | entries, tmp_path / "config.json")
