@@ -134,6 +134,7 @@ def write(results: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], base: 
     from meal_jax.export.matrix_policy import MAX_NEW
 
     notes: list[str] = []
+    results = {name: results[name] for name in runtimes.RUNTIMES if name in results}
 
     def noted(words: str, message: str) -> str:
         if not message:
@@ -153,7 +154,10 @@ def write(results: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], base: 
             if routes is None:
                 entries.append("not asked")
                 continue
-            words = [noted(*verdict(routes[r], cell["expected"], cell["end"])) for r in cell["task"]["routes"]]
+            words = []
+            for route in cell["task"]["routes"]:
+                said, message = verdict(routes[route], cell["expected"], cell["end"])
+                words.append(noted(said, message.replace(cell["task"].get("directory", "EXPORT"), "EXPORT")))
             entries.append(words[0] if len(set(words)) == 1 and words[0] != "same" else ", ".join(words))
         lines.append(f"| {label(cell['row'])} | {' | '.join(entries)} |")
     command_line = "python -m meal_jax.export.matrix" + (f" --base={base}" if base else "")

