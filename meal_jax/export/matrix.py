@@ -34,9 +34,22 @@ A cell has two results: with the prompt as token ids, then through the program's
 that is not baked, the first is with the prompt as embeddings.
 
 - **same**: the tokens that `meal_jax.generate` writes.
-- **k of n**: that many of the answers are the same.
-- **no route**: the program has no such way in.
+- **k of n**: that many of the answers are the same; *as transformers*: all are those that transformers gives.
+- **no route**: the program has no such way in; **—**: there is no adapter for PEFT.
 - **refused**, **not run**: the note has the program's message.
+"""
+WHY = """\
+Where answers differ, the reason is the same in every program:
+
+- Through the chat route, an unbaked prefix gets no preference: no text stands for one. The card says so.
+- With `prompt=uniform` the trained policy reads the prompt at the uniform preference and answers under another. An export has
+  one set of weights for both. The card gives the measured difference.
+
+Programs also round differently: of two tokens that are nearly tied one may take the other.
+
+How the programs were set up: llama.cpp has GGUF files from its own converters, and for adapters the
+export's chat template as a file. openvino-genai has OpenVINO files from optimum-intel, and for adapters the export's tokenizer
+and alpha = `lora_alpha` / `r`. mlx-lm, PEFT and transformers read the directory itself; ctranslate2 converts it.
 """
 
 
@@ -157,6 +170,8 @@ def write(results: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], base: 
             words = []
             for route in cell["task"]["routes"]:
                 said, message = verdict(routes[route], cell["expected"], cell["end"])
+                if said.endswith(f" of {len(cell['expected'])}") and result is not results.get("transformers"):
+                    said += " (as transformers)" if _agrees(results, cell, route, routes[route]) else ""
                 words.append(noted(said, message.replace(cell["task"].get("directory", "EXPORT"), "EXPORT")))
             entries.append(words[0] if len(set(words)) == 1 and words[0] != "same" else ", ".join(words))
         lines.append(f"| {label(cell['row'])} | {' | '.join(entries)} |")
@@ -166,11 +181,18 @@ def write(results: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], base: 
             command=command_line, base=base or "width 64, two layers", count=len(cells[0]["expected"]), max_new=MAX_NEW
         ),
         "\n".join(lines),
+        WHY,
         "\n".join(f"{i}. {_inline(note)}" for i, note in enumerate(notes, 1)),
         "## Versions\n\n| program | packages |\n|---|---|\n"
         + "\n".join(f"| {name} | {versions(runtimes.RUNTIMES[name], result)} |" for name, result in results.items()),
     ]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
+
+
+def _agrees(results: Mapping[str, Any], cell: Mapping[str, Any], route: str, answers: Sequence[Sequence[int]]) -> bool:
+    """Whether transformers gave the same answers."""
+    reference = results.get("transformers", {}).get("routes", {}).get(cell["task"]["name"], {}).get(route)
+    return isinstance(reference, list) and verdict(answers, reference, cell["end"])[0] == "same"
 
 
 def label(row: Mapping[str, Any]) -> str:

