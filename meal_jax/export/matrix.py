@@ -79,7 +79,10 @@ def run(args: argparse.Namespace) -> None:
     results = json.loads(record.read_text(encoding="utf-8")) if record.exists() and not args.anew else {}
     for name in names:
         print(f"{name} …", file=sys.stderr, flush=True)
-        results[name] = ask(runtimes.RUNTIMES[name], cells, folder / "venvs", home)
+        result = ask(runtimes.RUNTIMES[name], cells, folder / "venvs", home)
+        if "routes" in result and results.get(name, {}).get("versions") == result["versions"]:
+            result["routes"] = results[name]["routes"] | result["routes"]  # other rows, of an earlier call
+        results[name] = result
         record.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     text = write(results, cells, Path(args.base).name if args.base else "")
     if args.out:

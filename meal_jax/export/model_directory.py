@@ -28,10 +28,12 @@ from typing import Any
 import ml_collections
 import numpy as np
 from flax import traverse_util
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from meal_jax.export import card, chat_template, prompt_gap, rounding
 from meal_jax.hf import families, pretrained
+from meal_jax.hf.storage import SINGLE, write_index
 from meal_jax.hf.weight_names import weights
 from meal_jax.meal import step as meal
 from meal_jax.models import lora
@@ -97,6 +99,8 @@ def export(
     if tokenizer is not None:
         save_tokenizer(partial, tokenizer, template, run.config.policy.source)
     extras = save_networks(partial, run, flat, baked or c.scales_adapters)
+    if extras and (partial / SINGLE).exists():
+        name_weights(partial)
     given = None if preference is None else [float(v) for v in preference]
     write_json(partial / "preference.json", describe(run, slots, given))
     write_json(partial / "meal_config.json", json.loads(run.config.to_json_best_effort()))
@@ -311,6 +315,15 @@ def save_networks(directory: Path, run: Run, flat: Mapping[str, Any], baked: boo
         save_file({path: np.asarray(v) for path, v in tensors.items()}, directory / f"{name}.safetensors")
         shutil.copyfile(EXPORTED / f"{name}.py", directory / f"{name}.py")
     return tuple(networks)
+
+
+def name_weights(directory: Path) -> None:
+    """An index of the one file of weights: vLLM reads every safetensors file beside it unless an index leaves it out."""
+    with safe_open(directory / SINGLE, framework="numpy") as file:
+        names = list(file.keys())
+    with open(directory / SINGLE, "rb") as file:
+        head = 8 + int.from_bytes(file.read(8), "little")
+    write_index(directory, dict.fromkeys(names, SINGLE), (directory / SINGLE).stat().st_size - head)
 
 
 def special_ids(run: Run) -> dict[str, int]:

@@ -112,13 +112,18 @@ def write_files(
         shutil.copymode(directory / "config.json", partial)  # the writer makes it readable for its owner only
         os.replace(partial, directory / file)
     if count > 1:
-        index = {"metadata": {"total_size": sum(size.values())}, "weight_map": {}}
-        index["weight_map"] = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-        (directory / f"{INDEX}.partial").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        os.replace(directory / f"{INDEX}.partial", directory / INDEX)
+        places = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        write_index(directory, places, sum(size.values()))
     for old in {SINGLE, INDEX, *(path.name for path in directory.glob(f"{stem}-*-of-*.safetensors"))} - set(files):
         if old != INDEX or count == 1:
             (directory / old).unlink(missing_ok=True)  # from an earlier save into this directory
+
+
+def write_index(directory: Path, places: Mapping[str, str], size: int) -> None:
+    """Writes INDEX: each tensor's file, and the bytes of all tensors."""
+    index = {"metadata": {"total_size": size}, "weight_map": dict(places)}
+    (directory / f"{INDEX}.partial").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    os.replace(directory / f"{INDEX}.partial", directory / INDEX)
 
 
 def few(names: list[str], limit: int = 8) -> str:

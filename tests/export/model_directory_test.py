@@ -12,6 +12,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import safetensors
 from safetensors.numpy import load_file
 
 from meal_jax.data import chat as chats
@@ -19,6 +20,7 @@ from meal_jax.export import __main__ as command_line
 from meal_jax.export import card, chat_template, model_directory, prefix, prompt_gap, weight_net
 from meal_jax.generate import answers
 from meal_jax.hf import pretrained
+from meal_jax.hf.storage import INDEX, SINGLE
 from meal_jax.models.policy import Conditioner
 from meal_jax.rollout.sampling import Sampling
 from meal_jax.saved_run import open_run
@@ -226,6 +228,19 @@ def test_large_models_are_cut_into_shards(run, directory, tmp_path, monkeypatch)
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 2
     whole, cut = load(directory("text")).state_dict(), load(tmp_path / "out").state_dict()
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+@pytest.mark.parametrize("reads", ["text", "prefix"])
+def test_an_index_leaves_the_small_networks_out(directory, reads):
+    """vLLM 0.32 reads every safetensors file of a directory as the model's, unless an index names those that are."""
+    made = directory(reads)
+    index = json.loads((made / INDEX).read_text())
+    with safetensors.safe_open(made / SINGLE, framework="numpy") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    assert index["weight_map"] == dict.fromkeys(tensors, SINGLE)
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors.values())
+    others = {path.name for path in made.glob("*.safetensors")} - {SINGLE}
+    assert others == {"weight_net.safetensors", *(["prefix.safetensors"] if reads == "prefix" else [])}
 
 
 def test_numpy_weight_net_is_flax_s(run, directory):
