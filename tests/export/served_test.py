@@ -44,8 +44,8 @@ def test_a_prompt_read_at_another_preference_than_in_training_is_not_called_the_
 
 
 def test_embeddings_and_adapters_are_for_the_programs_that_were_run():
-    assert f"{served.TRANSFORMERS} and {served.MLX}, which take embeddings" in section("prefix")
-    assert f"{served.TRANSFORMERS} and {served.PEFT}, which" in section("prefix", "adapter")
+    assert f"{served.TRANSFORMERS}, {served.MLX} and {served.VLLM}, which take embeddings" in section("prefix")
+    assert f"{served.TRANSFORMERS}, {served.PEFT} and {served.VLLM}, which" in section("prefix", "adapter")
     assert "llama.cpp's server, openvino-genai and ctranslate2 take none" in section("prefix")
     assert "no preference is written" in section("text", "adapter") and served.PEFT in section("text", "adapter")
     assert "no preference is written" in section("adapter+text", "adapter")
