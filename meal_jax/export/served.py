@@ -88,6 +88,6 @@ def _adapter(conditioning: Conditioning, names: bool, result: str) -> str:
         "llama.cpp serves the adapter after `convert_lora_to_gguf.py --base BASE`, but with the base's chat template, "
         f"{lost}. Give its server the entry `chat_template` of this directory's tokenizer_config.json as a file: `--jinja "
         "--chat-template-file FILE`. vLLM takes the base, a `LoRARequest`, and this directory as `tokenizer`. In "
-        "openvino-genai the alpha of `AdapterConfig.add` is `lora_alpha` / `r` of adapter_config.json, and the tokenizer is to "
-        "be converted from this directory. mlx-lm and ctranslate2 refuse such adapters: export with `--kind=merged`."
+        "openvino-genai the alpha of `AdapterConfig.add` is `lora_alpha` / `r` of adapter_config.json, and the tokenizer is "
+        "to be converted from this directory. mlx-lm and ctranslate2 refuse such adapters: export with `--kind=merged`."
     )

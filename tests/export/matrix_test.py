@@ -98,7 +98,7 @@ def test_the_worker_says_what_refused_and_goes_on():
 
 
 def test_a_venv_is_made_once_and_pips_message_is_kept(tmp_path, monkeypatch):
-    calls, status = [], [1, 0]
+    calls, status = [], [1, 0, 0]
 
     def call(arguments, **_):
         calls.append(arguments)
@@ -142,3 +142,7 @@ def test_every_export_answers_as_generate_does_in_transformers_and_peft(tmp_path
                     assert words == "—"
                 elif not (row.embeds and route == "chat"):
                     assert words == "same", (name, row.name, route, message)
+    text = tasks[0] | {"requests": [request | {"variables": {}} for request in tasks[0]["requests"]]}
+    answered = runtimes.ask(sys.executable, "transformers", [text], tmp_path, matrix_policy.MAX_NEW)
+    words = matrix.verdict(answered.routes[text["name"]]["chat"], cells[rows[0]].expected, cells[rows[0]].end)[0]
+    assert words != "same"  # without the preference: else the table would show nothing
