@@ -142,9 +142,13 @@ def check(
             "A preference is baked as embeddings of new tokens, which an adapter does not hold: --kind=merged"
             + ("." if scaled else ", or leave out --preference to take the prefix network along.")
         )
-    if kind == "adapter" and families.is_fused(
-        pretrained.read_json(pretrained.resolve(config.policy.source) / "config.json")
-    ):
+    base = pretrained.read_json(pretrained.resolve(config.policy.source) / "config.json") if kind == "adapter" else {}
+    if needs_tokens and base and families.has_vision(base):
+        raise ValueError(
+            "The base is Gemma 3 with vision, whose class in transformers does not generate from embeddings, so a prefix could "
+            "not be given to it under an adapter: --kind=merged, which is the text part alone."
+        )
+    if base and families.is_fused(base):
         raise ValueError(
             "The base's files fuse matrices that this run's adapters take apart (Phi 3), so PEFT would find no place for "
             "them: --kind=merged."

@@ -376,6 +376,7 @@ def entries(config: TransformerConfig) -> dict[str, Any]:
         default = {"query_scale": config.head_dim**-0.5}
         out |= {entry: getattr(config, field) or default[field] for entry, field in MULTIPLIERS.items()}
     if family.windows == "unrotated":
+        out["pad_token_id"] = None  # absent, transformers takes the published model's, a row that others may not have
         out["no_rope_layers"] = [int(rotates) for rotates in config.rotated or (True,) * config.layers]
     parsed = parse(out, "config.json")
     lost = [

@@ -221,15 +221,6 @@ def test_a_run_without_a_tokenizer_is_exported_too(toy_run, tmp_path):
     assert not list((tmp_path / "toy").glob("*token*"))
 
 
-def test_large_models_are_cut_into_shards(run, directory, tmp_path, monkeypatch):
-    real = pretrained.save
-    monkeypatch.setattr(pretrained, "save", lambda *args, **options: real(*args, **options, max_shard_bytes=8_000))
-    model_directory.export(run("text"), tmp_path / "out")
-    assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 2
-    whole, cut = load(directory("text")).state_dict(), load(tmp_path / "out").state_dict()
-    assert all(torch.equal(whole[name], cut[name]) for name in whole)
-
-
 @pytest.mark.parametrize("reads", ["text", "prefix"])
 def test_an_index_leaves_the_small_networks_out(directory, reads):
     """vLLM 0.32 reads every safetensors file of a directory as the model's, unless an index names those that are."""
@@ -241,6 +232,15 @@ def test_an_index_leaves_the_small_networks_out(directory, reads):
     assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors.values())
     others = {path.name for path in made.glob("*.safetensors")} - {SINGLE}
     assert others == {"weight_net.safetensors", *(["prefix.safetensors"] if reads == "prefix" else [])}
+
+
+def test_large_models_are_cut_into_shards(run, directory, tmp_path, monkeypatch):
+    real = pretrained.save
+    monkeypatch.setattr(pretrained, "save", lambda *args, **options: real(*args, **options, max_shard_bytes=8_000))
+    model_directory.export(run("text"), tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 2
+    whole, cut = load(directory("text")).state_dict(), load(tmp_path / "out").state_dict()
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
 def test_numpy_weight_net_is_flax_s(run, directory):

@@ -300,6 +300,10 @@ def test_a_family_is_trained_and_exported_with_the_same_greedy_text_everywhere(n
             with pytest.raises(ValueError, match="fuse matrices.*--kind=merged"):
                 model_directory.export(run, out, kind=kind)
             continue
+        if (name, reads, kind) == ("gemma 3 with vision", "prefix", "adapter"):
+            with pytest.raises(ValueError, match="does not generate from embeddings.*--kind=merged"):
+                model_directory.export(run, out, kind=kind)
+            continue
         model_directory.export(run, out, kind=kind, preference=W if baked else None)
         tokenizer = transformers.AutoTokenizer.from_pretrained(out)
         said, ids = (
