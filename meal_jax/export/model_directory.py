@@ -145,7 +145,7 @@ def check(
     base = pretrained.read_json(pretrained.resolve(config.policy.source) / "config.json") if kind == "adapter" else {}
     if needs_tokens and base and families.has_vision(base):
         raise ValueError(
-            "The base is Gemma 3 with vision, whose class in transformers does not generate from embeddings, so a prefix could "
+            "The base is Gemma 3 with vision, whose class in transformers does not generate from embeddings: a prefix could "
             "not be given to it under an adapter: --kind=merged, which is the text part alone."
         )
     if base and families.is_fused(base):
