@@ -6,12 +6,10 @@ fields (`--config.meal.tau=0.5`). Unknown fields are refused by ml_collections w
 
 from __future__ import annotations
 
-import datetime
-import math
-
 import ml_collections
 from ml_collections import config_dict
 
+from meal_jax import combinations
 from meal_jax.limits import LIMITS, Limit
 
 
@@ -325,7 +323,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         f"config.policy.attention={config.policy.attention!r} has no forward-mode derivative, which "
         f"config.meal.hypergradient={m.hypergradient!r} needs: take 'none', or config.policy.attention=plain.",
     )
-    _check_conditioning(config, need)
+    combinations.check_conditioning(config, need)
     need(m.candidates >= 1, f"config.meal.candidates={m.candidates} must be at least 1.")
     need(m.tau > 0, f"config.meal.tau={m.tau} must be above 0; for best-of-N use config.meal.accept=top1.")
     need(m.lam >= 0, f"config.meal.lam={m.lam} must not be negative; 0 keeps preferences where they are.")
@@ -340,21 +338,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         f"config.meal.accept_share={m.accept_share} of {m.candidates} candidates must be at least one answer and less than "
         "all; None switches it off.",
     )
-    _check_meta_fraction(config, need)
-    need(
-        m.gap is None
-        or (len(m.gap) == 2 and 0 <= m.gap[0] < m.gap[1] <= 1 and m.gap != (0, 1) and len(config.objectives) > 1),
-        f"config.meal.gap={m.gap} must be two numbers between 0 and 1, the smaller first, that leave some of the "
-        f"{len(config.objectives)} objectives' simplex, such as (0.4, 0.6); None leaves all.",
-    )
-    need(
-        m.gap is None or config.method in ("meal", "static"),
-        f"config.meal.gap={m.gap} is about targets, which config.method={config.method!r} does not draw: meal and static do.",
-    )
-    need(
-        config.data.split != "types" or (config.task == "stories" and not config.data.path),
-        "config.data.split=types is for the task stories and its own prompts, whose types are known.",
-    )
+    combinations.check_meta_fraction(config, need)
+    combinations.check_targets(config, need)
     Sampling(draw=s.draw, compact=s.compact)  # refuses shares that are none
     need(s.max_new >= 1, f"config.sampling.max_new={s.max_new} must be at least 1.")
     need(
@@ -376,7 +361,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         "config.policy.source.",
     )
     track.check(config.track)
-    _check_texts(config, need)
+    combinations.check_texts(config, need)
     k, names = len(config.objectives), config.objectives
     need(k >= 1, "config.objectives is empty: name the rewards.")
     need(
@@ -422,55 +407,3 @@ def check(config: ml_collections.ConfigDict) -> None:
         for name, limit in limits.items():
             field = f"config.{section}.{name}" if section else f"config.{name}"
             need(limit.holds(values[name]), f"{field}={values[name]} must be {limit.say()}.")
-
-
-def _check_meta_fraction(config: ml_collections.ConfigDict, need) -> None:
-    """The part of a half's prompts that the second level reads, and the rest, are whole numbers of prompts and of parts."""
-    from meal_jax.meal import subset
-
-    half, fraction, micro = config.batch_size // 2, config.meal.meta_fraction, config.micro.gradient
-    try:
-        taken = subset.size(half, fraction)
-    except ValueError as error:
-        need(False, f"config.meal.meta_fraction={fraction} of half of config.batch_size={config.batch_size}: {error}")
-    common = math.gcd(half, taken)
-    need(
-        micro is None or all(prompts <= micro or prompts % micro == 0 for prompts in (taken, half - taken)),
-        f"config.micro.gradient={micro} prompts at a time do not divide the {taken} that config.meal.meta_fraction={fraction} "
-        f"takes of {half} and the {half - taken} that it leaves: take {common} or a divisor of it.",
-    )
-
-
-def _check_texts(config: ml_collections.ConfigDict, need) -> None:
-    """What the prompts' format asks for."""
-    d = config.data
-    try:
-        datetime.date.fromisoformat(d.date)
-    except ValueError:
-        need(False, f"config.data.date={d.date!r} is not a date as YYYY-MM-DD, such as 2024-07-26.")
-    need(
-        d.stop is None or all(isinstance(text, str) and text for text in d.stop),
-        f"config.data.stop={d.stop} must be texts, such as ('\\n\\nHuman:',), or None.",
-    )
-
-
-def _check_conditioning(config: ml_collections.ConfigDict, need) -> None:
-    """Adapters that read a preference need a rank to split, and stay apart from the weights."""
-    kind, rank, k = config.conditioning.kind, config.policy.lora_rank, max(len(config.objectives), 1)
-    if config.stage != "align" or not kind.startswith("adapter"):
-        return
-    need(
-        rank > 0,
-        f"config.conditioning.kind={kind!r} scales adapters by the preference, and config.policy.lora_rank=0 has none: set "
-        f"a rank that {k} objectives divide, such as {8 * k}.",
-    )
-    need(
-        rank % k == 0,
-        f"config.policy.lora_rank={rank} cannot be split evenly among {k} objectives, as config.conditioning.kind={kind!r} "
-        f"does: take {rank // k * k or k} or {(rank // k + 1) * k}.",
-    )
-    need(
-        config.rollout.weights != "merged",
-        f"config.rollout.weights='merged' folds the adapters into weights that all candidates share, but under "
-        f"config.conditioning.kind={kind!r} adapters differ from candidate to candidate: take 'same' or 'int8'.",
-    )

@@ -29,7 +29,7 @@ hf
 classifiers
 data
 rewards
-track
+track combinations
 config
 cost
 roofline

@@ -1,0 +1,85 @@
+"""What fields of a configuration ask of each other, section by section; `config.check` calls these.
+
+Each takes the configuration and need(ok, message), which raises ValueError where it does not hold.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Callable
+
+import ml_collections
+
+Need = Callable[[bool, str], None]
+
+
+def check_targets(config: ml_collections.ConfigDict, need: Need) -> None:
+    """Targets leave out an interval, and types of prompts are held out, only where that means something."""
+    m = config.meal
+    need(
+        m.gap is None
+        or (len(m.gap) == 2 and 0 <= m.gap[0] < m.gap[1] <= 1 and m.gap != (0, 1) and len(config.objectives) > 1),
+        f"config.meal.gap={m.gap} must be two numbers between 0 and 1, the smaller first, that leave some of the "
+        f"{len(config.objectives)} objectives' simplex, such as (0.4, 0.6); None leaves all.",
+    )
+    need(
+        m.gap is None or config.method in ("meal", "static"),
+        f"config.meal.gap={m.gap} is about targets, which config.method={config.method!r} does not draw: meal and static do.",
+    )
+    need(
+        config.data.split != "types" or (config.task == "stories" and not config.data.path),
+        "config.data.split=types is for the task stories and its own prompts, whose types are known.",
+    )
+
+
+def check_meta_fraction(config: ml_collections.ConfigDict, need: Need) -> None:
+    """The part of a half's prompts that the second level reads, and the rest, are whole numbers of prompts and of parts."""
+    from meal_jax.meal import subset
+
+    half, fraction, micro = config.batch_size // 2, config.meal.meta_fraction, config.micro.gradient
+    try:
+        taken = subset.size(half, fraction)
+    except ValueError as error:
+        need(False, f"config.meal.meta_fraction={fraction} of half of config.batch_size={config.batch_size}: {error}")
+    common = math.gcd(half, taken)
+    need(
+        micro is None or all(prompts <= micro or prompts % micro == 0 for prompts in (taken, half - taken)),
+        f"config.micro.gradient={micro} prompts at a time do not divide the {taken} that config.meal.meta_fraction={fraction} "
+        f"takes of {half} and the {half - taken} that it leaves: take {common} or a divisor of it.",
+    )
+
+
+def check_texts(config: ml_collections.ConfigDict, need: Need) -> None:
+    """What the prompts' format asks for."""
+    d = config.data
+    try:
+        datetime.date.fromisoformat(d.date)
+    except ValueError:
+        need(False, f"config.data.date={d.date!r} is not a date as YYYY-MM-DD, such as 2024-07-26.")
+    need(
+        d.stop is None or all(isinstance(text, str) and text for text in d.stop),
+        f"config.data.stop={d.stop} must be texts, such as ('\\n\\nHuman:',), or None.",
+    )
+
+
+def check_conditioning(config: ml_collections.ConfigDict, need: Need) -> None:
+    """Adapters that read a preference need a rank to split, and stay apart from the weights."""
+    kind, rank, k = config.conditioning.kind, config.policy.lora_rank, max(len(config.objectives), 1)
+    if config.stage != "align" or not kind.startswith("adapter"):
+        return
+    need(
+        rank > 0,
+        f"config.conditioning.kind={kind!r} scales adapters by the preference, and config.policy.lora_rank=0 has none: set "
+        f"a rank that {k} objectives divide, such as {8 * k}.",
+    )
+    need(
+        rank % k == 0,
+        f"config.policy.lora_rank={rank} cannot be split evenly among {k} objectives, as config.conditioning.kind={kind!r} "
+        f"does: take {rank // k * k or k} or {(rank // k + 1) * k}.",
+    )
+    need(
+        config.rollout.weights != "merged",
+        f"config.rollout.weights='merged' folds the adapters into weights that all candidates share, but under "
+        f"config.conditioning.kind={kind!r} adapters differ from candidate to candidate: take 'same' or 'int8'.",
+    )
