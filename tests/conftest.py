@@ -25,6 +25,16 @@ TEMPLATE = (
 )  # SmolLM2's, but for the text
 
 
+@pytest.fixture(autouse=True)
+def same_verbosity():
+    """Commands set what absl logs, as long as their process lives; the next test is to hear warnings again."""
+    from absl import logging
+
+    before = logging.get_verbosity()
+    yield
+    logging.set_verbosity(before)
+
+
 @pytest.fixture(scope="session")
 def documented():
     """Function: names of objectives to all names of metrics that docs/metrics.md lists, by their section's title."""

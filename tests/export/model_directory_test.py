@@ -374,7 +374,7 @@ def test_the_card_and_settings_say_what_the_model_is(run, directory, chat_model)
     unconditioned = (directory("prefix") / "README.md").read_text()
     assert (
         "By text alone this model is given no preference at all" in unconditioned
-        and "--enable-prompt-embeds" in unconditioned
+        and "enable_prompt_embeds=True" in unconditioned
     )
     baked = (directory("prefix", preference=W) / "README.md").read_text()
     assert "under [0.3, 0.7] and no other" in baked and "do have probability" in baked and "logit_bias" in baked
