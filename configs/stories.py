@@ -8,9 +8,8 @@ Model and prompts are in the package, rewards are counts that a reader can check
 are counted inside the jitted step. The third is a Python function of texts, so with k=3 the host scores between rollout and
 update.
 
-The settings come from a few trials on seed 0. Training and evaluation of Meal and static targets take some two minutes on 2 idle CPU
-cores. What to
-expect, over 13 seeds: docs/stories.md.
+The settings come from a few trials on seed 0. Training and evaluation of Meal and static targets take some two minutes on
+2 idle CPU cores. What to expect, over 13 seeds: docs/stories.md.
 """
 
 from meal_jax import config as base
