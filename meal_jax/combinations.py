@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import ml_collections
 
+from meal_jax.limits import is_interval
+
 Need = Callable[[bool, str], None]
 
 
@@ -18,8 +20,7 @@ def check_targets(config: ml_collections.ConfigDict, need: Need) -> None:
     """Targets leave out an interval, and types of prompts are held out, only where that means something."""
     m = config.meal
     need(
-        m.gap is None
-        or (len(m.gap) == 2 and 0 <= m.gap[0] < m.gap[1] <= 1 and m.gap != (0, 1) and len(config.objectives) > 1),
+        m.gap is None or (is_interval(m.gap) and m.gap != (0, 1) and len(config.objectives) > 1),
         f"config.meal.gap={m.gap} must be two numbers between 0 and 1, the smaller first, that leave some of the "
         f"{len(config.objectives)} objectives' simplex, such as (0.4, 0.6); None leaves all.",
     )

@@ -104,8 +104,7 @@ def parse(argv: Sequence[str]) -> list[str]:
       SystemExit: the message.
     """
     try:
-        need_config_file(argv)
-        to_none = _set_to_none(argv)
+        to_none = _set_to_none(argv, read_config(argv))
         rest = app.parse_flags_with_usage([argument for argument in argv if argument not in to_none])
         if to_none:
             flags.FLAGS.config.update_from_flattened_dict(dict.fromkeys(to_none.values()))
@@ -120,8 +119,8 @@ def parse(argv: Sequence[str]) -> list[str]:
         raise SystemExit(console.wrap(f"error: {error}", sys.stderr)) from None
 
 
-def need_config_file(argv: Sequence[str]) -> None:
-    """Refuses a --config that names no file, or gives its file an argument that it does not take.
+def read_config(argv: Sequence[str]) -> Mapping[str, Any] | None:
+    """The configuration that --config names, as its file gives it; None where there is no such flag.
 
     Raises:
       FileNotFoundError: no such file; names one that is spelled alike.
@@ -137,7 +136,7 @@ def need_config_file(argv: Sequence[str]) -> None:
         near = difflib.get_close_matches(path, [file for file in others if file.endswith(".py")], n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise FileNotFoundError(f"--config names a file that is not there: {path}.{hint}")
-    _read_config(argv)
+    return read_config_file(name) if name else None
 
 
 def workdir() -> str:
@@ -153,7 +152,7 @@ def workdir() -> str:
 
 def wrong_field(argv: Sequence[str]) -> str | None:
     """What to say of the first --config.NAME in `argv` that the configuration does not have; None if it has them all."""
-    config = _read_config(argv)
+    config = read_config(argv)
     if config is None:
         return None
     known = list(leaves(config))
@@ -182,10 +181,10 @@ def _alike(a: str, b: str) -> bool:
     return difflib.SequenceMatcher(None, a, b).ratio() >= 0.75
 
 
-def _set_to_none(argv: Sequence[str]) -> dict[str, str]:
+def _set_to_none(argv: Sequence[str], config: Mapping[str, Any] | None) -> dict[str, str]:
     """Arguments that set a field to None which may be None, and that field's name."""
     options = {argument: OPTION.match(argument) for argument in argv[1:] if argument.endswith("=None")}
-    optional = _optional(_read_config(argv) or {}) if options else ()
+    optional = _optional(config or {}) if options else ()
     return {argument: option[1] for argument, option in options.items() if option and option[1] in optional}
 
 
@@ -198,12 +197,6 @@ def _optional(config: Mapping[str, Any], prefix: str = "") -> set[str]:
             names |= _optional(value, f"{whole}.")
             names |= {whole} if isinstance(value, config_dict.FieldReference) else set()
     return names
-
-
-def _read_config(argv: Sequence[str]) -> Mapping[str, Any] | None:
-    """The configuration that --config names, as its file gives it; None where there is no such flag or file."""
-    name = _config_name(argv)
-    return read_config_file(name) if name else None
 
 
 def _config_name(argv: Sequence[str]) -> str | None:

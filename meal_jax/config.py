@@ -34,16 +34,11 @@ def text(value: str | None) -> config_dict.FieldReference:
     return field
 
 
-def texts(value: tuple[str, ...] | None) -> config_dict.FieldReference:
-    """A field of several texts that may be None."""
+def several(value: tuple | None = None) -> config_dict.FieldReference:
+    """A field of several texts or numbers that may be None."""
     field = config_dict.placeholder(tuple)
     field.set(value)
     return field
-
-
-def interval() -> config_dict.FieldReference:
-    """A field of two numbers that is None: all."""
-    return config_dict.placeholder(tuple)
 
 
 def default() -> ml_collections.ConfigDict:
@@ -88,7 +83,7 @@ def default() -> ml_collections.ConfigDict:
     m.candidates = 8  # N, responses per prompt
     m.targets = "stratified"  # how a prompt's N targets w are drawn: stratified, edges, dirichlet, shared
     # (low, high): no target in training has its first weight between them, to see how a policy generalises; None = all
-    m.gap = interval()
+    m.gap = several()
     m.tau = 0.1  # τ, temperature of acceptance, in standard deviations of the reward; → 0 best-of-N, → ∞ plain SFT
     m.lam = 0.1  # λ, pull of the responses on the preferences; λ/τ sets how far one moves; 0 = none
     m.accept = "soft"  # weight of a response: soft = P(n|p), sample = a draw of it, top1 = best of its pool or nothing
@@ -228,7 +223,7 @@ def default() -> ml_collections.ConfigDict:
     c.data.system = text("")  # system message: a text; "" = an empty one where the template would insert its own; None
     c.data.date = "2024-07-26"  # that a chat template writes for today's, YYYY-MM-DD
     # Texts that end an answer before it is scored; None = the published evaluation's under template=plain, else none
-    c.data.stop = texts(None)
+    c.data.stop = several()
     # Of the files at path: published = the benchmark's data set, own = one's own prompts (data/own.py)
     c.data.format = "published"
     # hash = by the first human turn or post id; published = the files' own train and evaluation split; types (task

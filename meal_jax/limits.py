@@ -35,6 +35,11 @@ class Limit(NamedTuple):
         return f"a finite number {range_}" + "".join(f", or {value}" for value in self.also)
 
 
+def is_interval(ends: Any) -> bool:
+    """Whether these are two numbers between 0 and 1, the smaller first."""
+    return len(ends) == 2 and 0 <= ends[0] < ends[1] <= 1
+
+
 COUNT, SIZE, SHARE, POSITIVE = Limit(lowest=0), Limit(lowest=1), Limit(lowest=0, highest=1), Limit(above=0)
 KEPT, AUTO = Limit(above=0, highest=1), Limit(lowest=1, also=(None,))
 # Every number of a configuration; what depends on several fields is in `config.check`.

@@ -33,7 +33,7 @@ from safetensors.numpy import save_file
 
 from meal_jax.export import card, chat_template, prompt_gap, rounding
 from meal_jax.hf import families, pretrained
-from meal_jax.hf.storage import SINGLE, write_index
+from meal_jax.hf.storage import SINGLE, write_index, write_json
 from meal_jax.hf.weight_names import weights
 from meal_jax.meal import step as meal
 from meal_jax.models import lora
@@ -351,7 +351,3 @@ def describe(run: Run, slots: Sequence[int], preference: list[float] | None) -> 
         "tail": c.tail,
         "system": getattr(run.task.chat, "system", None),
     }
-
-
-def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

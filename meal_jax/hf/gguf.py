@@ -12,7 +12,6 @@ their rotary base.
 from __future__ import annotations
 
 import functools
-import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +23,7 @@ from meal_jax.hf import gguf_tokenizer
 from meal_jax.hf.families import FAMILIES
 from meal_jax.hf.families import entries as config_entries
 from meal_jax.hf.gguf_tokenizer import get_entry
-from meal_jax.hf.storage import GGUF, Tensor
+from meal_jax.hf.storage import GGUF, Tensor, write_json
 from meal_jax.hf.weight_names import weights
 from meal_jax.models.rotary import RopeScaling, rope_divisors
 from meal_jax.models.transformer import TransformerConfig
@@ -74,7 +73,7 @@ def _unpacked(source: Path, _modified: int, _size: int) -> tempfile.TemporaryDir
     directory = tempfile.TemporaryDirectory(prefix="meal_jax_gguf_")
     out = Path(directory.name)
     ids = write_tokenizer(out, meta, tokenizer, settings)
-    _write_json(out / "config.json", config_entries(config) | ids)
+    write_json(out / "config.json", config_entries(config) | ids)
     (out / GGUF).symlink_to(source)
     return directory
 
@@ -89,13 +88,13 @@ def write_tokenizer(out: Path, meta: Mapping[str, Any], tokenizer, settings: dic
     """Writes the tokenizer's files; returns entries of config.json that do not follow from the weights."""
     context = get_entry(meta, f"{meta['general.architecture']}.context_length")
     tokenizer.save(str(out / "tokenizer.json"))
-    _write_json(out / "tokenizer_config.json", settings | {"model_max_length": context})
+    write_json(out / "tokenizer_config.json", settings | {"model_max_length": context})
     ids = {
         f"{name}_token_id": meta[f"tokenizer.ggml.{gguf_name}_token_id"]
         for name, gguf_name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
         if f"tokenizer.ggml.{gguf_name}_token_id" in meta
     }
-    _write_json(out / "generation_config.json", ids)
+    write_json(out / "generation_config.json", ids)
     return ids | {"max_position_embeddings": context}
 
 
@@ -256,7 +255,3 @@ def unpermute(rows: np.ndarray, heads: int) -> np.ndarray:
     """
     pairs = rows.reshape(heads, -1, 2, rows.shape[-1])  # [heads, C/2, 2, D]
     return pairs.swapaxes(1, 2).reshape(rows.shape)
-
-
-def _write_json(path: Path, entries: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

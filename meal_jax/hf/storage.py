@@ -47,6 +47,11 @@ class Tensor:
         return self.read(index)
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Writes a settings file as Hugging Face's programs do, with characters as they are."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The entries of a JSON file of a model directory.
 

@@ -335,11 +335,8 @@ def _run(config: ml_collections.ConfigDict, out: Path) -> tuple[linear_heads.Hea
     start = time.monotonic()
     objectives = tuple(config.objectives)
     need_weights(config.source)
-    d = config.data
-    system = d.system if d.get("template", "chat") == "chat" else None
-    chat = templates.make_chat(
-        pretrained.load_tokenizer(config.source), d.get("template", "chat"), d.get("task", "assistant"), system
-    )
+    tokenizer, d = pretrained.load_tokenizer(config.source), config.data
+    chat = templates.make_chat(tokenizer, d.get("template", "chat"), d.get("task", "assistant"), d.system)
     rows, counts = read_encoded(config, chat)
     for name, count in counts.items():
         print(f"{name}: {count}")

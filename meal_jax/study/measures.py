@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from meal_jax.compare import BASES
+from meal_jax.limits import is_interval
 from meal_jax.pareto import front, steadiness
 
 # Name → label, and whether lower is better. Of an evaluation, so that they are compared at equal spending:
@@ -130,7 +131,7 @@ def check(study) -> None:
     Raises:
       ValueError: names the question and lists the measures.
     """
-    if study.gap and not (len(study.gap) == 2 and 0 <= study.gap[0] < study.gap[1] <= 1):
+    if study.gap and not is_interval(study.gap):
         raise ValueError(f"config.gap={study.gap} must be () or two numbers between 0 and 1, the smaller first.")
     for question in study.questions:
         if question.measure == "gap_inner_product" and not study.gap:
