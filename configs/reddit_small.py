@@ -32,12 +32,19 @@ def get_config():
     c.steps = 30
     c.batch_size = 8
     c.meal.candidates = 4
+    # As in configs/assistant_small.py, where a policy follows preferences under these settings.
+    c.meal.targets = "edges"
+    c.meal.passes = 2
     c.meal.tau = 0.3
-    c.meal.lam = 0.3
+    c.meal.lam = 0.1
+    c.meal.rho = 3.0
+    c.meal.baseline = "pool"
+    c.meal.rejected = "proposed"
     c.meal.beta = 0.05  # keeps the language; free of another pass, since the rewards read π_ref's states anyway
-    c.meal.length_norm = "constant"  # as in configs/assistant_small.py: over |y| the policy is drawn to short answers
+    c.meal.length_norm = "constant"  # over |y| the policy is drawn to short answers
     c.meal.reuse_virtual = True  # saves a fifth of the update
-    c.conditioning.slots = 4
+    c.micro.gradient = 2  # prompts at a time
+    c.conditioning.kind = "adapter"
     c.sampling.draw = "inverse"  # a vocabulary of 49,152: a tenth off the rollout
     c.sampling.max_new = 32  # the heads were fitted on summaries cut to as many tokens
     c.policy.source = "weights/SmolLM2-135M-Instruct"
@@ -46,6 +53,7 @@ def get_config():
     c.optim.lr = 5e-4
     c.optim.warmup = 10
     c.reward.heads = "runs/reward_reddit_small/heads.safetensors"
+    c.reward.copy_penalty = 0.2  # the heads like a copy of the post, and a policy finds that within 60 updates
     c.data.path = "data/summarize_from_feedback"
     c.data.prompt_length = 160  # longer prompts are left out; about a quarter of posts of 100 to 1200 characters fit
     c.eval.prompts = 32

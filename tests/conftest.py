@@ -3,16 +3,15 @@
 import os
 import sys
 
+from tests import xla
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit what is set here
     _flags = [os.environ.get("XLA_FLAGS", "")]
     if "xla_force_host_platform_device_count" not in _flags[0]:
-        _flags.append("--xla_force_host_platform_device_count=8")
+        _flags.append(xla.devices(8))
     if "slow" not in sys.argv:
-        # Tiny models spend their time in the compiler, not in the program. Half of it is LLVM's passes; of the rest, more than
-        # half goes with one module of code and XLA's older emitters (a step: 21 → 8 s of CPU in jax 0.10.2).
-        _flags.append("--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
-        _flags.append("--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
+        _flags.append(xla.QUICK)
     os.environ["XLA_FLAGS"] = " ".join(_flags).strip()
 
 import pytest

@@ -22,6 +22,7 @@ from meal_jax.rollout.sampling import Sampling
 from meal_jax.runtime import checkpoint
 from meal_jax.runtime.metrics import MetricWriter
 from meal_jax.saved_run import open_run
+from tests import xla
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
@@ -193,8 +194,7 @@ COMMAND = [
 ]  # fmt: skip
 ENVIRONMENT = os.environ | {
     "JAX_PLATFORMS": "cpu",
-    # One device, and little time in the compiler.
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    "XLA_FLAGS": xla.QUICK,  # and one device
     "MEAL_CACHE": "0",
 }
 

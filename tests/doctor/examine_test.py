@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 
 from meal_jax import config as base
 from meal_jax.doctor import examine, finding, software
+from tests import xla
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 def doctor(workdir, *flags, devices=1, **options):
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
+        "XLA_FLAGS": f"{xla.devices(devices)} {xla.QUICK}",
     }
     return subprocess.Popen(
         [sys.executable, "-m", "meal_jax.doctor", f"--workdir={workdir}", *flags],

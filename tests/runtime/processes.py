@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from tests import xla
+
 ROOT = Path(__file__).parents[2]
 HEARTBEAT = 10  # a busy machine misses those of 5 seconds while it compiles
 
@@ -20,9 +22,7 @@ class Group:
         self.logs = [folder / f"{number}.{i}.log" for i in range(processes)]
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0 "
-            "--xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false "
-            "--xla_cpu_parallel_codegen_split_count=1",  # as in conftest.py
+            "XLA_FLAGS": f"{xla.devices(devices)} {xla.QUICK}",
             "MEAL_CACHE": "0",
             "JAX_COMPILATION_CACHE_DIR": str(cache),  # restarts compile nothing
             "PYTHONPATH": str(ROOT),
