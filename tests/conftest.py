@@ -1,7 +1,10 @@
 """Tests run on the CPU, as eight devices, so that meshes can be tried. This is read before anything imports jax."""
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 
 from tests import xla
 
@@ -13,6 +16,10 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit what is set here
     if "slow" not in sys.argv:
         _flags.append(xla.QUICK)
     os.environ["XLA_FLAGS"] = " ".join(_flags).strip()
+    # What two tests, workers or commands compile alike is compiled once. Each run of the tests begins with nothing kept.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _kept = tempfile.mkdtemp(prefix="meal_jax_tests_")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    atexit.register(shutil.rmtree, _kept, ignore_errors=True)
 
 import pytest
 

@@ -303,9 +303,9 @@ def test_prompts_read_at_each_candidates_preference_make_a_plain_model_at_each()
 @pytest.mark.parametrize(
     "options",
     [
-        {"beta": 0.1},
-        {"meta": "likelihood", "hypergradient": "first_order", "reuse_virtual": True},
+        {"beta": 0.1, "meta": "likelihood", "reuse_virtual": True},
         {"conditioning": "adapter+prefix", "adapters": ADAPTERS, "prompt": "preference"},
+        pytest.param({"hypergradient": "first_order"}, marks=pytest.mark.slow),
     ],
     ids=lambda options: "-".join(map(str, options)),
 )
@@ -331,7 +331,6 @@ def test_parts_of_a_batch_after_another_make_the_same_step(options):
     "options",
     [
         {"meta": "likelihood", "accept": "top1", "beta": 0.1, "chunk": 2, "targets": "dirichlet"},
-        {"adapters": Lora(2, dropout=0.1, targets="(q|v|down)$"), "accept": "sample", "hypergradient": "first_order"},
         {"conditioning": "text", "sampling": Sampling(temperature=0.7), "hypergradient": "none", "candidates": 1},
         {"targets": "shared", "objectives": 3, "net": False, "model": {"dtype": "bfloat16", "remat": "full"}},
         {
@@ -339,6 +338,8 @@ def test_parts_of_a_batch_after_another_make_the_same_step(options):
             "adapters": Lora(6, dropout=0.1, targets="(q|v|down)$"),
             "objectives": 3,
             "beta": 0.1,
+            "accept": "sample",
+            "hypergradient": "first_order",
             "model": {"remat": "dots"},
         },
     ],
