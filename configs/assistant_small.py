@@ -4,7 +4,7 @@
     python -m meal_jax.main --config=configs/assistant_small.py --config.data.path=DIRECTORY_OF_HH_RLHF \
         --workdir=runs/assistant_small
 
-An hour of training for Meal on one CPU core. Half as many steps are enough to follow preferences and to pass
+An hour of training for Meal on one CPU core, and 4 GB. Half as many steps are enough to follow preferences and to pass
 Rewarded Soups (one seed): docs/assistant_small.md. Rewards are the heads shipped in meal_jax/rewards/heads (its card says
 what they are worth).
 """

@@ -286,16 +286,10 @@ def draw(
     from meal_jax.pareto import figures
     from meal_jax.rewards import sources
 
-    def mean(runs, field):
-        return np.mean([r[field] for r in runs], axis=0)
-
     seeds, drawn = len(next(iter(results.values()))), []
     title = f"{task.name}, mean of {seeds} seeds" if seeds > 1 else task.name
-    if len(task.objectives) in (2, 3):
-        fronts = [
-            figures.Front(plan[name].label, np.array(runs[0]["preferences"]), mean(runs, "points"))
-            for name, runs in results.items()
-        ]
+    if figures.drawn(task.objectives):
+        fronts = [figures.mean_front(plan[name].label, runs) for name, runs in results.items()]
         truth = evaluate.true_front(task) if task.truth is not None else None
         drawn.append(root / f"fronts{basis.ending}.png")
         figures.draw_fronts(drawn[-1], fronts, sources.describe(config), truth=truth, title=title + basis.title)

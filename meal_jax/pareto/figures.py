@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import os
 from collections.abc import Mapping, Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -47,6 +47,11 @@ class Front:
     low: np.ndarray | None = None
     high: np.ndarray | None = None
     style: str = ""
+
+
+def mean_front(label: str, runs: Sequence[Mapping[str, Any]]) -> Front:
+    """The mean of the fronts of runs that share their preferences; each run is the content of its pareto.json."""
+    return Front(label, np.array(runs[0]["preferences"]), np.mean([run["points"] for run in runs], axis=0))
 
 
 def drawn(objectives: Sequence[str]) -> bool:

@@ -219,12 +219,9 @@ def _draw_fronts(study: ml_collections.ConfigDict, variants: Sequence[Any], reco
     finals = {v.label: [r.final for r in records[v.name].values()] for v in variants}
     head = next(iter(finals.values()))[0]
     objectives = head["objectives"]
-    if len(objectives) not in (2, 3):
+    if not figures.drawn(objectives):
         return []
-    fronts = [
-        figures.Front(label, np.array(runs[0]["preferences"]), np.mean([run["points"] for run in runs], axis=0))
-        for label, runs in finals.items()
-    ]
+    fronts = [figures.mean_front(label, runs) for label, runs in finals.items()]
     figures.draw_fronts(root / "fronts.png", fronts, objectives, title=f"{study.base}, mean of seeds")
     return [root / "fronts.png"]
 
