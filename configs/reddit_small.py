@@ -42,7 +42,7 @@ def get_config():
     c.meal.beta = 0.05  # keeps the language; free of another pass, since the rewards read π_ref's states anyway
     c.meal.length_norm = "constant"  # over |y| the policy is drawn to short answers
     c.meal.reuse_virtual = True  # saves a fifth of the update
-    c.micro.gradient = 2  # prompts at a time
+    c.micro.gradient = 2  # prompts at a time; None where more devices share a batch
     c.conditioning.kind = "adapter"
     c.sampling.draw = "inverse"  # a vocabulary of 49,152: a tenth off the rollout
     c.sampling.max_new = 32  # the heads were fitted on summaries cut to as many tokens

@@ -314,17 +314,20 @@ def test_parts_of_a_batch_after_another_make_the_same_step(options):
 
     Compiled as runs are: how the older emitters, which other tests use, approximate exp and tanh depends on an array's shape.
     """
-    results = []
+    results, workspace = [], []
     for micro in (step.Micro(), step.Micro(rollout=2, score=4, gradient=2)):
         run = tiny(batch=8, lam=0.5, tau=0.5, policy_tx=optax.sgd(0.5), **options)
         setup = dataclasses.replace(run.setup, net_tx=optax.sgd(1.0), micro=micro)
         phi = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(5), x.shape), run.state.net)
         state = run.state.replace(net=phi, net_opt=setup.net_tx.init(phi))
-        train = jax.jit(functools.partial(step.step, setup), compiler_options={"xla_cpu_use_fusion_emitters": True})
+        train = jax.jit(functools.partial(step.step, setup)).lower(state, run.frozen, run.batch)
+        train = train.compile({"xla_cpu_use_fusion_emitters": True})
+        workspace.append(train.memory_analysis().temp_size_in_bytes)
         new, metrics = train(state, run.frozen, run.batch)
         results.append((new.policy, jax.tree.map(jnp.subtract, new.net, phi), metrics))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), *results)
     assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(results[0][1])) > 1e-4
+    assert workspace[1] < workspace[0] / 2  # what a whole half keeps for the mixed derivative is more than half of it
 
 
 @pytest.mark.parametrize(
