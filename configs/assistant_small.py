@@ -29,7 +29,7 @@ def get_config():
     c.meal.beta = 0.05  # keeps the language; free of another pass, since the rewards read π_ref's states anyway
     c.meal.length_norm = "constant"  # over |y| the policy ended in one three-token answer, which harmlessness rewards
     c.meal.reuse_virtual = True  # saves a fifth of the update
-    # Prompts at a time: a ninth of the memory, in 1.03 times the time (docs/performance.md). None where more devices share a batch
+    # Prompts at a time: a ninth of the memory in 1.03 × the time (docs/performance.md); None where more devices share a batch
     c.micro.gradient = 2
     c.conditioning.kind = "adapter"  # four prefix embeddings had no meaning yet after 120 updates
     c.sampling.max_new = 32  # the heads were fitted on answers cut to as many tokens
