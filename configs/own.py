@@ -30,9 +30,7 @@ def get_config(arg: str = "chat"):
         c.optim.lr, c.policy.chunk, c.sampling.draw = 5e-4, 16, "inverse"
         c.sampling.max_new, c.data.prompt_length = 32, 64
         c.meal.targets, c.meal.passes = "edges", 2  # as in configs/assistant_small.py
-        c.micro.gradient = (
-            2  # prompts at a time, as in configs/assistant_small.py; None where more devices share a batch
-        )
+        c.micro.gradient = 2  # prompts at a time, to save memory; None where more devices share a batch
     else:
         c.task, c.policy.source, c.data.template = "stories", "stories260k", "plain"
         c.optim.lr = 2e-3
