@@ -17,7 +17,7 @@ TYPES, GAP = "data.split=types", "meal.gap=(0.25, 0.75)"
 def get_config():
     c = plan.default()
     c.base = "configs/stories.py"
-    c.changes = ("steps=120", "tensorboard=False")
+    c.changes = ("tensorboard=False",)
     c.gap = (0.25, 0.75)
     c.variants = (
         Variant("meal", "Meal"),

@@ -11,12 +11,20 @@ Speech and narration share an answer's few tokens, so each costs the other. The 
 than the tenth, so that a mixture is worth more than a coin's toss between extremes. Both are counted in characters inside
 the jitted step (`rewards/characters.py`). A third, `short`, is a Python function of texts: `tasks/story_text.py`.
 
+Two more read the beginning as well, so that beginnings differ in what they can attain (`configs/stories.py:attainable`):
+
+    fitting_dialogue   dialogue, and 0 where the beginning has a word of SILENT: shy and small heroes' stories have no speech
+    fitting_cheerful   cheerful, and 0 where it has a word of GRAVE: brave and curious heroes' stories have no cheer
+
+Each silences a third of the embedded beginnings, and a third can attain both.
+
 Letters: B prompts, N candidates, K objectives.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +36,7 @@ from meal_jax.data import own, templates
 from meal_jax.data.prompts import Prompts
 from meal_jax.rewards import characters
 from meal_jax.tasks import assistant, language
-from meal_jax.tasks.story_text import CHEERFUL
+from meal_jax.tasks.story_text import CHEERFUL, GRAVE, SILENT
 from meal_jax.tasks.task import Task
 
 PROMPTS = Path(__file__).with_name("story_prompts.jsonl")
@@ -52,7 +60,18 @@ def cheerful(text: jax.Array) -> jax.Array:
     return jnp.sqrt(characters.share(characters.count(matches), characters.count(characters.first_letters(text))))
 
 
-REWARDS = {"dialogue": dialogue, "cheerful": cheerful}
+def lacks(beginning: jax.Array, words: Sequence[str]) -> jax.Array:
+    """1 where characters [..., C] hold none of these words, else 0: [...] float32."""
+    return 1.0 - jnp.any(characters.any_word(beginning, words), axis=-1)
+
+
+# What is counted in an answer, and the words of a beginning that leave nothing to count.
+REWARDS = {
+    "dialogue": (dialogue, ()),
+    "cheerful": (cheerful, ()),
+    "fitting_dialogue": (dialogue, SILENT),
+    "fitting_cheerful": (cheerful, GRAVE),
+}
 
 
 def build(config) -> Task:
@@ -81,7 +100,15 @@ def counted(objectives: tuple[str, ...], chat: chats.Chat, vocabulary: int) -> l
 def reward(objectives: tuple[str, ...], params: dict[str, jax.Array], batch, responses, hidden=None) -> jax.Array:
     """r [B, N, K] of responses; `params` holds "spellings", see `characters.spellings`."""
     text = characters.spell(responses.tokens, responses.mask, params["spellings"])
-    return jnp.stack([REWARDS[name](text) for name in objectives], axis=-1)
+    columns = []
+    for name in objectives:
+        count, words = REWARDS[name]
+        column = count(text)
+        if words:
+            beginning = characters.spell(batch.tokens[:, None], batch.mask[:, None], params["spellings"])  # [B, 1, C]
+            column *= lacks(beginning, words)
+        columns.append(column)
+    return jnp.stack(columns, axis=-1)
 
 
 def load(config, chat: chats.Chat, tokenizers: dict[str, Any]) -> tuple[Prompts, Prompts, str]:

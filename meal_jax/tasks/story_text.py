@@ -13,6 +13,7 @@ CHEERFUL = (
     "hug", "hugged", "joy", "kind", "laugh", "laughed", "laughing", "love", "loved", "loves", "nice", "proud", "shiny",
     "smile", "smiled", "smiling", "sunny", "warm", "wonderful", "yummy",
 )  # fmt: skip
+SILENT, GRAVE = ("shy", "small"), ("brave", "curious")  # natures of heroes, see `tasks/stories.py`
 
 
 def short(prompts: list[str], responses: list[str]) -> list[float]:
@@ -41,7 +42,7 @@ def marked(text: str, objectives: Sequence[str]) -> list[tuple[str, int | None]]
 
     def counts(part: str) -> int | None:
         if part.startswith('"'):
-            return number.get("dialogue")
-        return number.get("cheerful")
+            return number.get("dialogue", number.get("fitting_dialogue"))
+        return number.get("cheerful", number.get("fitting_cheerful"))
 
     return [(part, counts(part) if i % 2 else None) for i, part in enumerate(parts) if part]

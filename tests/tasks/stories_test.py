@@ -67,6 +67,25 @@ def test_jitted_rewards_equal_a_count_over_the_answers_text(task):
     assert result.shape == (1, len(rows), 2)
 
 
+def test_shy_heroes_have_no_speech_and_brave_ones_no_cheer(task):
+    fitting = build.build_task(configs.get_config("attainable"))
+    assert fitting.objectives == ("fitting_dialogue", "fitting_cheerful")
+    rows = task.chat.tokenizer('Tim smiled. "Hi!" He was happy.', add_special_tokens=False)["input_ids"]
+    batch = Batch(*(jnp.asarray(field) for field in task.train[:3]))
+    shape = (len(task.train.id), 1, len(rows))
+    tokens = np.broadcast_to(np.array(rows, np.int32), shape)
+    answers = Responses(tokens, np.ones(shape, bool), np.zeros(shape, np.float32), np.ones(shape[:2], bool))
+    plain = task.reward(task.reward_params, batch, answers, None)
+    assert jnp.all(plain > 0.3)
+    natures = [text.split(" named ")[0].split()[-2] for text in task.train.text]
+    assert {nature: natures.count(nature) > 30 for nature in natures} == dict.fromkeys(
+        ("little", "big", "small", "brave", "curious", "shy"), True
+    )
+    able = [[nature not in ("shy", "small"), nature not in ("brave", "curious")] for nature in natures]
+    result = jax.jit(fitting.reward)(fitting.reward_params, batch, answers, None)
+    np.testing.assert_array_equal(result, plain * np.array(able, np.float32)[:, None])
+
+
 def test_prompts_are_the_shipped_beginnings_and_end_before_a_new_paragraph(task):
     rows = [json.loads(line) for line in stories.PROMPTS.read_text().splitlines()]
     want = {split: [row["prompt"] for row in rows if row["split"] == split] for split in ("train", "test")}
@@ -82,7 +101,7 @@ def test_prompts_are_the_shipped_beginnings_and_end_before_a_new_paragraph(task)
 def test_an_unknown_reward_is_named():
     config = configs.get_config()
     config.objectives = ("dialogue", "sad")
-    with pytest.raises(ValueError, match="no reward sad; it has dialogue, cheerful"):
+    with pytest.raises(ValueError, match="no reward sad; it has dialogue, cheerful, fitting_dialogue"):
         build.build_task(config)
 
 
@@ -102,7 +121,7 @@ def test_beginnings_of_ones_own(tmp_path):
 def test_a_batch_of_the_third_objective_needs_the_host(tmp_path):
     task = build.build_task(configs.get_config("k=3"))
     assert [reward is None for reward in task.text_rewards] == [True, True, False]
-    with pytest.raises(ValueError, match="takes k=2 or k=3 after the colon, not 'k=4'"):
+    with pytest.raises(ValueError, match="takes k=2, k=3 or attainable after the colon, not 'k=4'"):
         configs.get_config("k=4")
 
 
