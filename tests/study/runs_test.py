@@ -85,7 +85,19 @@ def test_a_wrong_variant_or_base_is_named(study, tmp_path):
         runs.table(study, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["toy", "toy_base", "toy_k3", "toy_attainable", "stories", "stories_attainable"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "toy",
+        "toy_base",
+        "toy_k3",
+        "toy_attainable",
+        "stories",
+        "stories_attainable",
+        "stories_signal",
+        "generalisation",
+    ],
+)
 def test_every_variant_of_a_shipped_study_can_run(name, tmp_path):
     study = importlib.import_module(f"configs.study.{name}").get_config()
     study.seeds = 1
