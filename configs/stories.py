@@ -3,6 +3,7 @@
     python -m meal_jax.main --config=configs/stories.py --workdir=runs/stories
     python -m meal_jax.main --config=configs/stories.py:k=3 --workdir=runs/stories3      and with shorter sentences
     python -m meal_jax.main --config=configs/stories.py:attainable --workdir=runs/stories_attainable   some have no speech
+    python -m meal_jax.main --config=configs/stories.py:heads --workdir=runs/stories_heads     rewards that were learned
     python -m meal_jax.answers_figure --run=runs/stories --out=stories.png
 
 Model and prompts are in the package, rewards are counts that a reader can check (meal_jax/tasks/stories.py). The first two
@@ -18,14 +19,16 @@ from meal_jax import config as base
 
 def get_config(arg: str = ""):
     """`arg`: "" or "k=2" for two objectives, "k=3" for three; "attainable" for two, of which some beginnings attain only
-    one (meal_jax/tasks/stories.py)."""
-    options = {"": 2, "k=2": 2, "k=3": 3, "attainable": 2}
+    one (meal_jax/tasks/stories.py); "heads" for two that heads give, fitted on ranked answers (docs/stories.md)."""
+    options = {"": 2, "k=2": 2, "k=3": 3, "attainable": 2, "heads": 2}
     if arg not in options:
-        raise ValueError(f"configs/stories.py takes k=2, k=3 or attainable after the colon, not {arg!r}.")
+        raise ValueError(f"configs/stories.py takes k=2, k=3, attainable or heads after the colon, not {arg!r}.")
     k = options[arg]
     c = base.default()
     c.task = "stories"
     c.objectives = ("dialogue", "cheerful", "short")[:k]
+    if arg == "heads":
+        c.reward.heads = "stories"
     if k == 3:
         c.reward.sources = ("heads", "heads", "python:meal_jax.tasks.story_text:short")
         c.eval.reference = (0.0, 0.0, 0.0)  # no reward is below it

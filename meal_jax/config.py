@@ -233,7 +233,8 @@ def default() -> ml_collections.ConfigDict:
     # Rewards
     c.reward = r = ml_collections.ConfigDict()
     r.sources = ()  # one string per objective, forms in meal_jax/rewards/sources.py; () = the benchmark's own rewards
-    r.heads = ""  # reward heads: a file, or "" for the ones shipped with the package
+    # Reward heads: a file, or the name of shipped ones (meal_jax/rewards/heads); "" = the benchmark's
+    r.heads = ""
     r.judge = ""  # decoder that answers judge:… sources, a directory or hub id; "" = the policy's own frozen base
     r.batch_size = 32  # rows that a reward model or judge reads at a time
     r.dtype = "float32"  # compute type of reward models and of config.reward.judge: float32 or bfloat16

@@ -134,7 +134,8 @@ def tensors(name: str, directory: Path) -> Iterator[Finding]:
 
 def heads(config: Any, chat: chats.Chat) -> Iterator[Finding]:
     """Whether the reward heads were fitted on this format of conversations; nothing where it is, or no heads are read."""
-    if config.stage == "sft" or config.task == "stories" or not sources.own_objectives(config):
+    counted = config.task == "stories" and not config.reward.heads
+    if config.stage == "sft" or counted or not sources.own_objectives(config):
         return
     try:
         linear_heads.check_format(linear_heads.load(config.reward.heads), chats.describe(chat))

@@ -28,7 +28,8 @@ from meal_jax.rollout.decode import Responses
 
 PyTree = Any
 FEATURES = ("last", "mean", "last+mean")
-SHIPPED = Path(__file__).with_name("heads") / "assistant_small.safetensors"
+SHIPPED = Path(__file__).with_name("heads")  # heads that the package holds, by the names of their files
+DEFAULT = "assistant_small"
 SAMPLE = 512  # entries per parameter that are kept to recognise the base
 BASE = "base/"  # prefix of those tensors in the file
 
@@ -185,13 +186,16 @@ def save(heads: Heads, path: str | os.PathLike) -> None:
 
 
 def load(path: str | os.PathLike | None = None) -> Heads:
-    """Reads a heads file, by default the shipped one.
+    """Reads a heads file, or the shipped ones of that name; by default those of `DEFAULT`.
 
     Raises:
       FileNotFoundError: no such file.
       ValueError: not a heads file, or damaged.
     """
-    path = Path(path or SHIPPED).expanduser()
+    path = Path(path or DEFAULT).expanduser()
+    shipped = (SHIPPED / path).with_suffix(".safetensors")
+    if len(path.parts) == 1 and not path.exists() and shipped.is_file():
+        path = shipped
     if not path.is_file():
         raise FileNotFoundError(
             f"There are no reward heads at {path}. Leave config.reward.heads empty for the shipped ones, or train "

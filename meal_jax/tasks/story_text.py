@@ -13,7 +13,31 @@ CHEERFUL = (
     "hug", "hugged", "joy", "kind", "laugh", "laughed", "laughing", "love", "loved", "loves", "nice", "proud", "shiny",
     "smile", "smiled", "smiling", "sunny", "warm", "wonderful", "yummy",
 )  # fmt: skip
+SPEECH = re.compile(r'"[^"]*(?:"|$)')  # from a quotation mark to the next, or to the end
 SILENT, GRAVE = ("shy", "small"), ("brave", "curious")  # natures of heroes, see `tasks/stories.py`
+
+
+def dialogue(prompts: list[str], responses: list[str]) -> list[float]:
+    """√ of the share of a text's characters, spaces left out, that are speech: what `stories.dialogue` counts in tokens."""
+    return [(printed("".join(SPEECH.findall(text))) / max(printed(text), 1)) ** 0.5 for text in responses]
+
+
+def cheerful(prompts: list[str], responses: list[str]) -> list[float]:
+    """√ of the share of a text's words that are of CHEERFUL and outside speech, as `stories.cheerful`."""
+    narrated = [words(SPEECH.sub(" ", text).lower()) for text in responses]
+    return [
+        (sum(word in CHEERFUL for word in told) / max(len(words(text)), 1)) ** 0.5
+        for told, text in zip(narrated, responses, strict=True)
+    ]
+
+
+def printed(text: str) -> int:
+    """Characters that are no space."""
+    return len(re.sub(r"\s", "", text))
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"[A-Za-z']+", text)
 
 
 def short(prompts: list[str], responses: list[str]) -> list[float]:
@@ -23,10 +47,6 @@ def short(prompts: list[str], responses: list[str]) -> list[float]:
 
 def sentences_per_word(text: str) -> float:
     """0 for a text without words."""
-
-    def words(part):
-        return re.findall(r"[A-Za-z']+", part)
-
     sentences = [part for part in re.split(r"[.!?]", text) if words(part)]
     return len(sentences) / max(len(words(text)), 1)
 

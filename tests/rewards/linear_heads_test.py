@@ -164,12 +164,14 @@ def test_another_format_is_refused(heads):
         linear_heads.check_format(heads, "another")
 
 
-def test_the_shipped_heads_load():
-    heads = linear_heads.load()
-    assert heads.objectives == ("harmless", "helpful")
+@pytest.mark.parametrize(("name", "objectives"), [("", ("harmless", "helpful")), ("stories", ("cheerful", "dialogue"))])
+def test_the_shipped_heads_load(name, objectives):
+    heads = linear_heads.load(name)
+    assert heads.objectives == objectives
     assert np.isfinite(heads.w).all() and (heads.temperature > 0).all() and heads.w.any(axis=1).all()
-    assert linear_heads.SHIPPED.stat().st_size < 2**20
-    text = linear_heads.SHIPPED.with_suffix(".md").read_text(encoding="utf-8")
+    file = linear_heads.SHIPPED / f"{name or linear_heads.DEFAULT}.safetensors"
+    assert file.stat().st_size < 2**20
+    text = file.with_suffix(".md").read_text(encoding="utf-8")
     for name, report in heads.facts["reports"].items():
         assert f"| {name} | {report['fitted']} | {report['tested']} | {report['accuracy']:.3f} |" in text
         assert report["interval"][0] > 0.5

@@ -65,6 +65,8 @@ def test_jitted_rewards_equal_a_count_over_the_answers_text(task):
     np.testing.assert_allclose(result[0, :, 0], [count_dialogue(text) for text in texts], rtol=1e-6)
     np.testing.assert_allclose(result[0, :, 1], [count_cheerful(text) for text in texts], rtol=1e-6)
     assert result.shape == (1, len(rows), 2)
+    for k, python in enumerate((story_text.dialogue, story_text.cheerful)):  # the same rewards as functions of texts
+        np.testing.assert_allclose(result[0, :, k], python([""] * len(texts), texts), rtol=1e-6)
 
 
 def test_shy_heroes_have_no_speech_and_brave_ones_no_cheer(task):
@@ -121,7 +123,7 @@ def test_beginnings_of_ones_own(tmp_path):
 def test_a_batch_of_the_third_objective_needs_the_host(tmp_path):
     task = build.build_task(configs.get_config("k=3"))
     assert [reward is None for reward in task.text_rewards] == [True, True, False]
-    with pytest.raises(ValueError, match="takes k=2, k=3 or attainable after the colon, not 'k=4'"):
+    with pytest.raises(ValueError, match="takes k=2, k=3, attainable or heads after the colon, not 'k=4'"):
         configs.get_config("k=4")
 
 
