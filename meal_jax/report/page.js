@@ -44,7 +44,7 @@ const choose = (w) => {
   previous = chosen; chosen = w; watchers.forEach((watch) => watch());
 };
 
-if (K === 3) triangle(); else slider();
+if (K === 3) corners(); else slider();
 watchers.push(() => { $("chosen").textContent = weights(chosen); });
 
 function slider() {
@@ -58,52 +58,26 @@ function slider() {
   watchers.push(() => { input.value = grid.indexOf(chosen); input.setAttribute("aria-valuetext", weights(chosen)); });
 }
 
-function triangle() {
-  const NS = "http://www.w3.org/2000/svg", corners = [[110, 22], [20, 172], [200, 172]];
-  const shape = (tag, attributes, parent) => {
-    const out = document.createElementNS(NS, tag);
-    Object.entries(attributes).forEach(([name, value]) => out.setAttribute(name, value));
-    parent.append(out);
-    return out;
-  };
-  const at = (w) => [0, 1].map((axis) => w.reduce((sum, v, k) => sum + v * corners[k][axis], 0));
-  const svg = shape("svg", { viewBox: "0 0 220 196", id: "triangle", tabindex: 0, role: "slider", "aria-valuemin": 0,
-    "aria-valuemax": grid.length - 1, "aria-label": "Preference among three objectives; arrow keys move it" }, $("chooser"));
-  shape("polygon", { points: corners.join(" "), fill: "#f4f4f4", stroke: GREY }, svg);
-  grid.forEach((w) => { const [x, y] = at(w); shape("circle", { cx: x, cy: y, r: 2.5, fill: GREY }, svg); });
-  corners.forEach(([x, y], k) => {
-    const anchor = ["middle", "start", "end"][k], left = [110, 2, 218][k];
-    shape("text", { x: left, y: k ? y + 18 : y - 8, "text-anchor": anchor }, svg).textContent = data.objectives[k];
-  });
-  const dot = shape("circle", { r: 7, fill: "#222" }, svg);
+function corners() {
   const pick = (x, y) => choose(grid.reduce((best, w) => {
-    const far = (v) => { const p = at(v); return (p[0] - x) ** 2 + (p[1] - y) ** 2; };
+    const far = (v) => { const p = drawn.at(v); return (p[0] - x) ** 2 + (p[1] - y) ** 2; };
     return far(w) < far(best) ? w : best;
   }, grid[0]));
-  const drag = (event) => {
-    const p = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
-    pick(p.x, p.y);
-  };
-  svg.addEventListener("pointerdown", (event) => { svg.setPointerCapture(event.pointerId); drag(event); });
-  svg.addEventListener("pointermove", (event) => { if (event.buttons) drag(event); });
-  const keys = { ArrowUp: [0, -1], ArrowDown: [0, 1], ArrowLeft: [-1, 0], ArrowRight: [1, 0] };
-  svg.addEventListener("keydown", (event) => {
-    const move = keys[event.key];
-    if (!move) return;
-    event.preventDefault();
-    const [x, y] = at(chosen);
+  const arrow = (move) => {
+    const [x, y] = drawn.at(chosen);
     // The nearest point of the grid on that side, those straight ahead before those aslant.
     const ahead = grid.map((w) => {
-      const p = at(w), along = (p[0] - x) * move[0] + (p[1] - y) * move[1];
+      const p = drawn.at(w), along = (p[0] - x) * move[0] + (p[1] - y) * move[1];
       const across = Math.abs((p[0] - x) * move[1]) + Math.abs((p[1] - y) * move[0]);
       return [w, along, along + 2 * across];
     }).filter((p) => p[1] > 1e-6).sort((a, b) => a[2] - b[2]);
     if (ahead.length) choose(ahead[0][0]);
-  });
+  };
+  const role = { role: "slider", "aria-valuemin": 0, "aria-valuemax": grid.length - 1 };
+  const drawn = triangle($("chooser"), data.objectives, role, grid, pick, arrow);
   watchers.push(() => {
-    const [x, y] = at(chosen);
-    dot.setAttribute("cx", x); dot.setAttribute("cy", y);
-    svg.setAttribute("aria-valuenow", grid.indexOf(chosen)); svg.setAttribute("aria-valuetext", weights(chosen));
+    drawn.show(chosen);
+    drawn.svg.setAttribute("aria-valuenow", grid.indexOf(chosen)); drawn.svg.setAttribute("aria-valuetext", weights(chosen));
   });
 }
 

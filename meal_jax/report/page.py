@@ -13,6 +13,7 @@ PARTS = {
     "UPLOT_STYLE": "uplot/uPlot.min.css",
     "UPLOT": "uplot/uPlot.iife.min.js",
     "STYLE": "page.css",
+    "TRIANGLE": "triangle.js",
     "SCRIPT": "page.js",
 }
 

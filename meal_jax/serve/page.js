@@ -32,7 +32,7 @@ if (K === 2) {
   slide(`Weight of ${run.objectives[0]}`, chosen[0], (v) => choose([v, 1 - v])).id = "slider";
   const ends = make("div", undefined, $("chooser"), "ends");
   make("span", run.objectives[1], ends); make("span", run.objectives[0], ends);
-} else if (K === 3) triangle();
+} else if (K === 3) corners();
 else {  // one slider per objective; the preference is their shares
   const raw = [...chosen];
   run.objectives.forEach((name, k) => {
@@ -46,45 +46,16 @@ else {  // one slider per objective; the preference is their shares
 }
 choose(chosen);
 
-function triangle() {
-  const NS = "http://www.w3.org/2000/svg", corners = [[110, 22], [20, 172], [200, 172]];
-  const shape = (tag, attributes, parent) => {
-    const out = document.createElementNS(NS, tag);
-    Object.entries(attributes).forEach(([name, value]) => out.setAttribute(name, value));
-    parent.append(out);
-    return out;
-  };
-  const svg = shape("svg", { viewBox: "0 0 220 196", id: "triangle", tabindex: 0, role: "application",
-    "aria-label": "Preference among three objectives; arrow keys move it" }, $("chooser"));
-  shape("polygon", { points: corners.join(" "), fill: "#f4f4f4", stroke: "#8c8c8c" }, svg);
-  corners.forEach(([x, y], k) => {
-    shape("text", { x: [110, 2, 218][k], y: k ? y + 18 : y - 8, "text-anchor": ["middle", "start", "end"][k] }, svg)
-      .textContent = run.objectives[k];
-  });
-  const dot = shape("circle", { r: 7, fill: "#222" }, svg);
-  const place = (w) => [0, 1].map((axis) => w.reduce((sum, v, k) => sum + v * corners[k][axis], 0));
+function corners() {
   const move = (x, y) => {  // barycentric weights, clipped to the triangle
     const top = (172 - y) / 150, right = (x - 20 - 90 * top) / 180;
     const w = [top, 1 - top - right, right].map((v) => Math.max(0, v)), sum = w.reduce((a, b) => a + b, 0);
     choose(w.map((v) => v / sum));
-    const [cx, cy] = place(chosen);
-    dot.setAttribute("cx", cx); dot.setAttribute("cy", cy);
+    drawn.show(chosen);
   };
-  const drag = (event) => {
-    const p = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
-    move(p.x, p.y);
-  };
-  svg.addEventListener("pointerdown", (event) => { svg.setPointerCapture(event.pointerId); drag(event); });
-  svg.addEventListener("pointermove", (event) => { if (event.buttons) drag(event); });
-  const keys = { ArrowUp: [0, -5], ArrowDown: [0, 5], ArrowLeft: [-5, 0], ArrowRight: [5, 0] };
-  svg.addEventListener("keydown", (event) => {
-    const step = keys[event.key];
-    if (!step) return;
-    event.preventDefault();
-    const [x, y] = place(chosen);
-    move(x + step[0], y + step[1]);
-  });
-  move(...place(chosen));
+  const arrow = (step) => { const [x, y] = drawn.at(chosen); move(x + 5 * step[0], y + 5 * step[1]); };
+  const drawn = triangle($("chooser"), run.objectives, { role: "application" }, [], move, arrow);
+  drawn.show(chosen);
 }
 
 async function* events(response) {

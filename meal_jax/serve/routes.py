@@ -26,14 +26,16 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from meal_jax import evaluate
+from meal_jax.report import page
 from meal_jax.serve import requests
 from meal_jax.serve.live import Answer, Live
 
 HERE = Path(__file__).parent
 PAGE = {
-    "/": ("page.html", "text/html"),
-    "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
+    "/": (HERE / "page.html", "text/html"),
+    "/page.css": (HERE / "page.css", "text/css"),
+    "/triangle.js": (page.HERE / "triangle.js", "text/javascript"),
+    "/page.js": (HERE / "page.js", "text/javascript"),
 }
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'",
@@ -47,8 +49,8 @@ def application(live: Live) -> Starlette:
     turn = asyncio.Lock()  # one answer at a time
     model = live.run.workdir.resolve().name
 
-    def file(name: str, kind: str):
-        text = (HERE / name).read_text()
+    def file(path: Path, kind: str):
+        text = path.read_text()
 
         async def send(request: Request) -> Response:
             return Response(text, media_type=kind, headers=HEADERS)

@@ -65,8 +65,8 @@ def test_answers_of_the_toy_are_explained_and_their_sums_are_the_rewards(stored)
 
 def test_no_text_of_a_run_becomes_a_tag(stored):
     text = write.write(stored).read_text()
-    assert text.count("</script>") == 3 and "<img" not in text and "onerror" in block(text)
-    script = (page.HERE / "page.js").read_text()
+    assert text.count("</script>") == 4 and "<img" not in text and "onerror" in block(text)
+    script = "".join((page.HERE / name).read_text() for name in ("triangle.js", "page.js"))
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(", script)
 
 

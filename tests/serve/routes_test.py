@@ -245,13 +245,10 @@ def test_the_openai_client(address, run):
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (Debian's package of that name)")
 @pytest.mark.parametrize("width", [400, 1200])
 def test_the_page_answers_in_a_browser(request, run, monkeypatch, tmp_path, width):
-    pages = tmp_path / "pages"
-    pages.mkdir()
-    for name, _ in routes.PAGE.values():
-        shutil.copy(routes.HERE / name, pages)
-    with (pages / "page.js").open("a") as script:
-        script.write(DRIVE)
-    monkeypatch.setattr(routes, "HERE", pages)
+    source, kind = routes.PAGE["/page.js"]
+    driven = tmp_path / "page.js"
+    driven.write_text(source.read_text() + DRIVE)
+    monkeypatch.setitem(routes.PAGE, "/page.js", (driven, kind))
     address = request.getfixturevalue("address")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--window-size={width},900"]
     flags += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=20000", "--dump-dom"]
