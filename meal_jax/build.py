@@ -88,7 +88,7 @@ def build_setup(config: ml_collections.ConfigDict, task: Task) -> Setup:
     return Setup(
         policy=policy,
         base=base if reads_base else None,
-        net=WeightNet(config.meal.net_hidden, config.meal.net_epsilon),
+        net=WeightNet(config.meal.net_hidden, config.meal.net_epsilon, config.meal.net_features),
         policy_tx=policy_optimizer(config, method.cost(config).updates),
         net_tx=optax.adam(config.optim.net_lr),
         meal=MealConfig(**{name: value for name, value in config.meal.items() if name in fields}),

@@ -111,6 +111,9 @@ def default() -> ml_collections.ConfigDict:
     m.length_norm = "response"  # log π(y) is divided by |y| (response) or T (constant, which has no pull to brevity)
     m.stats_window = 10_000.0  # the running mean and variance average over about this many rewards
     m.net_hidden = 64  # hidden width of the weight-net
+    # How it reads a prompt's mean hidden state: layer = as it is, scaled; standard = each feature in its standard deviations
+    # over the prompts seen so far, by which it tells prompts apart far sooner
+    m.net_features = "layer"
     m.net_epsilon = 1e-4  # ε in log(w + ε): lets a proposal leave a weight of 0
 
     # The methods it is compared with (meal_jax/baselines)
@@ -258,6 +261,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     from meal_jax.meal.bilevel import HYPERGRADIENT, LENGTH_NORM, META
     from meal_jax.meal.normalise import SCALE
     from meal_jax.meal.preference import ACCEPT, BASELINE, REJECTED, TARGETS
+    from meal_jax.meal.weight_net import FEATURES
     from meal_jax.models.attention import ATTENTION
     from meal_jax.models.policy import CONDITIONING, PROMPT
     from meal_jax.rewards import sources
@@ -281,6 +285,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         ("meal.meta", m.meta, META),
         ("meal.hypergradient", m.hypergradient, HYPERGRADIENT),
         ("meal.length_norm", m.length_norm, LENGTH_NORM),
+        ("meal.net_features", m.net_features, FEATURES),
         ("rollout.weights", config.rollout.weights, KINDS),
         ("rollout.attention", config.rollout.attention, DECODING),
         ("sampling.draw", s.draw, DRAWS),

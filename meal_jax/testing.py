@@ -59,6 +59,7 @@ def tiny(
     sampling: Sampling | None = None,
     chunk: int = 0,
     model: dict[str, Any] | None = None,
+    net_features: str = "layer",
     **meal: Any,
 ) -> Tiny:
     """A policy of 2 layers and width 16 on B left-padded prompts of different lengths; `meal` are MealConfig fields."""
@@ -73,7 +74,7 @@ def tiny(
     setup = Setup(
         policy=policy,
         base=base if meal_config.beta else None,
-        net=WeightNet(hidden=8),
+        net=WeightNet(hidden=8, features=net_features),
         policy_tx=policy_tx or optax.chain(clip_by_global_norm(1.0), optax.adamw(1e-2, eps_root=1e-12)),
         net_tx=optax.adam(1e-2),
         meal=meal_config,

@@ -124,7 +124,7 @@ def save_run(workdir, config):
     import numpy as np
 
     from meal_jax import build, methods
-    from meal_jax.meal.normalise import RewardStats
+    from meal_jax.meal.normalise import RunningStats
     from meal_jax.runtime import checkpoint
 
     (workdir / "config.json").write_text(config.to_json_best_effort(indent=2))
@@ -147,7 +147,7 @@ def save_run(workdir, config):
     state = jax.tree_util.tree_map_with_path(draw, state)
     k = len(config.objectives)
     state = state.replace(
-        rewards=RewardStats(*(jnp.asarray(v, jnp.float32) for v in (0.5 + np.arange(k), 4.0 + np.arange(k), 96)))
+        rewards=RunningStats(*(jnp.asarray(v, jnp.float32) for v in (0.5 + np.arange(k), 4.0 + np.arange(k), 96)))
     )
     opened = checkpoint.open_checkpoints(workdir / "checkpoints", keep=1)
     checkpoint.save(opened, 3, state, {})

@@ -23,7 +23,7 @@ import ml_collections
 from meal_jax.baselines import dpo, family, ric
 from meal_jax.meal import step as meal
 from meal_jax.meal.bilevel import token_loss
-from meal_jax.meal.normalise import RewardStats, absorb, init_stats
+from meal_jax.meal.normalise import RunningStats, absorb, init_stats
 from meal_jax.meal.step import Batch, Frozen, Rollout, Scores, Setup
 from meal_jax.rollout.sampling import Sampling
 
@@ -39,7 +39,7 @@ class CpoState:
     policy: PyTree
     policy_opt: PyTree
     anchor: PyTree
-    rewards: RewardStats
+    rewards: RunningStats
     key: jax.Array
 
 
@@ -129,6 +129,6 @@ def answer(
     return meal.respond(setup, state.policy, None, frozen, batch, targets, key, sampling)._replace(w=w, pooled=None)
 
 
-def _position(stats: RewardStats, rewards: jax.Array) -> jax.Array:
+def _position(stats: RunningStats, rewards: jax.Array) -> jax.Array:
     half = SPREAD * jnp.sqrt(stats.var)
     return ric.normalise_scores(rewards, stats.mean - half, stats.mean + half)

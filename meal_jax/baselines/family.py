@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from meal_jax.meal import step as meal
-from meal_jax.meal.normalise import RewardStats, absorb, init_stats, normalise
+from meal_jax.meal.normalise import RunningStats, absorb, init_stats, normalise
 from meal_jax.meal.step import Batch, Frozen, Rollout, Scores, Setup
 from meal_jax.rollout.decode import Responses
 from meal_jax.rollout.sampling import Sampling
@@ -47,7 +47,7 @@ class FamilyState:
     step: jax.Array
     members: PyTree
     preferences: jax.Array
-    rewards: RewardStats
+    rewards: RunningStats
     key: jax.Array
 
 

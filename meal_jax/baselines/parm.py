@@ -27,7 +27,7 @@ from flax import traverse_util
 
 from meal_jax.baselines import dpo, family
 from meal_jax.meal import step as meal
-from meal_jax.meal.normalise import RewardStats, absorb, init_stats
+from meal_jax.meal.normalise import RunningStats, absorb, init_stats
 from meal_jax.meal.step import Batch, Frozen, Rollout, Scores, Setup
 from meal_jax.models.lora import merge
 from meal_jax.rollout.decode import decode_mixture, sample_keys
@@ -62,7 +62,7 @@ class ParmState:
     step: jax.Array
     policy: PyTree
     policy_opt: PyTree
-    rewards: RewardStats
+    rewards: RunningStats
     key: jax.Array
 
 

@@ -27,7 +27,7 @@ import ml_collections
 from meal_jax.baselines import family
 from meal_jax.meal import step as meal
 from meal_jax.meal.bilevel import token_loss
-from meal_jax.meal.normalise import RewardStats, absorb, init_stats
+from meal_jax.meal.normalise import RunningStats, absorb, init_stats
 from meal_jax.meal.step import Batch, Frozen, Rollout, Scores, Setup
 from meal_jax.rollout.decode import Responses
 from meal_jax.rollout.sampling import Sampling
@@ -74,7 +74,7 @@ class RicState:
     step: jax.Array
     policy: PyTree
     policy_opt: PyTree
-    rewards: RewardStats
+    rewards: RunningStats
     buffer: Rows
     key: jax.Array
 

@@ -22,6 +22,8 @@ def propose(net, pooled, w):
     """Proposed weights [..., K] for pooled features [..., D] and target weights w [..., K]; each row sums to 1."""
     h, w = np.asarray(pooled, np.float32), np.asarray(w, np.float32)
     h = (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 1e-6)
+    if "moments/mean" in net:  # features in standard deviations over the prompts of training
+        h = np.clip((h - net["moments/mean"]) / np.sqrt(net["moments/var"] + 1e-8), -5, 5)
     x = _dense(net, "prompt", h) + _dense(net, "target", w.shape[-1] * w - 1)
     x = _dense(net, "mixed", _gelu(x))
     x = np.log(w + net["epsilon"]) + _dense(net, "shift", _gelu(x))

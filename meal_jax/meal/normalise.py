@@ -1,4 +1,4 @@
-"""Running mean and variance of each objective's reward, so that preferences weigh comparable scales.
+"""Running mean and variance of each objective's reward, so that preferences weigh comparable scales; and of any other columns.
 
 Letters: B prompts, N candidates, K objectives.
 """
@@ -27,20 +27,20 @@ def what_is_wrong(value: float) -> str:
     return f"beyond ±{LARGEST:g}, too large to be normalised," if math.isfinite(value) else "not a finite number"
 
 
-class RewardStats(NamedTuple):
-    """Mean [K], variance [K] and the number of rewards they stand for (a scalar), all float32; part of the train state."""
+class RunningStats(NamedTuple):
+    """Mean [K], variance [K] and the number of rows they stand for (a scalar), all float32; part of the train state."""
 
     mean: jax.Array
     var: jax.Array
     count: jax.Array
 
 
-def init_stats(objectives: int) -> RewardStats:
+def init_stats(objectives: int) -> RunningStats:
     """Nothing seen yet."""
-    return RewardStats(jnp.zeros(objectives), jnp.ones(objectives), jnp.zeros(()))
+    return RunningStats(jnp.zeros(objectives), jnp.ones(objectives), jnp.zeros(()))
 
 
-def absorb(stats: RewardStats, rewards: jax.Array, window: float) -> RewardStats:
+def absorb(stats: RunningStats, rewards: jax.Array, window: float) -> RunningStats:
     """Merges a batch of rewards [..., K] into the statistics (the pairwise update of Chan et al. 1979).
 
     Args:
@@ -49,7 +49,7 @@ def absorb(stats: RewardStats, rewards: jax.Array, window: float) -> RewardStats
       window: the past counts as at most this many rewards, so that the statistics follow a policy that improves.
 
     Returns:
-      RewardStats.
+      RunningStats.
     """
     rewards = rewards.reshape(-1, rewards.shape[-1]).astype(jnp.float32)
     new, past = rewards.shape[0], jnp.minimum(stats.count, window)
@@ -57,10 +57,10 @@ def absorb(stats: RewardStats, rewards: jax.Array, window: float) -> RewardStats
     gap = jnp.mean(rewards, axis=0) - stats.mean
     mean = stats.mean + share * gap
     var = (1.0 - share) * stats.var + share * jnp.var(rewards, axis=0) + share * (1.0 - share) * gap**2
-    return RewardStats(mean, var, past + new)
+    return RunningStats(mean, var, past + new)
 
 
-def normalise(stats: RewardStats, rewards: jax.Array) -> jax.Array:
+def normalise(stats: RunningStats, rewards: jax.Array) -> jax.Array:
     """(rewards − mean) / standard deviation, [..., K]; a reward that never varies maps to 0."""
     return (rewards - stats.mean) * jax.lax.rsqrt(stats.var + 1e-8)
 

@@ -13,7 +13,7 @@ import flax.struct
 import jax
 import optax
 
-from meal_jax.meal.normalise import RewardStats
+from meal_jax.meal.normalise import RunningStats
 from meal_jax.meal.weight_net import WeightNet
 from meal_jax.models.policy import Policy
 from meal_jax.rollout.decode import Responses
@@ -131,7 +131,7 @@ class State:
     policy_opt: PyTree
     net: PyTree
     net_opt: PyTree
-    rewards: RewardStats
+    rewards: RunningStats
     key: jax.Array
 
 

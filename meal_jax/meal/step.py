@@ -25,6 +25,7 @@ from meal_jax.meal.bilevel import join_chunks, split_chunks
 from meal_jax.meal.normalise import absorb, init_stats, normalise, scale_by_pool
 from meal_jax.meal.preference import accept, adapt, choose_tau, control, draw_targets, kl, log_accept, share
 from meal_jax.meal.state import Batch, Frozen, MealConfig, Micro, Rollout, Scores, Setup, State  # noqa: F401
+from meal_jax.meal.weight_net import absorb_prompts
 from meal_jax.models.lora import merge
 from meal_jax.models.policy import TokenStats, one_per_candidate, token_stats
 from meal_jax.rollout.decode import Responses, decode, sample_keys
@@ -244,6 +245,7 @@ def update(
         phi = optax.apply_updates(phi, updates)
         metrics |= {"loss/meta": h.meta, "grad_norm/net": optax.tree.norm(h.grad)}
     w_hat, p, a, b = weigh(phi, pool)
+    phi = absorb_prompts(phi, rolled.pooled, m.stats_window)
     halves = [(half, _learns_from(which, p, a, b)) for which, half in enumerate((inner, outer))]
     if m.net and m.reuse_virtual:
         theta, opt, loss_inner = h.virtual, h.virtual_opt, h.base
