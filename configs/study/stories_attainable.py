@@ -2,7 +2,7 @@
 
     python -m meal_jax.study --config=configs/study/stories_attainable.py --workdir=runs/study_stories_attainable
 
-The policy's text tells it whose story it is, so it can learn what to serve; the net can say so from the first step on.
+The policy reads the beginning too, so it could learn by itself what to serve. `layer` is the net as it reads prompts elsewhere.
 """
 
 from meal_jax.study import plan
@@ -15,16 +15,16 @@ def get_config():
     c.changes = ("tensorboard=False",)
     c.variants = (
         Variant("meal", "Meal"),
-        Variant("no_net", "Meal without the net", changes=("meal.net=False",)),
         Variant("static", "static targets", "static"),
-        Variant("net_alone", "the net without adaptation", changes=("meal.adapt=False",)),
+        Variant("no_net", "Meal without the net", changes=("meal.net=False",)),
+        Variant("layer", "Meal, features not standardised", changes=("meal.net_features=layer",)),
     )
     c.questions = (
         Question("static", "meal", "static", "mean_inner_product"),
         Question("static_hypervolume", "meal", "static", "hypervolume"),
         Question("net", "meal", "no_net", "mean_inner_product"),
         Question("net_hypervolume", "meal", "no_net", "hypervolume"),
-        Question("net_alone", "net_alone", "static", "mean_inner_product"),
+        Question("features", "meal", "layer", "mean_inner_product"),
     )
     c.drawn = ("meal", "no_net", "static")
     return c
