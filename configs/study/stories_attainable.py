@@ -2,7 +2,7 @@
 
     python -m meal_jax.study --config=configs/study/stories_attainable.py --workdir=runs/study_stories_attainable
 
-The policy reads the beginning too, so it could learn by itself what to serve. `layer` is the net as it reads prompts elsewhere.
+The policy reads the beginning too and could learn by itself what to serve. `layer` is the net as it reads prompts by default.
 """
 
 from meal_jax.study import plan
