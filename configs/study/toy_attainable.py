@@ -19,6 +19,7 @@ def get_config():
         Variant("no_net", "Meal without the net", changes=("meal.net=False",)),
         Variant("no_adapt", "the net without adaptation", changes=("meal.adapt=False",)),
         Variant("static", "static targets", "static"),
+        Variant("standard", "Meal, features standardised", changes=("meal.net_features=standard",)),
         Variant("net_loose", "Meal, ρ = 0.01", changes=("meal.rho=0.01",)),
         Variant("net_tight", "Meal, ρ = 3", changes=("meal.rho=3.0",)),
     )
@@ -27,6 +28,8 @@ def get_config():
         Question("net_utility", "meal", "no_net", "mean_inner_product"),
         Question("net_alone", "no_adapt", "static", "hypervolume"),
         Question("static", "meal", "static", "hypervolume"),
+        Question("standard", "standard", "meal", "hypervolume"),
+        Question("standard_static", "standard", "static", "hypervolume"),
         Question("loose", "net_loose", "no_net", "hypervolume"),
         Question("tight", "net_tight", "no_net", "hypervolume"),
     )

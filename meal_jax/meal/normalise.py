@@ -1,4 +1,4 @@
-"""Running mean and variance of each objective's reward, so that preferences weigh comparable scales; and of any other columns.
+"""Running means and variances: of each objective's reward, so that preferences weigh comparable scales, and of prompt features.
 
 Letters: B prompts, N candidates, K objectives.
 """
