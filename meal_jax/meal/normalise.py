@@ -1,4 +1,4 @@
-"""Running means and variances: of each objective's reward, so that preferences weigh comparable scales, and of prompt features.
+"""Running means and variances: of objectives' rewards, so that preferences weigh comparable scales, and of prompt features.
 
 Letters: B prompts, N candidates, K objectives.
 """
