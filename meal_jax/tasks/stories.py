@@ -100,14 +100,11 @@ def counted(objectives: tuple[str, ...], chat: chats.Chat, vocabulary: int) -> l
 def reward(objectives: tuple[str, ...], params: dict[str, jax.Array], batch, responses, hidden=None) -> jax.Array:
     """r [B, N, K] of responses; `params` holds "spellings", see `characters.spellings`."""
     text = characters.spell(responses.tokens, responses.mask, params["spellings"])
-    columns = []
-    for name in objectives:
-        count, words = REWARDS[name]
-        column = count(text)
-        if words:
-            beginning = characters.spell(batch.tokens[:, None], batch.mask[:, None], params["spellings"])  # [B, 1, C]
-            column *= lacks(beginning, words)
-        columns.append(column)
+    rewards = [REWARDS[name] for name in objectives]
+    columns = [count(text) for count, _ in rewards]
+    if any(words for _, words in rewards):
+        beginning = characters.spell(batch.tokens[:, None], batch.mask[:, None], params["spellings"])  # [B, 1, C]
+        columns = [r * lacks(beginning, words) for r, (_, words) in zip(columns, rewards, strict=True)]
     return jnp.stack(columns, axis=-1)
 
 

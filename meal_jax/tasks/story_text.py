@@ -58,7 +58,7 @@ def marked(text: str, objectives: Sequence[str]) -> list[tuple[str, int | None]]
     """
     number = {name: k for k, name in enumerate(objectives)}
     words = "|".join(CHEERFUL)
-    parts = re.split(rf"(\"[^\"]*(?:\"|$)|(?i:(?<![a-z'])(?:{words})(?![a-z'])))", text)
+    parts = re.split(rf"({SPEECH.pattern}|(?i:(?<![a-z'])(?:{words})(?![a-z'])))", text)
 
     def counts(part: str) -> int | None:
         if part.startswith('"'):
