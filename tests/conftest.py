@@ -1,6 +1,7 @@
 """Tests run on the CPU, as eight devices, so that meshes can be tried. This is read before anything imports jax."""
 
 import atexit
+import gc
 import os
 import shutil
 import sys
@@ -20,8 +21,11 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit what is set here
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _kept = tempfile.mkdtemp(prefix="meal_jax_tests_")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     atexit.register(shutil.rmtree, _kept, ignore_errors=True)
+    os.environ.update(xla.MALLOC)
 
 import pytest
+
+gc.set_threshold(xla.GARBAGE)
 
 TEMPLATE = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"

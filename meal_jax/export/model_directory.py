@@ -316,7 +316,8 @@ def save_networks(directory: Path, run: Run, flat: Mapping[str, Any], baked: boo
         scale = np.float32(width**-0.5 * decoder.embedding_scale / decoder.embedding_multiplier)
         networks["prefix"] = {**tensors, "width": np.int32(width), "scale": scale}
     for name, tensors in networks.items():
-        save_file({path: np.asarray(v) for path, v in tensors.items()}, directory / f"{name}.safetensors")
+        # In C's order, whatever a device's layout: safetensors 0.8 writes memory as it lies.
+        save_file({path: np.asarray(v, order="C") for path, v in tensors.items()}, directory / f"{name}.safetensors")
         shutil.copyfile(EXPORTED / f"{name}.py", directory / f"{name}.py")
     return tuple(networks)
 
