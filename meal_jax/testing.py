@@ -93,7 +93,7 @@ def tiny(
     mask = jnp.arange(prompt_length) >= prompt_length - lengths[:, None]
     tokens = jax.random.randint(jax.random.fold_in(key, 1), (batch, prompt_length), 2, VOCABULARY) * mask
     rows = Batch(tokens.astype(jnp.int32), mask, jnp.arange(batch, dtype=jnp.int32) + 7)
-    params = init_params(policy, key)
+    params = jax.jit(init_params, static_argnums=0)(policy, key)
     theta, frozen = lora.split(params, lora.is_adapter) if adapters else (params, {})
     base_params = jax.tree.map(jnp.copy, lora.split(params, lambda path: not lora.is_adapter(path))[0])
     return Tiny(
