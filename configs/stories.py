@@ -44,7 +44,7 @@ def get_config(arg: str = ""):
     c.sampling.max_new = 48  # some twenty words, which speech and narration share
     c.policy.source = "stories260k"
     c.policy.lora_rank = 16 if k == 2 else 18  # K divides it: each objective has a block
-    c.conditioning.kind = "adapter"  # prefix and text learn to follow far more slowly (docs/stories.md)
+    c.conditioning.kind = "adapter"  # prefix and text hardly follow in as many steps (docs/stories_studies.md)
     c.optim.lr = 2e-3
     c.optim.warmup = 10
     c.data.template = "plain"  # a base model: the answer is the story's next paragraph
