@@ -5,7 +5,7 @@
         --workdir=runs/assistant_small
 
 An hour of training for Meal on one CPU core, and 4 GB. Half as many steps are enough to follow preferences and to pass
-Rewarded Soups (three seeds): docs/assistant_small.md. Rewards are the heads shipped in meal_jax/rewards/heads (its card says
+Rewarded Soups (four seeds): docs/assistant_small.md. Rewards are the heads shipped in meal_jax/rewards/heads (its card says
 what they are worth).
 """
 

@@ -151,7 +151,7 @@ def _small_assistant() -> Recipe:
         _compare(config, METHODS, "--config.data.path=HH_RLHF"),
         CPU,
         Cost(None, "measured for Meal alone: 39 minutes"),
-        "Meal and static targets were run in 30 steps with three seeds: docs/assistant_small.md; with a prefix also RiC and "
+        "Meal and static targets were run in 30 steps with four seeds: docs/assistant_small.md; with a prefix also RiC and "
         "Rewarded Soups: docs/comparison_assistant_small.md",
     )
 
