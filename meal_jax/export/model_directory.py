@@ -33,7 +33,7 @@ from safetensors.numpy import save_file
 
 from meal_jax.export import card, chat_template, prompt_gap, rounding
 from meal_jax.hf import families, pretrained
-from meal_jax.hf.storage import SINGLE, write_index, write_json
+from meal_jax.hf.storage import SINGLE, dense, write_index, write_json
 from meal_jax.hf.weight_names import weights
 from meal_jax.meal import step as meal
 from meal_jax.models import lora
@@ -265,9 +265,8 @@ def save_adapter(directory: Path, run: Run, flat: Mapping[str, Any]) -> None:
             if vision:  # the text part's place there; by its last name alone PEFT would adapt the vision tower too
                 module = module.replace("model.layers.", "model.language_model.layers.", 1)
             modules.add(module if vision else module.rpartition(".")[2])
-            # The writer takes memory as it lies, so a transposed view would be stored wrong.
-            tensors[f"base_model.model.{module}.lora_A.weight"] = np.ascontiguousarray(a.T, np.float32)
-            tensors[f"base_model.model.{module}.lora_B.weight"] = np.ascontiguousarray(b.T, np.float32)
+            tensors[f"base_model.model.{module}.lora_A.weight"] = dense(a.T, np.float32)
+            tensors[f"base_model.model.{module}.lora_B.weight"] = dense(b.T, np.float32)
     save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
     entries = {
         "peft_type": "LORA",
@@ -316,8 +315,7 @@ def save_networks(directory: Path, run: Run, flat: Mapping[str, Any], baked: boo
         scale = np.float32(width**-0.5 * decoder.embedding_scale / decoder.embedding_multiplier)
         networks["prefix"] = {**tensors, "width": np.int32(width), "scale": scale}
     for name, tensors in networks.items():
-        # In C's order, whatever a device's layout: safetensors 0.8 writes memory as it lies.
-        save_file({path: np.asarray(v, order="C") for path, v in tensors.items()}, directory / f"{name}.safetensors")
+        save_file({path: dense(v) for path, v in tensors.items()}, directory / f"{name}.safetensors")
         shutil.copyfile(EXPORTED / f"{name}.py", directory / f"{name}.py")
     return tuple(networks)
 

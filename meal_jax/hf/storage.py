@@ -92,6 +92,11 @@ def weight_files(directory: Path) -> list[str]:
     return []
 
 
+def dense(array: Any, dtype: Any = None) -> np.ndarray:
+    """An array in C's order: safetensors' writer takes memory as it lies, and so would store a transposed view wrongly."""
+    return np.asarray(array, dtype, order="C")
+
+
 def write_files(
     directory: Path,
     entries: Mapping[str, Any],
@@ -110,10 +115,9 @@ def write_files(
     stem, count = SINGLE.removesuffix(".safetensors"), len(shards)
     files = [f"{stem}-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)] if count > 1 else [SINGLE]
     for file, names in zip(files, shards, strict=True):
-        # The writer stores an array's memory as it is, so it would store a transposed view wrongly.
-        dense = {name: np.ascontiguousarray(tensors[name][...], dtypes[name]) for name in names}
+        held = {name: dense(tensors[name][...], dtypes[name]) for name in names}
         partial = directory / f"{file}.partial"
-        save_file(dense, partial, metadata={"format": "pt"})  # transformers refuses files without this mark
+        save_file(held, partial, metadata={"format": "pt"})  # transformers refuses files without this mark
         shutil.copymode(directory / "config.json", partial)  # the writer makes it readable for its owner only
         os.replace(partial, directory / file)
     if count > 1:

@@ -23,6 +23,7 @@ from flax import traverse_util
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialise
 
+from meal_jax.hf.storage import dense
 from meal_jax.meal.step import Batch
 from meal_jax.rollout.decode import Responses
 
@@ -177,8 +178,7 @@ def save(heads: Heads, path: str | os.PathLike) -> None:
     """Writes a .safetensors file; an old one is replaced atomically."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # In C's order, as safetensors 0.8 takes a transposed array's memory for it (findings/safetensors_numpy_order.sh).
-    tensors = {name: np.asarray(getattr(heads, name), np.float32, order="C") for name in ("w", "b", "temperature")}
+    tensors = {name: dense(getattr(heads, name), np.float32) for name in ("w", "b", "temperature")}
     tensors |= {BASE + name: value for name, value in heads.base.items()}
     names = ("objectives", "features", "base_name", "format", "facts")
     partial = path.with_name(path.name + ".partial")
