@@ -64,6 +64,16 @@ def check_texts(config: ml_collections.ConfigDict, need: Need) -> None:
     )
 
 
+def check_storage(config: ml_collections.ConfigDict, need: Need) -> None:
+    """What is trained is stored in float32: bfloat16 has no number near enough to hold most updates, which are lost."""
+    p = config.policy
+    need(
+        p.lora_rank > 0 or p.param_dtype == "float32",
+        f"config.policy.param_dtype={p.param_dtype!r} with config.policy.lora_rank=0, which trains all weights, would round "
+        "most updates away: store them in float32 (config.policy.dtype may be bfloat16), or train adapters: they are float32.",
+    )
+
+
 def check_conditioning(config: ml_collections.ConfigDict, need: Need) -> None:
     """Adapters that read a preference need a rank to split, and stay apart from the weights."""
     kind, rank, k = config.conditioning.kind, config.policy.lora_rank, max(len(config.objectives), 1)

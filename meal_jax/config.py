@@ -63,7 +63,7 @@ def default() -> ml_collections.ConfigDict:
     p.lora_dropout = 0.0  # on the adapters' input, in training passes only
     p.lora_targets = r"attention/(q|k|v|o)$"  # regular expression on layer paths: attention/q … mlp/down
     p.dtype = "float32"  # compute type: float32 or bfloat16 (softmax, norms, logits and losses stay float32)
-    p.param_dtype = "float32"  # storage of base weights
+    p.param_dtype = "float32"  # storage of base weights; float32 where all are trained (lora_rank=0)
     p.attention = "plain"  # over many tokens: plain; cudnn = NVIDIA's fused kernel, in bfloat16 (models/attention.py)
     p.remat = "none"  # kept for the backward pass: none = everything, dots = matrix products, full = layer inputs
     p.chunk = number()  # response positions to project to the vocabulary at a time; None = all
@@ -324,6 +324,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         f"config.policy.attention={config.policy.attention!r} has no forward-mode derivative, which "
         f"config.meal.hypergradient={m.hypergradient!r} needs: take 'none', or config.policy.attention=plain.",
     )
+    combinations.check_storage(config, need)
     combinations.check_conditioning(config, need)
     need(m.candidates >= 1, f"config.meal.candidates={m.candidates} must be at least 1.")
     need(m.tau > 0, f"config.meal.tau={m.tau} must be above 0; for best-of-N use config.meal.accept=top1.")

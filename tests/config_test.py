@@ -151,6 +151,18 @@ def test_the_fused_attention_is_refused_where_it_cannot_compute():
     base.check(config)
 
 
+@pytest.mark.parametrize("stage", ["align", "sft"])
+def test_what_is_trained_is_stored_in_float32(stage):
+    config = base.default()
+    config.stage, config.policy.dtype, config.policy.param_dtype = stage, "bfloat16", "bfloat16"
+    with pytest.raises(ValueError, match=r"lora_rank=0, which trains all weights, would round most updates away"):
+        base.check(config)
+    config.policy.lora_rank = 8
+    base.check(config)
+    config.policy.lora_rank, config.policy.param_dtype = 0, "float32"
+    base.check(config)
+
+
 def test_adapters_that_read_a_preference_have_a_rank_to_split_and_stay_apart():
     config = base.default()
     config.conditioning.kind, config.policy.lora_rank = "adapter+text", 7

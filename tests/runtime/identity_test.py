@@ -48,7 +48,7 @@ def recorded(tmp_path):
         ({"objectives": ("first", "second", "third")}, "config.objectives: .* → "),
         ({"sampling__max_new": 8}, "config.sampling.max_new: 12 → 8"),
         ({"policy__dtype": "bfloat16"}, "config.policy.dtype: 'float32' → 'bfloat16'"),
-        ({"policy__param_dtype": "bfloat16"}, "config.policy.param_dtype"),
+        ({"policy__param_dtype": "bfloat16", "policy__lora_rank": 8}, "config.policy.param_dtype"),
         ({"rollout__weights": "int8"}, "config.rollout.weights"),
         ({"batch_size": 8}, "config.batch_size: 16 → 8"),
         ({"reward__sources": ("judge:polite", "judge:short")}, "config.reward.sources"),
