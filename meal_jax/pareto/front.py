@@ -135,8 +135,11 @@ def grid(objectives: int, divisions: int = 10) -> np.ndarray:
     """
     if objectives < 1 or divisions < 1:
         raise ValueError(f"A grid needs at least 1 objective and 1 division, got {objectives} and {divisions}.")
-    counts = [c for c in itertools.product(range(divisions + 1), repeat=objectives) if sum(c) == divisions]
-    return np.array(counts, np.float64) / divisions
+    # Divisions in a row and K - 1 bars among them, at places counted from 0: what lies between two bars is one objective's.
+    places = divisions + objectives - 1
+    bars = np.array(list(itertools.combinations(range(places), objectives - 1)), int)
+    ends = np.pad(bars, ((0, 0), (1, 1)), constant_values=((0, 0), (-1, places)))
+    return (np.diff(ends) - 1) / divisions
 
 
 def paper_grid_3() -> np.ndarray:

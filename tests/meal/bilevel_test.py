@@ -47,10 +47,24 @@ def problem(seed=0):
 def warm(tx, base, theta, phi, steps=3):
     """An optimizer state in mid-run: moments and counts are not zero."""
     state = tx.init(theta)
-    for _ in range(steps):
+
+    @jax.jit
+    def descend(theta, state):
         updates, state = tx.update(jax.grad(base)(theta, phi), state, theta)
-        theta = optax.apply_updates(theta, updates)
+        return optax.apply_updates(theta, updates), state
+
+    for _ in range(steps):
+        theta, state = descend(theta, state)
     return theta, state
+
+
+def hypergradient(levels, theta, phi, tx, state, through_update=True):
+    """`bilevel.hypergradient` in one program."""
+
+    def found(theta, phi, state):
+        return bilevel.hypergradient(*levels, theta, phi, tx, state, through_update=through_update)
+
+    return jax.jit(found)(theta, phi, state)
 
 
 def levels(base, meta):
@@ -67,7 +81,7 @@ def unrolled(base, meta, tx, theta, state):
         updates, _ = tx.update(jax.grad(base)(theta, phi), state, theta)
         return meta(optax.apply_updates(theta, updates), phi)
 
-    return outer
+    return jax.jit(outer)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -76,7 +90,7 @@ def test_exact_hypergradient_equals_unrolling_and_finite_differences(name, first
     base, meta, theta, phi = problem()
     tx = OPTIMIZERS[name]
     theta, state = (theta, tx.init(theta)) if first else warm(tx, base, theta, phi)
-    actual = bilevel.hypergradient(*levels(base, meta), theta, phi, tx, state)
+    actual = hypergradient(levels(base, meta), theta, phi, tx, state)
     outer = unrolled(base, meta, tx, theta, state)
 
     naive = jax.grad(outer)(phi)
@@ -92,7 +106,7 @@ def test_exact_hypergradient_equals_unrolling_and_finite_differences(name, first
             np.testing.assert_allclose(exact, numeric, rtol=2e-6, atol=1e-8)
 
     # The part through the update is a real part of it, or this test would pass without it.
-    direct = bilevel.hypergradient(*levels(base, meta), theta, phi, tx, state, through_update=False).grad
+    direct = hypergradient(levels(base, meta), theta, phi, tx, state, through_update=False).grad
     distance = jax.tree.map(lambda a, b: np.abs(a - b).max(), actual.grad, direct)
     assert max(jax.tree.leaves(distance)) > (1e-12 if first and "adam" in name else 1e-4)
 
@@ -130,8 +144,8 @@ def levels_of_rows():
 def test_prompts_a_part_at_a_time_change_nothing(pieces):
     """Against one pass, and against unrolling."""
     (levels, loss, judge, theta, phi), tx = levels_of_rows(), optax.adam(0.05, eps_root=1e-12)
-    whole = bilevel.hypergradient(*levels(1), theta, phi, tx, tx.init(theta))
-    parts = bilevel.hypergradient(*levels(pieces), theta, phi, tx, tx.init(theta))
+    whole = hypergradient(levels(1), theta, phi, tx, tx.init(theta))
+    parts = hypergradient(levels(pieces), theta, phi, tx, tx.init(theta))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13), parts, whole)
     plain = unrolled(loss, judge, tx, theta, tx.init(theta))
     np.testing.assert_allclose(parts.grad["u"], jax.grad(plain)(phi)["u"], rtol=1e-9)
@@ -156,7 +170,7 @@ def test_the_mean_over_all_parts_of_the_prompts_is_the_exact_hypergradient(taken
     levels = levels(pieces)
     tx = optax.chain(clip_by_global_norm(0.05), optax.adam(0.05, eps_root=1e-12))
     theta, state = warm(tx, loss, theta, phi)
-    exact = bilevel.hypergradient(*levels, theta, phi, tx, state)
+    exact = hypergradient(levels, theta, phi, tx, state)
     drawn = choices(6, taken)
     pairs = [i.ravel() for i in np.indices(2 * (len(drawn.taken),))]
 
@@ -202,6 +216,7 @@ def test_where_the_gradient_is_exactly_zero_the_hypergradient_is_that_of_finite_
         r["base"] = jnp.array([[[second, 0.0], [0.0, first]]])
     baseline, mask = "pool" if how == "soft" else "none", jnp.ones((1, 2, 1), bool)
 
+    @jax.jit
     def drawn(key):
         return preference.accept(key[None], propose(phi, "base"), r["base"], tau, "sample")
 
@@ -243,12 +258,13 @@ def test_where_the_gradient_is_exactly_zero_the_hypergradient_is_that_of_finite_
     tx = optax.chain(clip_by_global_norm(1.0), optax.adamw(0.05, eps_root=1e-4))
     # In mid-run: at Adam's very first step the derivative is of the size of its epsilons, too sharp for a difference.
     _, state = tx.update(jnp.array([0.3, -0.4, 0.2]), tx.init(theta), theta)
-    assert np.all(jax.grad(lambda t: base(t, read(phi), ()))(theta) == 0)
+    assert np.all(jax.jit(jax.grad(lambda t: base(t, read(phi), ())))(theta) == 0)
     if how != "soft":
         assert float(jnp.sum(weigh(still)[0])) == 0
     levels = bilevel.Level(read, base), bilevel.Level(lambda phi: propose(phi, "meta"), judge)
-    actual = bilevel.hypergradient(*levels, theta, phi, tx, state, through_update=mode != "none").grad
+    actual = hypergradient(levels, theta, phi, tx, state, through_update=mode != "none").grad
 
+    @jax.jit
     def outer(net):
         x = read(phi if mode == "none" else net, held)
         updates, _ = tx.update(jax.grad(lambda t: base(t, x, ()))(theta), state, theta)
@@ -259,7 +275,7 @@ def test_where_the_gradient_is_exactly_zero_the_hypergradient_is_that_of_finite_
         e = step * jnp.eye(2)[i]
         np.testing.assert_allclose(actual[i], (outer(phi + e) - outer(phi - e)) / (2 * step), rtol=1e-6, atol=1e-8)
     if mode != "none":
-        direct = bilevel.hypergradient(*levels, theta, phi, tx, state, through_update=False).grad
+        direct = hypergradient(levels, theta, phi, tx, state, through_update=False).grad
         assert float(jnp.abs(actual - direct).max()) > 1e-4
 
 

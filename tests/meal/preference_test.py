@@ -8,6 +8,10 @@ import pytest
 from meal_jax.meal import preference
 from meal_jax.pareto.front import grid
 
+adapt = jax.jit(preference.adapt, static_argnames=("lam", "tau", "iterations"))
+log_accept = jax.jit(preference.log_accept)
+draw_targets = jax.jit(preference.draw_targets, static_argnames=("candidates", "objectives", "how", "gap"))
+
 
 @pytest.fixture(autouse=True)
 def double():
@@ -23,26 +27,26 @@ def pools(k, candidates=5, prompts=3, seed=0):
 
 
 def chance_naive(p, r, tau):
-    """P(n | p) of one pool by a loop."""
-    weights = np.array([np.exp(p @ r_j / tau) for r_j in r])
-    return weights / weights.sum()
+    """P(n | p) of one pool by a loop, for each p of [..., K]."""
+    weights = np.stack([np.exp(p @ r_j / tau) for r_j in r], -1)
+    return weights / weights.sum(-1, keepdims=True)
 
 
 def objective_naive(p, w_hat, r, n, lam, tau):
-    divergence = sum(a * np.log(a / b) for a, b in zip(p, w_hat, strict=True) if a > 0)
-    return lam * np.log(chance_naive(p, r, tau)[n]) - divergence
+    divergence = np.where(p > 0, p * np.log(np.where(p > 0, p, 1) / w_hat), 0).sum(-1)
+    return lam * np.log(chance_naive(p, r, tau)[..., n]) - divergence
 
 
 @pytest.mark.parametrize("k", [2, 3])
 @pytest.mark.parametrize(("lam", "tau"), [(1.0, 1.0), (0.3, 0.1), (1.0, 0.1), (0.05, 2.0)])
 def test_adapt_maximises_its_objective_on_a_grid_of_the_simplex(k, lam, tau):
     w, r = pools(k)
-    p = np.asarray(preference.adapt(w, r, lam, tau))
+    p = np.asarray(adapt(w, r, lam, tau))
     lattice = grid(k, 2000 if k == 2 else 120)
     for b in range(w.shape[0]):
         for n in range(w.shape[1]):
             args = (np.asarray(w[b, n]), np.asarray(r[b]), n, lam, tau)
-            values = np.array([objective_naive(q, *args) for q in lattice])
+            values = objective_naive(lattice, *args)
             actual = objective_naive(p[b, n], *args)
             assert actual >= values.max() - 1e-12
             # The objective is strongly concave (the KL's modulus is at least 1 in the 1-norm): value bounds distance.
@@ -53,7 +57,7 @@ def test_adapt_maximises_its_objective_on_a_grid_of_the_simplex(k, lam, tau):
 def test_adapt_solves_its_fixed_point(k):
     w, r = pools(k, candidates=6)
     lam, tau = 0.7, 0.3
-    p = preference.adapt(w, r, lam, tau)
+    p = adapt(w, r, lam, tau)
     chance = jax.nn.softmax(jnp.einsum("bnk,bjk->bnj", p, r) / tau)
     right = w * jnp.exp((lam / tau) * (r - jnp.einsum("bnj,bjk->bnk", chance, r)))
     np.testing.assert_allclose(p, right / right.sum(-1, keepdims=True), atol=1e-10)
@@ -63,7 +67,7 @@ def test_adapt_solves_its_fixed_point(k):
 def test_adapt_stays_on_the_simplex_at_extremes_in_float32(lam, tau):
     w, r = pools(3, candidates=16)
     w = w.at[0, 0].set(jnp.array([1.0, 0.0, 0.0]))
-    p = preference.adapt(w.astype(jnp.float32), 5 * r.astype(jnp.float32), lam, tau)
+    p = adapt(w.astype(jnp.float32), 5 * r.astype(jnp.float32), lam, tau)
     assert p.dtype == jnp.float32 and bool(jnp.all(jnp.isfinite(p))) and bool(jnp.all(p >= 0))
     np.testing.assert_allclose(p.sum(-1), 1.0, rtol=1e-5)
 
@@ -71,16 +75,16 @@ def test_adapt_stays_on_the_simplex_at_extremes_in_float32(lam, tau):
 def test_adapt_float32_agrees_with_float64():
     w, r = pools(2, candidates=8)
     for lam, tau in [(0.1, 0.1), (1.0, 0.2)]:
-        low = preference.adapt(w.astype(jnp.float32), r.astype(jnp.float32), lam, tau)
-        np.testing.assert_allclose(low, preference.adapt(w, r, lam, tau), atol=2e-4)
+        low = adapt(w.astype(jnp.float32), r.astype(jnp.float32), lam, tau)
+        np.testing.assert_allclose(low, adapt(w, r, lam, tau), atol=2e-4)
 
 
 def test_adapt_moves_towards_what_the_response_is_good_at():
     r = jnp.array([[[2.0, 0.0], [0.0, 2.0]]])
     w = jnp.full((1, 2, 2), 0.5)
-    p = preference.adapt(w, r, 0.5, 1.0)
+    p = adapt(w, r, 0.5, 1.0)
     assert p[0, 0, 0] > 0.6 and p[0, 1, 1] > 0.6
-    stronger = preference.adapt(w, r, 1.0, 1.0)
+    stronger = adapt(w, r, 1.0, 1.0)
     assert stronger[0, 0, 0] > p[0, 0, 0]
 
 
@@ -96,7 +100,7 @@ def test_derivative_of_adapt_is_that_of_the_implicit_function(k):
     direction = jax.random.normal(jax.random.key(3), logits.shape)
 
     def f(z):
-        return preference.adapt(jax.nn.softmax(z), r, 0.4, 0.3, iterations=30)
+        return adapt(jax.nn.softmax(z), r, 0.4, 0.3, iterations=30)
 
     _, actual = jax.jvp(f, (logits,), (direction,))
     step = 1e-5
@@ -109,8 +113,8 @@ def test_chance_of_acceptance_has_its_limits():
     w, r = pools(3, candidates=7)
     utility = np.einsum("bnk,bjk->bnj", w, r)
     best = utility.argmax(-1) == np.arange(7)
-    np.testing.assert_allclose(np.exp(preference.log_accept(w, r, 1e-5)), best, atol=1e-12)
-    np.testing.assert_allclose(np.exp(preference.log_accept(w, r, 1e8)), 1 / 7, atol=1e-7)
+    np.testing.assert_allclose(np.exp(log_accept(w, r, 1e-5)), best, atol=1e-12)
+    np.testing.assert_allclose(np.exp(log_accept(w, r, 1e8)), 1 / 7, atol=1e-7)
     key = jax.random.split(jax.random.key(0), 3)
     np.testing.assert_array_equal(preference.accept(key, w, r, 1.0, "top1"), best)
 
@@ -120,7 +124,7 @@ def test_chance_of_acceptance_against_a_loop():
     for b in range(3):
         for n in range(5):
             expected = chance_naive(np.asarray(w[b, n]), np.asarray(r[b]), 0.4)[n]
-            np.testing.assert_allclose(np.exp(preference.log_accept(w, r, 0.4))[b, n], expected, rtol=1e-12)
+            np.testing.assert_allclose(np.exp(log_accept(w, r, 0.4))[b, n], expected, rtol=1e-12)
 
 
 def test_sampled_acceptance_has_the_frequency_of_the_soft_one_and_its_derivative():
@@ -142,7 +146,7 @@ def test_sampled_acceptance_has_the_frequency_of_the_soft_one_and_its_derivative
 def test_a_dominated_response_is_beaten_under_every_preference():
     r = jnp.array([[[1.0, 1.0], [0.5, 0.2]]])
     for p in grid(2):
-        chance = np.exp(preference.log_accept(jnp.broadcast_to(jnp.asarray(p), (1, 2, 2)), r, 0.1))
+        chance = np.exp(log_accept(jnp.broadcast_to(jnp.asarray(p), (1, 2, 2)), r, 0.1))
         assert chance[0, 1] < 0.5 < chance[0, 0]
 
 
@@ -150,26 +154,26 @@ def test_a_dominated_response_is_beaten_under_every_preference():
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_targets_lie_on_the_simplex_and_follow_prompt_and_key_alone(how, k):
     key, ids = jax.random.key(0), jnp.array([3, 9, 4])
-    w = preference.draw_targets(key, ids, 8, k, how)
+    w = draw_targets(key, ids, 8, k, how)
     assert w.shape == (3, 8, k) and bool(jnp.all(w >= 0))
     np.testing.assert_allclose(w.sum(-1), 1.0, rtol=1e-6)
-    np.testing.assert_array_equal(preference.draw_targets(key, ids[::-1], 8, k, how), w[::-1])
+    np.testing.assert_array_equal(draw_targets(key, ids[::-1], 8, k, how), w[::-1])
     if k > 1:
         assert np.abs(w[0] - w[1]).max() > 1e-3
-        assert np.abs(w - preference.draw_targets(jax.random.key(1), ids, 8, k, how)).max() > 1e-3
+        assert np.abs(w - draw_targets(jax.random.key(1), ids, 8, k, how)).max() > 1e-3
         assert (np.ptp(w, axis=1).max() < 1e-12) == (how == "shared")
 
 
 def test_stratified_targets_put_one_in_each_part_of_the_interval():
-    w = preference.draw_targets(jax.random.key(0), jnp.arange(50), 8, 2, "stratified")
+    w = draw_targets(jax.random.key(0), jnp.arange(50), 8, 2, "stratified")
     np.testing.assert_array_equal(np.floor(w[..., 0] * 8), np.tile(np.arange(8), (50, 1)))
 
 
 def test_targets_at_the_edges_have_the_density_of_dirichlet_one_half():
-    w = preference.draw_targets(jax.random.key(0), jnp.arange(500), 8, 2, "edges")
+    w = draw_targets(jax.random.key(0), jnp.arange(500), 8, 2, "edges")
     parts = np.floor(2 / np.pi * np.arcsin(np.sqrt(w[..., 0])) * 8 * (1 - 1e-6))  # the law's own distribution function
     np.testing.assert_array_equal(parts, np.tile(np.arange(8), (500, 1)))
-    drawn = np.asarray(preference.draw_targets(jax.random.key(0), jnp.arange(2000), 8, 3, "edges")).reshape(-1, 3)
+    drawn = np.asarray(draw_targets(jax.random.key(0), jnp.arange(2000), 8, 3, "edges")).reshape(-1, 3)
     np.testing.assert_allclose(drawn.mean(0), 1 / 3, atol=0.01)
     np.testing.assert_allclose(drawn.var(0), 2 / 9 / 2.5, rtol=0.03)  # Dirichlet: m (1 − m) / (1 + Σ α)
 
@@ -178,8 +182,8 @@ def test_targets_at_the_edges_have_the_density_of_dirichlet_one_half():
 def test_no_target_lies_in_the_gap_and_the_rest_is_as_likely_as_before(k):
     gap = (0.3, 0.7)
     ids = jnp.arange(4000)
-    whole = np.asarray(preference.draw_targets(jax.random.key(0), ids, 4, k, "dirichlet"))
-    w = np.asarray(preference.draw_targets(jax.random.key(0), ids, 4, k, "dirichlet", gap))
+    whole = np.asarray(draw_targets(jax.random.key(0), ids, 4, k, "dirichlet"))
+    w = np.asarray(draw_targets(jax.random.key(0), ids, 4, k, "dirichlet", gap))
     np.testing.assert_allclose(w.sum(-1), 1.0, rtol=1e-5)
     first = w[..., 0]
     assert not np.any((first > gap[0] + 1e-6) & (first < gap[1] - 1e-6))
@@ -242,8 +246,8 @@ def test_control_variates_keep_the_expected_gradient_and_take_variance(how):
 def test_adapted_acceptance_is_above_chance_and_its_own_mean_centres_it():
     """Equal responses under equal preferences have nothing to teach; adapted, 1/N leaves a pull to each response."""
     w, r = pools(2)
-    p = preference.adapt(w, r, 0.5, 0.7)
-    a = jnp.exp(preference.log_accept(p, r, 0.7))
+    p = adapt(w, r, 0.5, 0.7)
+    a = jnp.exp(log_accept(p, r, 0.7))
     pool, accepted = (preference.control(a, p, r, 0.7, "soft", name) for name in ("pool", "accepted"))
     assert float(jnp.mean(a - pool)) > 0.02  # selected: above 1/N on average
     np.testing.assert_allclose(jnp.sum(a - accepted, axis=1), 0.0, atol=1e-12)
@@ -281,17 +285,15 @@ def test_tau_of_a_prompt_spreads_acceptance_over_the_share_asked_for(accepted):
         np.testing.assert_allclose(np.mean([np.exp(-p @ np.log(p + 1e-300)) for p in chances]), 6 * accepted, rtol=1e-4)
     np.testing.assert_allclose(preference.choose_tau(w, 2 * r, accepted), 2 * tau, rtol=1e-5)
     alike = preference.choose_tau(w, jnp.ones_like(r), accepted)  # out of reach: all are accepted alike
-    np.testing.assert_allclose(jnp.exp(preference.log_accept(w, jnp.ones_like(r), alike)), 1 / 6)
+    np.testing.assert_allclose(jnp.exp(log_accept(w, jnp.ones_like(r), alike)), 1 / 6)
 
 
 def test_a_tau_of_each_prompt_is_that_tau_in_each_prompt():
     w, r = pools(3)
     tau = jnp.array([0.2, 0.5, 2.0])
     p = preference.adapt(w, r, 0.7 * tau, tau)
-    chance = preference.log_accept(w, r, tau)
+    chance = log_accept(w, r, tau)
     for b in range(3):
         first = slice(b, b + 1)
-        np.testing.assert_allclose(
-            p[first], preference.adapt(w[first], r[first], 0.7 * float(tau[b]), float(tau[b])), rtol=1e-9
-        )
-        np.testing.assert_allclose(chance[first], preference.log_accept(w[first], r[first], float(tau[b])), rtol=1e-12)
+        np.testing.assert_allclose(p[first], adapt(w[first], r[first], 0.7 * float(tau[b]), float(tau[b])), rtol=1e-9)
+        np.testing.assert_allclose(chance[first], log_accept(w[first], r[first], float(tau[b])), rtol=1e-12)

@@ -242,15 +242,18 @@ def test_hypergradient_of_the_step_is_the_derivative_of_its_own_losses(condition
 
 def test_a_rejected_response_counts_against_the_preference_that_was_asked_for():
     """And an accepted one for the preference that it embodies; what its weight says does not change with the preference."""
-    parts = {}
-    for which in ("adapted", "proposed"):
-        run = tiny(baseline="pool", rejected=which, lam=0.5, tau=0.5, candidates=6)
-        rolled = step.rollout(run.setup, run.state, run.frozen, run.batch)
-        scores = step.score(run.setup, run.frozen, run.batch, rolled.responses)
-        r = normalise(absorb(run.state.rewards, scores.rewards, 100.0), scores.rewards)
-        pool = step._Pool(run.batch, rolled, r, None)
-        parts[which] = step._preferences(run.setup, run.state.key, run.state.net, pool)
-    (w_hat, adapted, a, b), (_, p, weight, baseline) = parts.values()
+    run = tiny(baseline="pool", rejected="adapted", lam=0.5, tau=0.5, candidates=6)
+    other = dataclasses.replace(run.setup, meal=dataclasses.replace(run.setup.meal, rejected="proposed"))
+
+    @jax.jit
+    def parts(state, frozen, batch):
+        rolled = step.rollout(run.setup, state, frozen, batch)
+        scores = step.score(run.setup, frozen, batch, rolled.responses)
+        r = normalise(absorb(state.rewards, scores.rewards, 100.0), scores.rewards)
+        pool = step._Pool(batch, rolled, r, None)
+        return [step._preferences(setup, state.key, state.net, pool) for setup in (run.setup, other)]
+
+    (w_hat, adapted, a, b), (_, p, weight, baseline) = parts(run.state, run.frozen, run.batch)
     rejected = np.asarray(a < b)
     assert 0 < rejected.sum() < rejected.size and np.all(baseline == b)
     np.testing.assert_array_equal(p, np.where(rejected[..., None], w_hat, adapted))

@@ -101,6 +101,12 @@ def test_grid_is_the_whole_lattice(objectives, divisions, count):
         assert {tuple(point) for point in points[:, order]} == {tuple(point) for point in points}
 
 
+def test_grid_of_many_objectives_is_counted_without_all_tuples_of_counts():
+    points = front.grid(12, 4)  # of 5¹² tuples
+    assert points.shape == (1365, 12)
+    np.testing.assert_array_equal(points[[0, 1, -1], -2:], [[0, 1], [0.25, 0.75], [0, 0]])
+
+
 def test_paper_grid_is_on_the_simplex():
     points = front.paper_grid_3()
     assert points.shape == (13, 3)
