@@ -14,6 +14,9 @@ import ml_collections
 from meal_jax.limits import is_interval
 
 Need = Callable[[bool, str], None]
+LATTICE = (
+    1_000  # preferences of an evaluation; with more, five objectives' hypervolume and its intervals take ten minutes
+)
 
 
 def check_targets(config: ml_collections.ConfigDict, need: Need) -> None:
@@ -49,6 +52,23 @@ def check_meta_fraction(config: ml_collections.ConfigDict, need: Need) -> None:
         f"config.micro.gradient={micro} prompts at a time do not divide the {taken} that config.meal.meta_fraction={fraction} "
         f"takes of {half} and the {half - taken} that it leaves: take {common} or a divisor of it.",
     )
+
+
+def check_grid(config: ml_collections.ConfigDict, need: Need) -> None:
+    """The evaluation's preferences are published for so many objectives, or a lattice that can be answered and measured."""
+    k, e = len(config.objectives), config.eval
+    need(
+        e.grid != "paper" or k in (2, 3),
+        f"config.eval.grid=paper is published for 2 and 3 objectives, not {k}: use lattice.",
+    )
+    if e.grid == "lattice" and e.divisions > 0:
+        sizes = {divisions: math.comb(divisions + k - 1, k - 1) for divisions in range(1, e.divisions + 1)}
+        fitting = max((divisions for divisions, size in sizes.items() if size <= LATTICE), default=1)
+        need(
+            sizes[e.divisions] <= LATTICE,
+            f"config.eval.divisions={e.divisions} makes {sizes[e.divisions]:,} preferences of {k} objectives, each of which "
+            f"answers every test prompt: take at most {fitting} ({sizes[fitting]:,} preferences).",
+        )
 
 
 def check_texts(config: ml_collections.ConfigDict, need: Need) -> None:

@@ -192,7 +192,7 @@ def default() -> ml_collections.ConfigDict:
     e.batch_size = 64  # prompts at a time
     e.every = 100  # steps between evaluations; there is always one before the first step and one after the last
     e.grid = "lattice"  # lattice = all weights 0, 1/divisions … 1; paper = the published 11 (K = 2) or 13 (K = 3)
-    e.divisions = 10  # of the lattice
+    e.divisions = 10  # of the lattice; fewer with many objectives, 5 has 252 preferences of six
     e.temperature, e.top_k, e.top_p = 1.0, 0, 1.0  # sampling; temperature 0 is greedy
     e.samples = 3  # test prompts whose answers are written out at each preference
     e.reference = ()  # point the hypervolume is measured from, a number an objective; () = the benchmark's
@@ -378,10 +378,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         f"config.profile_steps={config.profile_steps} must be () or the first and the last step to trace, such as (10, 13), "
         f"of the {config.steps} steps from 0 on.",
     )
-    need(
-        config.eval.grid != "paper" or len(config.objectives) in (2, 3),
-        f"config.eval.grid=paper is published for 2 and 3 objectives, not {len(config.objectives)}: use lattice.",
-    )
+    combinations.check_grid(config, need)
     need(
         all(0 < length < config.data.prompt_length for length in config.data.buckets),
         f"config.data.buckets={config.data.buckets} must lie between 0 and config.data.prompt_length="

@@ -151,6 +151,20 @@ def test_the_fused_attention_is_refused_where_it_cannot_compute():
     base.check(config)
 
 
+def test_a_lattice_of_many_objectives_is_one_that_can_be_answered():
+    config = base.default()
+    config.objectives = tuple("abcdef")
+    with pytest.raises(
+        ValueError, match=r"divisions=10 makes 3,003 preferences of 6 .*: take at most 7 \(792 preferences\)"
+    ):
+        base.check(config)
+    config.eval.divisions = 7
+    base.check(config)
+    config.objectives, config.eval.divisions = ("a", "b"), 1000
+    with pytest.raises(ValueError, match="take at most 999"):
+        base.check(config)
+
+
 @pytest.mark.parametrize("stage", ["align", "sft"])
 def test_what_is_trained_is_stored_in_float32(stage):
     config = base.default()
