@@ -94,6 +94,7 @@ def test_a_wrong_variant_or_base_is_named(study, tmp_path):
         "toy_attainable",
         "stories",
         "stories_attainable",
+        "stories_k3",
         "stories_signal",
         "generalisation",
     ],
