@@ -28,7 +28,7 @@ import time
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList
+from transformers import AutoConfig, AutoModelForCausalLM, CompileConfig, StoppingCriteria, StoppingCriteriaList
 
 
 @dataclasses.dataclass
@@ -47,6 +47,8 @@ class Job:
       lr, clip: of the update.
       checkpointing: recompute activations in the backward pass.
       merged: fold the adapters into the weights for the rollout and take them out again after it.
+      cache: of generate: dynamic, transformers' own choice; static, allocated whole at the start; compiled, static with the
+        pass of a token compiled by torch (inductor, which needs a C++ compiler on a CPU).
       threads: of torch on the CPU; 0 leaves torch's choice.
       device: cpu or cuda.
       inputs: .npz with prompts [B, S], heads [K, D], and optionally the factors "attention/q/lora_a" [L, D, R]; "" draws them.
@@ -69,6 +71,7 @@ class Job:
     clip: float = 1.0
     checkpointing: bool = False
     merged: bool = False
+    cache: str = "dynamic"
     threads: int = 0
     device: str = "cpu"
     inputs: str = ""
@@ -161,6 +164,11 @@ class Peer:
             rows = torch.as_tensor(limits, device=self.job.device).flatten()
             stop = StoppingCriteriaList([Limits(self.prompts.shape[1], rows)])
             length = {"suppress_tokens": [END], "eos_token_id": END, "stopping_criteria": stop}
+        if self.job.cache != "dynamic":
+            length |= {"cache_implementation": "static", "disable_compile": self.job.cache == "static"}
+        if self.job.cache == "compiled":
+            length["compile_config"] = CompileConfig(mode="default")  # the default captures CUDA graphs
+            length["compile_config"]._compile_all_devices = True  # on a CPU too
         self.model.eval()
         if self.job.merged:
             self.model.merge_adapter()

@@ -26,23 +26,27 @@ def run() -> None:
     if f.vs:  # the peer has its own process and allocator on the same device
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-    from meal_jax.bench import runs, uneven
+    from meal_jax.bench import peer, runs, uneven
 
+    sampler = peer.Sampler(f.merged, f.cache)
     common = {"config": f.config, "out": f.out, "random": f.random, "repeats": f.repeats}
     if f.lengths:
-        uneven.bench(**common, lengths=f.lengths, vs=f.vs, merged=f.merged)
+        uneven.bench(**common, lengths=f.lengths, vs=f.vs, sampler=sampler)
     elif f.sweep:
         runs.sweep(**common, over=f.sweep, values=[int(v) for v in f.values if v], phases=f.phases)
     elif f.bilevel:
         runs.bilevel(**common)
     else:
-        runs.bench(**common, phases=f.phases, vs=f.vs, merged=f.merged, loop=f.loop)
+        runs.bench(**common, phases=f.phases, vs=f.vs, sampler=sampler, loop=f.loop)
 
 
 if __name__ == "__main__":
     command.define_config()
     flags.DEFINE_enum("vs", "", ["", "hf"], "Also measure this peer, in alternation.")
     flags.DEFINE_bool("merged", False, "With --vs=hf: the peer folds its adapters into the weights to sample.")
+    flags.DEFINE_enum(
+        "cache", "dynamic", ["dynamic", "static", "compiled"], "With --vs=hf: the peer's cache, see peer_hf.py."
+    )
     flags.DEFINE_list("phases", "rollout,score,update,step", "Phases to measure.")
     flags.DEFINE_integer("repeats", 10, "Repeats of each measurement.", lower_bound=1)
     flags.DEFINE_string("out", "runs/bench", "Directory of bench.json and the figures.")

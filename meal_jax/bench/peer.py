@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,21 @@ def need_peer(config) -> None:
         raise ValueError(f"--vs=hf: the peer does the policy updates of meal, static and raft, not of {config.method}.")
 
 
+class Sampler(NamedTuple):
+    """How the peer samples.
+
+    Attributes:
+      merged: with its adapters folded into the weights.
+      cache: of generate: dynamic, static, or compiled, see peer_hf.py.
+    """
+
+    merged: bool = False
+    cache: str = "dynamic"
+
+
+PLAIN = Sampler()
+
+
 class Peer:
     """A running peer; answers `ask`."""
 
@@ -83,14 +98,14 @@ def _ask(process: subprocess.Popen, do: str, **fields: Any) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def start(opened: Opened, side: Side, folder: Path, *, merged: bool = False) -> Iterator[Peer]:
+def start(opened: Opened, side: Side, folder: Path, how: Sampler = PLAIN) -> Iterator[Peer]:
     """Runs the peer on the work of a side: same weights, prompts, lengths, candidates, adapter sizes, types and threads.
 
     Args:
       opened: the run.
       side: of a method with Meal's update.
       folder: for the files that pass weights and inputs.
-      merged: the peer folds its adapters into the weights for the rollout.
+      how: it samples.
     """
     config, model = side.config, side.setup.policy.config
     folder.mkdir(parents=True, exist_ok=True)
@@ -108,7 +123,7 @@ def start(opened: Opened, side: Side, folder: Path, *, merged: bool = False) -> 
         "prompt": config.data.prompt_length, "new": config.sampling.max_new, "objectives": len(config.objectives),
         "updates": side.method.cost(config).updates, "rank": config.policy.lora_rank, "alpha": config.policy.lora_alpha,
         "targets": list(cost.adapted(model)), "dtype": model.dtype, "param_dtype": model.param_dtype,
-        "lr": config.optim.lr, "clip": config.optim.clip, "checkpointing": model.remat == "full", "merged": merged,
+        "lr": config.optim.lr, "clip": config.optim.clip, "checkpointing": model.remat == "full", **how._asdict(),
         "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "device": "cuda" if jax.default_backend() == "gpu" else "cpu", "inputs": str(inputs),
     }  # fmt: skip
@@ -116,9 +131,7 @@ def start(opened: Opened, side: Side, folder: Path, *, merged: bool = False) -> 
         [sys.executable, str(PEER), "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     try:
-        yield Peer(
-            process, _ask(process, "open", **job) | {"merged": merged, "weights": source or "its own random ones"}
-        )
+        yield Peer(process, _ask(process, "open", **job) | how._asdict() | {"weights": source or "its own random ones"})
     finally:
         process.stdin.close()
         try:

@@ -42,7 +42,7 @@ def bench(
     phases: Sequence[str] = PHASES,
     repeats: int = 10,
     vs: str = "",
-    merged: bool = False,
+    sampler: peers.Sampler = peers.PLAIN,
     random: bool = False,
     loop: int = 3,
 ) -> dict[str, Any]:
@@ -51,6 +51,7 @@ def bench(
     With a peer, static targets are measured too: their update is the same as the peer's, two policy updates.
 
     Args:
+      sampler: how the peer samples.
       loop: number of steps of the short training loop; 0 for none.
 
     Returns:
@@ -79,7 +80,7 @@ def bench(
                 other.compile_one(phase)
             rounds[name] = round_of(other, measured)
         if vs:
-            seconds, results["peer"] = _measure_with_peer(opened, side, rounds, repeats, merged)
+            seconds, results["peer"] = _measure_with_peer(opened, side, rounds, repeats, sampler)
         else:
             seconds = measure(rounds, repeats)
         results |= _rows(sides, seconds, results["ceilings"])
@@ -231,9 +232,9 @@ def _rows(sides: dict[str, Side], seconds: dict[str, list[dict]], ceilings: dict
     return {"rows": rows}
 
 
-def _measure_with_peer(opened: Opened, side: Side, rounds: dict, repeats: int, merged: bool):
+def _measure_with_peer(opened: Opened, side: Side, rounds: dict, repeats: int, sampler: peers.Sampler):
     """Measures rounds of this package and of the peer in turn, after checking that they do the same work."""
-    with tempfile.TemporaryDirectory() as folder, peers.start(opened, side, Path(folder), merged=merged) as peer:
+    with tempfile.TemporaryDirectory() as folder, peers.start(opened, side, Path(folder), sampler) as peer:
         agreement = peers.check(opened, side, peer, Path(folder))
         sampled = peer.ask("step")["tokens"]  # its warm-up
         if sampled != side.tokens:

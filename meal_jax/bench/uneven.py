@@ -65,7 +65,7 @@ def bench(
     lengths: str,
     repeats: int = 5,
     vs: str = "",
-    merged: bool = False,
+    sampler: peers.Sampler = peers.PLAIN,
     random: bool = False,
 ) -> dict[str, Any]:
     """Measures rollouts whose responses end after lengths drawn from a file, other ones in each repeat, the sides in turn.
@@ -75,6 +75,7 @@ def bench(
       out: directory of uneven.json.
       lengths: file for `read_lengths`; longer ones are cut at `config.sampling.max_new`.
       vs: "hf" for the peer.
+      sampler: how that samples.
 
     Returns:
       The contents of uneven.json.
@@ -126,7 +127,7 @@ def bench(
 
         if vs:
             seconds["hf"] = []
-            with peers.start(opened, plain, Path(folder), merged=merged) as peer:
+            with peers.start(opened, plain, Path(folder), sampler) as peer:
                 measure(peer)
         else:
             measure(None)

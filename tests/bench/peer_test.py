@@ -44,7 +44,8 @@ def test_a_peer_that_fails_says_why(small, tmp_path):
     opened = open_bench(small)
     with jax.set_mesh(opened.mesh):
         side = Side(opened, "static")
-        with peers.start(opened, side, tmp_path) as peer:
+        with peers.start(opened, side, tmp_path, peers.Sampler(merged=True, cache="static")) as peer:
+            assert peer.facts["cache"] == "static"
             # Each response ends after its own number of tokens, the longest before the maximum of 3.
             assert peer.ask("uneven", limits=[[1, 2], [2, 2], [1, 1], [2, 1]])["tokens"] == 12
             with pytest.raises(RuntimeError, match="nonsense"):
