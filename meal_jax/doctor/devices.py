@@ -92,9 +92,10 @@ def memory(config: Any, mesh: Mesh, model: TransformerConfig | None) -> Iterator
     """
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     limit = min((s["bytes_limit"] for s in stats if "bytes_limit" in s), default=None)
-    alone, capacity = 1, "a device has"
+    alone, capacity, beside = 1, "a device has", "reward models beside"
     if limit is None:  # the CPU's devices share the host's
         limit, alone, capacity = _host_memory(), jax.local_device_count(), "this host has free"
+        beside = "reward models beside, and 1 to 2 for the process and its compiler"
     capacity = f"{capacity} {limit / GIB:.1f} GiB" if limit else "what there is, is not known"
     if model is None:
         known = not config.policy.source  # drawn at random, and small
@@ -124,10 +125,7 @@ def memory(config: Any, mesh: Mesh, model: TransformerConfig | None) -> Iterator
     parts = estimate(run, dict(mesh.shape))
     resident = alone * sum(parts[kind] for kind in ("weights", "trained", "optimizer"))
     needed = alone * peak(parts)
-    summary = (
-        f"{capacity}; a step needs about {needed / GIB:.1f}, {resident / GIB:.1f} of it weights and optimizer "
-        "(reward models beside)"
-    )
+    summary = f"{capacity}; a step needs about {needed / GIB:.1f}, {resident / GIB:.1f} of it weights and optimizer ({beside})"
     if limit and resident > limit:
         advice = (
             "More devices for config.mesh.fsdp or tensor, which split the weights; config.policy.param_dtype=bfloat16; "

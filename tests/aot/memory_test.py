@@ -1,7 +1,10 @@
 import dataclasses
 
+import pytest
+
 from meal_jax import cost
 from meal_jax.aot import memory
+from meal_jax.hf import shapes
 from meal_jax.models.lora import Lora
 from meal_jax.models.transformer import TransformerConfig
 from meal_jax.rollout.weights import RolloutWeights
@@ -25,6 +28,28 @@ def test_less_is_kept_the_more_is_done_again():
         for remat in ("none", "dots", "full")
     )
     assert none > dots > full
+
+
+def smollm2(remat, part, **changes):
+    """GB of activations and logits of configs/assistant_small.py's update, `part` of a half's four prompts at a time."""
+    model = shapes.load_config("SmolLM2-135M", remat=remat, lora=Lora(16))
+    run = cost.Run(
+        model, prompts=8, candidates=4, prompt_length=64, max_new=32, slots=0, parts=(1, 1, 4 // part), **changes
+    )
+    held = memory.estimate(run)
+    return (held["activations"] + held["logits"]) / 1e9
+
+
+@pytest.mark.parametrize(
+    ("remat", "part", "changes", "taken"),
+    [
+        ("none", 4, {}, 10.23), ("dots", 4, {}, 6.15), ("full", 4, {}, 2.39), ("none", 2, {}, 1.10), ("none", 1, {}, 0.58),
+        ("none", 4, {"net": False}, 5.92), ("full", 4, {"net": False}, 0.72), ("none", 2, {"net": False}, 0.90),
+    ],
+)  # fmt: skip
+def test_an_update_is_estimated_at_about_what_xla_took_for_it_on_a_cpu(remat, part, changes, taken):
+    """By the compiler, docs/performance.md has the program. Too little is worse than too much."""
+    assert 0.9 < smollm2(remat, part, **changes) / taken < 1.8
 
 
 def test_the_cache_and_the_backward_pass_are_not_held_together():
