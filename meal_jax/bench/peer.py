@@ -105,7 +105,7 @@ def start(opened: Opened, side: Side, folder: Path, how: Sampler = PLAIN) -> Ite
       opened: the run.
       side: of a method with Meal's update.
       folder: for the files that pass weights and inputs.
-      how: it samples.
+      how: how it samples.
     """
     config, model = side.config, side.setup.policy.config
     folder.mkdir(parents=True, exist_ok=True)

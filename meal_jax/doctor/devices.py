@@ -83,7 +83,7 @@ def kernels(config: Any, backend: str) -> Iterator[Finding]:
 
 
 def memory(config: Any, mesh: Mesh, model: TransformerConfig | None) -> Iterator[Finding]:
-    """The devices' memory against an estimate of what a step of Meal holds; and whether the mesh divides the weights.
+    """The devices' memory against an estimate of what a step holds; and whether the mesh divides the weights.
 
     Args:
       config: the run's.
@@ -111,7 +111,7 @@ def memory(config: Any, mesh: Mesh, model: TransformerConfig | None) -> Iterator
     except ValueError as error:
         yield fail("mesh", f"{error}", "Choose other sizes of config.mesh.")
         return
-    m, kind = config.meal, config.conditioning.kind
+    m, kind = methods.configure(config.method, config).meal, config.conditioning.kind
     run = cost.Run(
         model, config.batch_size, m.candidates, config.data.prompt_length, config.sampling.max_new,
         slots=0 if inserted(kind) == "none" else config.conditioning.slots,
