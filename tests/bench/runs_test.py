@@ -39,6 +39,11 @@ def test_a_sweep_has_a_row_for_every_value_and_phase(small, tmp_path):
     assert (tmp_path / "sweep_length.png").stat().st_size > 5_000
 
 
+def test_a_sweep_takes_more_objectives_than_an_evaluation_has_preferences_for(small, tmp_path):
+    results = runs.sweep(small, tmp_path, over="objectives", values=(8,), phases=("score",), repeats=1)
+    assert [row["objectives"] for row in results["rows"]] == [8]
+
+
 def test_the_second_level_is_set_against_a_plain_step(small, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "LEVELS", {"none": runs.LEVELS["none"]})
     results = runs.bilevel(small, tmp_path, repeats=2)
