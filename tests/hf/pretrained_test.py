@@ -485,7 +485,7 @@ def test_the_text_part_of_gemma_3_with_vision_is_read(tmp_path, torch_decoder):
         hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=28, patch_size=14
     )
     config = transformers.Gemma3Config(text_config=model.config.to_dict(), vision_config=vision, mm_tokens_per_image=4)
-    both = transformers.Gemma3ForConditionalGeneration(config).eval()
+    both = transformers.Gemma3ForConditionalGeneration._from_config(config, attn_implementation="eager").eval()
     both.model.language_model.load_state_dict(model.model.state_dict())
     both.save_pretrained(tmp_path)
     loaded = pretrained.load_config(tmp_path)
