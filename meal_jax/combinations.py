@@ -14,9 +14,8 @@ import ml_collections
 from meal_jax.limits import is_interval
 
 Need = Callable[[bool, str], None]
-LATTICE = (
-    1_000  # preferences of an evaluation; of 1,001 in five objectives, hypervolume and intervals take nine minutes
-)
+# Preferences of an evaluation: of 1,001 in five objectives the hypervolume's intervals alone take nine minutes.
+LATTICE = 1_000
 
 
 def check_targets(config: ml_collections.ConfigDict, need: Need) -> None:

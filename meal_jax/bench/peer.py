@@ -98,14 +98,14 @@ def _ask(process: subprocess.Popen, do: str, **fields: Any) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def start(opened: Opened, side: Side, folder: Path, how: Sampler = PLAIN) -> Iterator[Peer]:
+def start(opened: Opened, side: Side, folder: Path, sampler: Sampler = PLAIN) -> Iterator[Peer]:
     """Runs the peer on the work of a side: same weights, prompts, lengths, candidates, adapter sizes, types and threads.
 
     Args:
       opened: the run.
       side: of a method with Meal's update.
       folder: for the files that pass weights and inputs.
-      how: how it samples.
+      sampler: how the peer samples.
     """
     config, model = side.config, side.setup.policy.config
     folder.mkdir(parents=True, exist_ok=True)
@@ -123,7 +123,7 @@ def start(opened: Opened, side: Side, folder: Path, how: Sampler = PLAIN) -> Ite
         "prompt": config.data.prompt_length, "new": config.sampling.max_new, "objectives": len(config.objectives),
         "updates": side.method.cost(config).updates, "rank": config.policy.lora_rank, "alpha": config.policy.lora_alpha,
         "targets": list(cost.adapted(model)), "dtype": model.dtype, "param_dtype": model.param_dtype,
-        "lr": config.optim.lr, "clip": config.optim.clip, "checkpointing": model.remat == "full", **how._asdict(),
+        "lr": config.optim.lr, "clip": config.optim.clip, "checkpointing": model.remat == "full", **sampler._asdict(),
         "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "device": "cuda" if jax.default_backend() == "gpu" else "cpu", "inputs": str(inputs),
     }  # fmt: skip
@@ -131,7 +131,9 @@ def start(opened: Opened, side: Side, folder: Path, how: Sampler = PLAIN) -> Ite
         [sys.executable, str(PEER), "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     try:
-        yield Peer(process, _ask(process, "open", **job) | how._asdict() | {"weights": source or "its own random ones"})
+        yield Peer(
+            process, _ask(process, "open", **job) | sampler._asdict() | {"weights": source or "its own random ones"}
+        )
     finally:
         process.stdin.close()
         try:
