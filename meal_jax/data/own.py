@@ -10,9 +10,11 @@ fine-tuning, which else takes `chosen`. A `split` (train, test or validation) ma
 name's first or last word is one (train-0.jsonl, my_test.jsonl, dev.jsonl) have that one: such rows keep their split. The rest
 is divided by a hash of its first human turn.
 
+Rows as TRL, OpenAI and ShareGPT have them are read as well (`data.forms`).
+
 `PATH:COLUMN` takes a column of any file, or of all files of a directory, as the prompts, and `OWNER/NAME:COLUMN` one of a data
-set of the hub (see `data.hub`). A column `split` of a file counts there too. A cell is a text or a list of messages, whose
-last answer, if it ends with one, is the row's response. Empty cells are left out.
+set of the hub (see `data.hub`); `hub:OWNER/NAME` takes that data set's whole rows. A column `split` of a file counts there too. A
+cell is a text or a list of messages, whose last answer, if it ends with one, is the row's response. Empty cells are left out.
 """
 
 from __future__ import annotations
@@ -26,13 +28,14 @@ from typing import Any
 
 from absl import logging
 
-from meal_jax.data import files, hh_rlhf, hub
+from meal_jax.data import files, forms, hh_rlhf, hub
 from meal_jax.data.files import SPLIT_FIELD
 
 HINT = (
     'It holds JSON lines: {"prompt": …} or {"messages": […]}, and for pairs "chosen" and "rejected". A column of any other '
-    "file is named by PATH:COLUMN, and of a data set on the hub by OWNER/NAME:COLUMN."
+    "file is named by PATH:COLUMN, of a data set on the hub by OWNER/NAME:COLUMN, and all of its columns by hub:OWNER/NAME."
 )
+HUB = "hub:"  # before the id of a data set whose rows are read whole
 SPLITS = {  # a row's `split` to what it means
     "train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
     "valid": "validation", "validation": "validation", "val": "validation", "dev": "validation",
@@ -127,8 +130,10 @@ def split_column(path: str | os.PathLike) -> tuple[str, str | None]:
 
 
 def hub_place(path: str | os.PathLike) -> str | None:
-    """OWNER/NAME or OWNER/NAME/CONFIG where `path` names a column of a data set on the hub; else None."""
+    """OWNER/NAME or OWNER/NAME/CONFIG where `path` names a data set on the hub or a column of one; else None."""
     place, column = split_column(path)
+    if column is None and place.startswith(HUB):
+        place = column = place.removeprefix(HUB)
     return place if column and hub.parse(place) else None
 
 
@@ -140,12 +145,12 @@ def _rows(path: str | os.PathLike) -> Iterator[tuple[Path, str, dict[str, Any]]]
         _warn_of_unread(Path(place).expanduser())
     for file in hub.download(remote) if remote else files.find(place, HINT):
         for source, row in files.rows(file, column):
-            if column is None:
-                yield file, source, row
-            elif (cell := row[column]) not in (None, "", []) and (not isinstance(cell, str) or cell.strip()):
-                # train_sft, say, is one of a data set's splits
-                split = files.split_of(file) if remote else _given(row)
-                yield file, source, _from_cell(cell, column, source) | ({"split": split} if split else {})
+            split = files.split_of(file) if remote else _given(row)  # train_sft, say, is one of a data set's splits
+            if column is not None:
+                if (cell := row[column]) in (None, "", []) or (isinstance(cell, str) and not cell.strip()):
+                    continue
+                row = _from_cell(cell, column, source)
+            yield file, source, forms.as_own(row | ({"split": split} if split else {}), source)
 
 
 @functools.cache  # once per directory
@@ -155,24 +160,19 @@ def _warn_of_unread(directory: Path) -> None:
 
 
 def _from_cell(cell: Any, column: str, source: str) -> dict[str, Any]:
-    """A row of a column's cell; a conversation that ends with an answer has it as its response.
+    """A row of a column's cell.
 
     Raises:
       ValueError: neither text nor a list of messages.
     """
     if isinstance(cell, str):
         return {"prompt": cell}
-    if not isinstance(cell, list) or not all(
-        isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in cell
-    ):
+    if forms.messages(cell) is None:
         raise ValueError(
             f"{source}: the column {column!r} holds {type(cell).__name__}; prompts are texts, or lists of objects with role "
             "and content. Name another column, or write the prompts as JSON lines."
         )
-    turns = [{"role": turn["role"], "content": turn["content"]} for turn in cell]
-    if turns[-1]["role"] == "assistant":
-        return {"messages": turns[:-1], "response": turns[-1]["content"]}
-    return {"messages": turns}
+    return {"messages": cell}
 
 
 def _add(out: hh_rlhf.Pairs, row: dict[str, Any], source: str) -> None:
@@ -223,7 +223,7 @@ def read_turns(row: dict[str, Any], source: str) -> tuple[tuple[str, str], ...]:
     if [role for role, _ in turns] != (["user", "assistant"] * len(turns))[: len(turns)] or len(turns) % 2 == 0:
         raise ValueError(
             f"{source} has the roles {', '.join(role for role, _ in turns)}; they must be user, assistant, … and end with "
-            "user. A system message is the configuration's, the same for every prompt."
+            "user. A system message is the configuration's (config.data.system), the same for every prompt; leave it out."
         )
     if not turns[-1][1]:
         raise ValueError(f"{source} has an empty prompt; {WHY}")

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from meal_jax.data import chat as chats
-from meal_jax.data import own
+from meal_jax.data import forms, own
 from meal_jax.saved_run import read_preference
 from meal_jax.serve.live import Answer
 
@@ -77,7 +77,7 @@ def read(body: Any, objectives: Sequence[str]) -> Asked:
 def _turns(messages: Any) -> chats.Turns:
     if not isinstance(messages, list) or not messages:
         raise BadRequestError("messages must be a list that ends with a message of the role user.", "messages")
-    plain = [dict(m, content=_text(m.get("content"))) if isinstance(m, dict) else m for m in messages]
+    plain = [dict(m, content=forms.joined(m.get("content"))) if isinstance(m, dict) else m for m in messages]
     if any(isinstance(m, dict) and m.get("role") in ("system", "developer") for m in plain):
         raise BadRequestError(
             "messages has a system message; it is this run's configuration (config.data.system), the same for every "
@@ -88,13 +88,6 @@ def _turns(messages: Any) -> chats.Turns:
         return own.read_turns({"messages": plain}, "messages")
     except ValueError as error:
         raise BadRequestError(str(error), "messages") from None
-
-
-def _text(content: Any) -> Any:
-    """The text of a message's parts, where it is given in parts of text."""
-    if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
-        return "".join(part["text"] for part in content)
-    return content
 
 
 def _preference(value: Any, objectives: Sequence[str]) -> np.ndarray | None:

@@ -10,11 +10,13 @@ from huggingface_hub import errors
 from meal_jax import config as base
 from meal_jax.data import hub, own
 from meal_jax.doctor import files as doctor
+from meal_jax.reward_training import pairs
 
 pyarrow = pytest.importorskip("pyarrow")
 from pyarrow import parquet  # noqa: E402
 
 CHAT = [{"role": "user", "content": "yes?"}, {"role": "assistant", "content": "no"}]
+SO = {"role": "assistant", "content": "so"}
 
 
 def put(root, name, rows):
@@ -86,6 +88,16 @@ def test_a_column_is_read_with_the_splits_of_its_files(fake_hub):
     assert sorted(fake_hub.downloads) == ["data/test-00000-of-00001.parquet", "data/train-00000-of-00001.parquet"]
     assert [turns[0][1] for turns in own.read_rows("o/tickets:question", "test").prompts] == ["held out"]
     assert len(fake_hub.downloads) == 2  # the second time from the cache
+
+
+def test_whole_rows_are_read_with_the_splits_of_their_files(fake_hub):
+    put(fake_hub.branches["main"], "data/train-00000-of-00001.parquet", [{"chosen": CHAT, "rejected": [CHAT[0], SO]}])
+    put(fake_hub.branches["main"], "data/test-00000-of-00001.parquet", [{"messages": CHAT, "split": "train"}])
+    assert own.hub_place("hub:o/tickets") == "o/tickets" and own.hub_place("hub:tickets") is None
+    read = pairs.read_pairs("jsonl", "hub:o/tickets")
+    assert [tuple(pair) for pair in read.pairs] == [("yes?", "\n\nHuman: yes? \n\nAssistant:", "no", "so", "", "train")]
+    assert own.read_answers("hub:o/tickets") == [((("user", "yes?"),), "no")] * 2
+    assert texts("hub:o/tickets") == {"test": ["yes?"], "train": ["yes?"]}
 
 
 def test_without_network_the_cache_is_read(fake_hub):
