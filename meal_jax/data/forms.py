@@ -2,8 +2,8 @@
 
     {"messages": [{"role": "user", …}, {"role": "assistant", …}]}      OpenAI and TRL: ends with the answer to learn from
     {"prompt": text or messages, "completion": text or messages}       TRL
-    {"prompt": text or messages, "chosen": messages, "rejected": messages}      TRL; both answers may hold the conversation too,
-                                                                       or alone
+    {"prompt": text or messages, "chosen": messages, "rejected": messages}      TRL; both answers may hold the conversation,
+                                                                       beside the prompt or without it
     {"conversations": [{"from": "human", "value": …}, {"from": "gpt", "value": …}]}      ShareGPT
 
 TRL's are described in https://huggingface.co/docs/trl/dataset_formats.

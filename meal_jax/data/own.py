@@ -13,8 +13,8 @@ is divided by a hash of its first human turn.
 Rows as TRL, OpenAI and ShareGPT have them are read as well (`data.forms`).
 
 `PATH:COLUMN` takes a column of any file, or of all files of a directory, as the prompts, and `OWNER/NAME:COLUMN` one of a data
-set of the hub (see `data.hub`); `hub:OWNER/NAME` takes that data set's whole rows. A column `split` of a file counts there too. A
-cell is a text or a list of messages, whose last answer, if it ends with one, is the row's response. Empty cells are left out.
+set of the hub (see `data.hub`), whose whole rows are `hub:OWNER/NAME`. A column `split` of a file counts there too. A cell is
+a text or a list of messages, whose last answer, if it ends with one, is the row's response. Empty cells are left out.
 """
 
 from __future__ import annotations
