@@ -101,7 +101,7 @@ def write(
     parts = [
         _head(run, kind, dtype, lost),
         _giving(run, kind, preference, slots, exact, networks, gap),
-        served.section(run.task.conditioning, kind, slots) if run.task.chat is not None else "",
+        served.section(run.task.conditioning, kind, slots, run.task.transformer) if run.task.chat is not None else "",
         _weight_net(run) if "weight_net" in networks else "",
         _tokens(run, slots),
         _rewards(run),

@@ -148,6 +148,7 @@ def verdict(result: Any, expected: Sequence[Sequence[int]], end: int) -> tuple[s
 
 def write(results: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], base: str = "") -> str:
     """The page: the table, its notes, the versions."""
+    from meal_jax.export import differences
     from meal_jax.export.matrix_policy import MAX_NEW
 
     notes: list[str] = []
@@ -187,6 +188,7 @@ def write(results: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], base: 
         "\n".join(lines),
         WHY,
         "\n".join(f"{i}. {_inline(note)}" for i, note in enumerate(notes, 1)),
+        differences.table(),
         "## Versions\n\n| program | packages |\n|---|---|\n"
         + "\n".join(f"| {name} | {versions(runtimes.RUNTIMES[name], result)} |" for name, result in results.items()),
     ]

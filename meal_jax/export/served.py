@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from meal_jax.export import differences
 from meal_jax.export.runtimes import pinned
 from meal_jax.models.policy import Conditioning
+from meal_jax.models.transformer import TransformerConfig
 
 TRANSFORMERS, PEFT, MLX = pinned("transformers"), pinned("peft").replace("peft", "PEFT"), pinned("mlx-lm")
 LLAMA_CPP, CTRANSLATE2 = f"llama.cpp ({pinned('xllamacpp')})", pinned("ctranslate2")
@@ -36,16 +38,32 @@ MERGED = (
 )
 
 
-def section(conditioning: Conditioning, kind: str, slots: Sequence[int]) -> str:
+def section(conditioning: Conditioning, kind: str, slots: Sequence[int], model: TransformerConfig) -> str:
     """The section.
 
     Args:
       conditioning: of the policy.
       kind: "merged" or "adapter".
       slots: ids of the baked tokens, or ().
+      model: the policy's sizes and switches.
     """
+    text = _programs(conditioning, kind, slots)
+    tried = (MLX, CTRANSLATE2) if kind == "merged" else ()
+    if _reads_embeddings(conditioning, slots):
+        tried = tried[:1]  # ctranslate2 takes none
+    met = [f"- {d.program}, with {d.has}: {d.does}" for d in differences.of(model) if d.program in tried]
+    if met:
+        text += "\n\n**With this model some compute otherwise than transformers:**\n\n" + "\n".join(met)
+    return text
+
+
+def _reads_embeddings(conditioning: Conditioning, slots: Sequence[int]) -> bool:
+    return conditioning.inserted == "prefix" and not slots
+
+
+def _programs(conditioning: Conditioning, kind: str, slots: Sequence[int]) -> str:
     names = conditioning.inserted == "text" and not conditioning.scales_adapters  # a request names a preference
-    if conditioning.inserted == "prefix" and not slots:
+    if _reads_embeddings(conditioning, slots):
         return _embeddings(kind)
     result = ALIKE if conditioning.scales_adapters and not conditioning.prompt_per_candidate else SAME
     if kind == "adapter":
