@@ -42,7 +42,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.data = d = ml_collections.ConfigDict()
     d.kind = "jsonl"  # jsonl, hh_rlhf or summarize_from_feedback; the last two published or prepared
-    d.path = "data/pairs.jsonl"  # file or directory
+    d.path = "data/pairs.jsonl"  # file or directory; of jsonl also hub:OWNER/NAME, a data set on the hub
     d.split = ""  # rows of this split of the data alone (train, test; train, validation for summaries); "" = all
     d.prompt = (
         "transcript"  # of conversations: transcript, as the benchmark assistant shows them, or last, the last turn

@@ -216,8 +216,8 @@ def default() -> ml_collections.ConfigDict:
 
     # Fields of single benchmarks
     c.data = ml_collections.ConfigDict()
-    # Prompts, where the benchmark reads any: a directory; with format=own also a file, and PATH:COLUMN or OWNER/NAME:COLUMN
-    # for a column of a file or of a data set on the hub
+    # Prompts, where the benchmark reads any: a directory; with format=own also a file, PATH:COLUMN or OWNER/NAME:COLUMN for a
+    # column of a file or of a data set on the hub, and hub:OWNER/NAME for that data set's whole rows
     c.data.path = ""
     c.data.posts = ""  # reddit: posts with their authors' own summaries (data/tldr.py), in place of those at path
     c.data.prompt_length = 0  # S, tokens a prompt may have (longer prompts are an error or skipped, see the benchmark)

@@ -187,7 +187,7 @@ def hub_data(config: Any, place: str) -> Finding:
     if config.data.format != "own" and config.task != "stories":
         return fail(
             "data",
-            f"config.data.path={config.data.path!r} is a column of a data set on the hub, which config.data.format=published "
+            f"config.data.path={config.data.path!r} names a data set on the hub, which config.data.format=published "
             "does not read",
             "Set --config.data.format=own."
             if config.task == "assistant"
