@@ -5,7 +5,8 @@
 
 Static targets are Meal without the net and without adaptation. `meal.baseline` is none for both, so the questions "without
 both" and "static with the same acceptance baseline" are this one. `centred` gives both the baseline that suits them: what is
-accepted counts against 1/N for static targets, against the pool's own acceptance for Meal.
+accepted counts against 1/N for static targets, against the pool's own acceptance for Meal. `half` takes a cheaper
+estimate of the hypergradient, `meal.meta_fraction`.
 
 λ has the paper's values and Meal's own 0.1; λ = 0 is `no_adapt`. The paper's text at hand does not give its unit of λ.
 """
@@ -61,8 +62,14 @@ def get_config():
         Variant("meal_centred", "Meal, acceptance centred", changes=("meal.baseline=accepted",)),
         Variant("static_centred", "static targets, acceptance centred", "static", ("meal.baseline=pool",)),
     )
-    c.variants = (*ABLATIONS, *LAMBDAS, *low_high, *centred)
-    c.questions = (*questions(), Question("centred", "meal_centred", "static_centred", "hypervolume"))
+    half = Variant("half", "second level of half the prompts", changes=("meal.meta_fraction=0.5",))
+    c.variants = (*ABLATIONS, *LAMBDAS, *low_high, *centred, half)
+    c.questions = (
+        *questions(),
+        Question("centred", "meal_centred", "static_centred", "hypervolume"),
+        Question("half", "meal", "half", "hypervolume"),
+        Question("half_utility", "meal", "half", "mean_inner_product"),
+    )
     c.curves = (lambda_curve("0.1"), tau_curve(low_high, "0.1"))
     c.drawn = ("meal", "static", "no_net", "no_adapt")
     return c
