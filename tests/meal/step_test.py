@@ -314,14 +314,14 @@ def test_prompts_read_at_each_candidates_preference_make_a_plain_model_at_each()
     ids=lambda options: "-".join(map(str, options)),
 )
 def test_parts_of_a_batch_after_another_make_the_same_step(options):
-    """SGD, because Adam's first step is a sign and magnifies rounding; the net's gradient is read off its own SGD step.
+    """Short steps of SGD: long ones, and Adam's first, a sign, magnify rounding. The net's gradient is read off its own step.
 
     Compiled as runs are: how the older emitters, which other tests use, approximate exp and tanh depends on an array's shape,
     and without optimisation an Intel CPU differed by 3e-6.
     """
     results, workspace = [], []
     for micro in (step.Micro(), step.Micro(rollout=2, score=4, gradient=2)):
-        run = tiny(batch=8, lam=0.5, tau=0.5, policy_tx=optax.sgd(0.5), **options)
+        run = tiny(batch=8, lam=0.5, tau=0.5, policy_tx=optax.sgd(0.05), **options)
         setup = dataclasses.replace(run.setup, net_tx=optax.sgd(1.0), micro=micro)
         phi = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(5), x.shape), run.state.net)
         state = run.state.replace(net=phi, net_opt=setup.net_tx.init(phi))
