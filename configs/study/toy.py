@@ -4,9 +4,9 @@
     python -m meal_jax.study --config=configs/study/toy.py --workdir=runs/study_toy --only=static,no_net,no_adapt,tau,lam
 
 Static targets are Meal without the net and without adaptation. `meal.baseline` is none for both, so the questions "without
-both" and "static with the same acceptance baseline" are this one. `centred` gives both the baseline that suits them: what is
-accepted counts against 1/N for static targets, against the pool's own acceptance for Meal. `half` takes a cheaper
-estimate of the hypergradient, `meal.meta_fraction`.
+both" and "static with the same acceptance baseline" are this one. `pool` measures acceptance against 1/N in both, as in
+configs/stories.py; Meal's `rejected=proposed` then counts what is rejected against the preference that was asked for. `half` takes
+a cheaper estimate of the hypergradient, `meal.meta_fraction`.
 
 λ has the paper's values and Meal's own 0.1; λ = 0 is `no_adapt`. The paper's text at hand does not give its unit of λ.
 """
@@ -26,6 +26,7 @@ ABLATIONS = (
     Variant("top1", "acceptance of the best", changes=("meal.accept=top1",)),
 )
 LAMBDAS = tuple(Variant(f"lam_{v}", f"Meal, λ = {v}", changes=(f"meal.lam={v}",)) for v in ("0.2", "0.3", "0.5", "1.0"))
+BOTH = (("volume", "hypervolume"), ("utility", "mean_inner_product"))
 STEADIER = ("grad_norm_variance", "utility_noise", "steps_to_90")
 
 
@@ -58,17 +59,17 @@ def get_config():
     c.base = "configs/toy.py"
     c.changes = ("eval.every=50", "tensorboard=False")  # close enough to interpolate between at equal tokens
     low_high = taus("0.03", "0.3", "1.0")
-    centred = (
-        Variant("meal_centred", "Meal, acceptance centred", changes=("meal.baseline=accepted",)),
-        Variant("static_centred", "static targets, acceptance centred", "static", ("meal.baseline=pool",)),
+    pool = (
+        Variant("meal_pool", "Meal against its pool", changes=("meal.baseline=pool", "meal.rejected=proposed")),
+        Variant("static_centred", "static targets against their pool", "static", ("meal.baseline=pool",)),
     )
     half = Variant("half", "second level of half the prompts", changes=("meal.meta_fraction=0.5",))
-    c.variants = (*ABLATIONS, *LAMBDAS, *low_high, *centred, half)
+    c.variants = (*ABLATIONS, *LAMBDAS, *low_high, *pool, half)
     c.questions = (
         *questions(),
-        Question("centred", "meal_centred", "static_centred", "hypervolume"),
-        Question("half", "meal", "half", "hypervolume"),
-        Question("half_utility", "meal", "half", "mean_inner_product"),
+        *(Question(f"pool_{name}", "meal_pool", "static_centred", measure) for name, measure in BOTH),
+        *(Question(f"static_pool_{name}", "meal", "static_centred", measure) for name, measure in BOTH),
+        *(Question(f"half_{name}", "meal", "half", measure) for name, measure in BOTH),
     )
     c.curves = (lambda_curve("0.1"), tau_curve(low_high, "0.1"))
     c.drawn = ("meal", "static", "no_net", "no_adapt")
