@@ -5,8 +5,8 @@
 
 Static targets are Meal without the net and without adaptation. `meal.baseline` is none for both, so the questions "without
 both" and "static with the same acceptance baseline" are this one. `pool` measures acceptance against 1/N in both, as in
-configs/stories.py; Meal's `rejected=proposed` then counts what is rejected against the preference that was asked for. `half` takes
-a cheaper estimate of the hypergradient, `meal.meta_fraction`.
+configs/stories.py; Meal's `rejected=proposed` then counts what is rejected against the preference that was asked for. `half`
+takes a cheaper estimate of the hypergradient, `meal.meta_fraction`.
 
 λ has the paper's values and Meal's own 0.1; λ = 0 is `no_adapt`. The paper's text at hand does not give its unit of λ.
 """
