@@ -6,7 +6,7 @@ tensor by tensor. Supported are Llama (including Mistral), Qwen 2 and 3, and Gem
 
 llama.cpp stores some things differently from Hugging Face: the rows of query and key matrices of "llama" in another order,
 Gemma's norms as w + 1, and Llama 3.1's rotary scaling as divisors. It does not store Gemma 3's pattern of local layers and
-their rotary base.
+their rotary base, nor Mistral's sliding window: a file of Mistral 7B v0.1 attends beyond it, here as there.
 """
 
 from __future__ import annotations
