@@ -129,7 +129,9 @@ def figures() -> list[Figure]:
         reddit,
         *assistant,
         Figure(
-            "5", "the influence of λ ∈ {1, 0.5, 0.3, 0.2}", _sweeps("lam", LAMBDAS, values=5, toy_values=6, seeds="eight")
+            "5",
+            "the influence of λ ∈ {1, 0.5, 0.3, 0.2}",
+            _sweeps("lam", LAMBDAS, values=5, toy_values=6, seeds="eight"),
         ),
         Figure("6", "the influence of τ", _sweeps("tau", TAUS, values=4, toy_values=4, seeds="seven")),
     ]
