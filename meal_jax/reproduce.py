@@ -131,7 +131,7 @@ def figures() -> list[Figure]:
         Figure(
             "5",
             "the influence of λ ∈ {1, 0.5, 0.3, 0.2}",
-            _sweeps("lam", LAMBDAS, values=5, toy_values=6, seeds="eight"),
+            _sweeps("lam", LAMBDAS, values=5, toy_values=6, seeds="ten"),
         ),
         Figure("6", "the influence of τ", _sweeps("tau", TAUS, values=4, toy_values=4, seeds="seven")),
     ]
