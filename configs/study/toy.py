@@ -61,14 +61,14 @@ def get_config():
     low_high = taus("0.03", "0.3", "1.0")
     pool = (
         Variant("meal_pool", "Meal against its pool", changes=("meal.baseline=pool", "meal.rejected=proposed")),
-        Variant("static_centred", "static targets against their pool", "static", ("meal.baseline=pool",)),
+        Variant("static_pool", "static targets against their pool", "static", ("meal.baseline=pool",)),
     )
     half = Variant("half", "second level of half the prompts", changes=("meal.meta_fraction=0.5",))
     c.variants = (*ABLATIONS, *LAMBDAS, *low_high, *pool, half)
     c.questions = (
         *questions(),
-        *(Question(f"pool_{name}", "meal_pool", "static_centred", measure) for name, measure in BOTH),
-        *(Question(f"static_pool_{name}", "meal", "static_centred", measure) for name, measure in BOTH),
+        *(Question(f"pool_{name}", "meal_pool", "static_pool", measure) for name, measure in BOTH),
+        *(Question(f"static_pool_{name}", "meal", "static_pool", measure) for name, measure in BOTH),
         *(Question(f"half_{name}", "meal", "half", measure) for name, measure in BOTH),
     )
     c.curves = (lambda_curve("0.1"), tau_curve(low_high, "0.1"))

@@ -50,28 +50,30 @@ def as_own(row: dict[str, Any], source: str) -> dict[str, Any]:
     row = dict(row)
     if messages(row.get("messages")) and row["messages"] == row.get("chosen"):
         del row["messages"]  # UltraFeedback repeats the better answer there, for fine-tuning
-    for name in ("messages", "prompt", "conversations"):
-        if (turns := messages(row.get(name))) and (name == "messages" or row.get("messages") is None):
+    turns = None
+    for name in ("messages",) if row.get("messages") is not None else ("prompt", "conversations"):
+        if turns := messages(row.get(name)):
             del row[name]
             row["messages"] = turns
-    if all(messages(row.get(name)) for name in ANSWERS):
-        _split_pair(row, source)
+            break
+    answers = {name: messages(row.get(name)) for name in ANSWERS}
+    if all(answers.values()):
+        _split_pair(row, answers, source)
     completion = None if row.get("label") is False else row.get("completion")  # TRL's label says which are good ones
     if row.get("response") is None and completion is not None:
-        turns = messages(completion)
-        row["response"] = turns[0]["content"] if turns and len(turns) == 1 else completion
+        told = messages(completion)
+        row["response"] = told[0]["content"] if told and len(told) == 1 else completion
     answered = any(row.get(name) is not None for name in ("response", *ANSWERS))
-    turns = messages(row.get("messages"))
     if turns and len(turns) > 1 and turns[-1]["role"] == "assistant" and not answered:
         row["messages"], row["response"] = turns[:-1], turns[-1]["content"]
     return row
 
 
-def _split_pair(row: dict[str, Any], source: str) -> None:
+def _split_pair(row: dict[str, Any], answers: dict[str, Messages], source: str) -> None:
     """Leaves the last turns of both answers as texts, and the conversation before them in `messages` if no prompt is given."""
     before = {}
-    for name in ANSWERS:
-        *before[name], last = messages(row[name])
+    for name, turns in answers.items():
+        *before[name], last = turns
         if last["role"] != "assistant":
             raise ValueError(f"{source}: {name} ends with a turn of {last['role']!r}; an answer is of 'assistant'.")
         row[name] = last["content"]

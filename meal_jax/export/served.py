@@ -48,11 +48,9 @@ def section(conditioning: Conditioning, kind: str, slots: Sequence[int], model: 
       model: the policy's sizes and switches.
     """
     text = _programs(conditioning, kind, slots)
-    tried = (MLX, CTRANSLATE2) if kind == "merged" else ()
-    if _reads_embeddings(conditioning, slots):
-        tried = tried[:1]  # ctranslate2 takes none
-    met = [f"- {d.program}, with {d.has}: {d.does}" for d in differences.of(model) if d.program in tried]
-    if met:
+    takers = (MLX,) if _reads_embeddings(conditioning, slots) else (MLX, CTRANSLATE2)
+    met = [f"- {d.program}, with {d.has}: {d.does}" for d in differences.of(model) if d.program in takers]
+    if met and kind == "merged":
         text += "\n\n**With this model some compute otherwise than transformers:**\n\n" + "\n".join(met)
     return text
 
