@@ -71,6 +71,7 @@ def variants(config: ml_collections.ConfigDict, methods: Sequence[str], sweep: s
       ValueError: no method or an unknown one, or a sweep that is not FIELD:VALUES of a field that there is.
     """
     from meal_jax import methods as known
+    from meal_jax.saved_run import apply_change
 
     names = list(known.METHODS) if list(methods) == ["all"] else [name for name in methods if name.strip()]
     if not names:
@@ -84,12 +85,10 @@ def variants(config: ml_collections.ConfigDict, methods: Sequence[str], sweep: s
         for value in filter(None, values.split(",")):
             changed = config.copy_and_resolve_references()
             try:
-                old = changed
-                for part in field.split("."):
-                    old = old[part]
-                changed.update_from_flattened_dict({field: type(old)(value)})
-            except (KeyError, ValueError, TypeError) as error:
-                raise ValueError(f"--sweep={sweep}: {field} cannot be set to {value!r} ({error}).") from None
+                apply_change(changed, f"{field}={value}")
+            except ValueError as error:
+                reason = str(error).rpartition(": ")[2]
+                raise ValueError(f"--sweep={sweep}: {field} cannot be set to {value!r} ({reason}).") from None
             setting = f"{label[name]}, {field.rpartition('.')[2]} {value}"
             out[f"{name} {field}={value}"] = Variant(setting, known.configure(name, changed), label[name], value)
     if not out:
@@ -110,10 +109,11 @@ def run(
     Returns:
       What compare.json holds, or None if a run was told to stop.
     """
-    from meal_jax import build, train
+    from meal_jax import build, evaluate, train
     from meal_jax import methods as known
     from meal_jax.config import check
     from meal_jax.report import write as report
+    from meal_jax.rewards import sources
     from meal_jax.runtime import identity
     from meal_jax.saved_run import need_no_run
 
@@ -134,6 +134,9 @@ def run(
         folder for folder, run_config in runs.items() if train.finished(folder, run_config) is None
     ]  # refuses other runs
     task = build.build_task(config)
+    # No benchmark reads a field of these sections; of any other a sweep builds it anew at every value.
+    apart = {"meal", "optim", *(method.section[0] for method in known.METHODS.values() if method.section)}
+    rebuilt = sweep is not None and sweep.partition(".")[0] not in apart
     with identity.hold(root) if left else contextlib.nullcontext():
         for folder, run_config in runs.items():
             if folder not in left:
@@ -141,8 +144,9 @@ def run(
                     reference=np.array(train.read_json(folder / "pareto.json").get("reference", task.reference))
                 )
                 continue
+            own = build.build_task(run_config)._replace(reference=task.reference) if rebuilt else task
             done = train.train_and_evaluate(
-                run_config, known.get(run_config.method), build.for_method(task, run_config), folder
+                run_config, known.get(run_config.method), build.for_method(own, run_config), folder
             )
             if done is None:
                 return None
@@ -161,7 +165,8 @@ def run(
     (root / f"compare{ending}.json").write_text(json.dumps(summary, indent=1) + "\n")
     table = as_table(summary["methods"], labels) + "\n" * bool(sentences) + "".join(f"- {s}\n" for s in sentences)
     (root / f"compare{ending}.md").write_text(table)
-    drawn = draw(results, BASES[equal], plan, config, task, root)
+    truth = evaluate.true_front(task) if task.truth is not None and not rebuilt else None
+    drawn = draw(results, BASES[equal], plan, sources.describe(config), truth, task, root)
     if sweep is not None:
         drawn.append(draw_sweep(summary["methods"], plan, sweep.partition(":")[0], root))
     print(f"\n{table}\ntable: {root / f'compare{ending}.md'}\nfigures: {', '.join(map(str, drawn))}")
@@ -170,7 +175,11 @@ def run(
 
 
 def read(folders: dict[str, list[Path]], equal: str) -> dict[str, list[dict[str, Any]]]:
-    """The runs' results, by variant and seed: their last, or those of the evaluation that `equal` (--equal) chooses."""
+    """The runs' results, by variant and seed: their last, or those of the evaluation that `equal` (--equal) chooses.
+
+    Raises:
+      ValueError: a run has no evaluation so early.
+    """
     runs = {name: [json.loads((f / "pareto.json").read_text()) for f in some] for name, some in folders.items()}
     if equal == "steps":
         return runs
@@ -178,7 +187,13 @@ def read(folders: dict[str, list[Path]], equal: str) -> dict[str, list[dict[str,
     limit = min(run["budget"][spent] for some in runs.values() for run in some)
 
     def cut(run: dict[str, Any], folder: Path) -> dict[str, Any]:
-        chosen = max((h for h in run["history"] if h["budget"][spent] <= limit), key=lambda h: h["step"])
+        within = [h for h in run["history"] if h["budget"][spent] <= limit]
+        if not within:  # its earlier evaluations were set aside, as ones under other settings of config.eval
+            raise ValueError(
+                f"{folder} has no evaluation up to {limit:,} {BASES[equal].axis}, which is all that the thriftiest run took: "
+                "compare at the end of training (--equal=steps), or train it anew in another --workdir."
+            )
+        chosen = max(within, key=lambda h: h["step"])
         evaluation = json.loads((folder / "evals" / f"{chosen['step']:06d}.json").read_text())
         whole = chosen["step"] == run["history"][-1]["step"]
         seconds = run["seconds_training"] if whole else None  # of a part of a run it is not known
@@ -277,29 +292,34 @@ def draw(
     results: dict[str, list[dict[str, Any]]],
     basis: Basis,
     plan: dict[str, Variant],
-    config: ml_collections.ConfigDict,
+    axes: Sequence[str],
+    truth: np.ndarray | None,
     task,
     root: Path,
 ) -> list[Path]:
     """Draws fronts, each method's points averaged over its seeds, and curves; the paths."""
-    from meal_jax import evaluate
     from meal_jax.pareto import figures
-    from meal_jax.rewards import sources
 
     seeds, drawn = len(next(iter(results.values()))), []
     title = f"{task.name}, mean of {seeds} seeds" if seeds > 1 else task.name
     if figures.drawn(task.objectives):
         fronts = [figures.mean_front(plan[name].label, runs) for name, runs in results.items()]
-        truth = evaluate.true_front(task) if task.truth is not None else None
         drawn.append(root / f"fronts{basis.ending}.png")
-        figures.draw_fronts(drawn[-1], fronts, sources.describe(config), truth=truth, title=title + basis.title)
+        figures.draw_fronts(drawn[-1], fronts, axes, truth=truth, title=title + basis.title)
     curves = {}
     for name, runs in results.items():
-        x = np.mean([[h["budget"][basis.spent] for h in r["history"]] for r in runs], axis=0)
-        curves[plan[name].label] = (x, np.mean([[h["hypervolume"] for h in r["history"]] for r in runs], axis=0))
+        kept = common_history([r["history"] for r in runs])
+        x = np.mean([[h["budget"][basis.spent] for h in history] for history in kept], axis=0)
+        curves[plan[name].label] = (x, np.mean([[h["hypervolume"] for h in history] for history in kept], axis=0))
     drawn.append(root / f"curves{basis.ending}.png")
     figures.draw_curves(drawn[-1], curves, basis.axis, "hypervolume", title=title)
     return drawn
+
+
+def common_history(histories: Sequence[Sequence[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
+    """The evaluations at steps that all histories have: a run that was made longer, or evaluated again, has others too."""
+    steps = set.intersection(*({h["step"] for h in history} for history in histories))
+    return [[h for h in history if h["step"] in steps] for history in histories]
 
 
 def draw_sweep(methods: dict[str, dict[str, Any]], plan: dict[str, Variant], field: str, root: Path) -> Path:

@@ -60,7 +60,7 @@ def default() -> ml_collections.ConfigDict:
     p.pretrain = 0  # toy: steps in which the base first learns the language (tasks/toy_base.py); 0 = random weights
     p.lora_rank = 0  # rank of the adapters; 0 trains all weights
     p.lora_alpha = 32.0  # adapters are scaled by lora_alpha / lora_rank
-    p.lora_dropout = 0.0  # on the adapters' input, in training passes only
+    p.lora_dropout = 0.0  # on the adapters' input, in training passes only, and not of methods that use PPO
     p.lora_targets = r"attention/(q|k|v|o)$"  # regular expression on layer paths: attention/q … mlp/down
     p.dtype = "float32"  # compute type: float32 or bfloat16 (softmax, norms, logits and losses stay float32)
     p.param_dtype = "float32"  # storage of base weights; float32 where all are trained (lora_rank=0)
@@ -159,7 +159,7 @@ def default() -> ml_collections.ConfigDict:
     c.sampling = s = ml_collections.ConfigDict()
     s.max_new = 12  # T, maximum tokens of a response
     s.temperature = 1.0
-    s.top_k = 0  # 0 = all; must be 0 under meta="utility", whose ratio needs the unfiltered policy
+    s.top_k = 0  # 0 = all; must be 0 under meta="utility", whose ratio needs the unfiltered policy, and for PPO
     s.top_p = 1.0  # 1 = all; likewise
     s.draw = "gumbel"  # gumbel, or inverse: less work where the vocabulary is large, other samples; evaluation too
     s.compact = ()  # shares of rows, e.g. (0.75, 0.5, 0.25), at which ended rows leave the batch; () = never; evaluation too
@@ -352,6 +352,12 @@ def check(config: ml_collections.ConfigDict) -> None:
         not (m.net and m.meta == "utility" and (s.top_k or s.top_p < 1)),
         "config.meal.meta=utility weighs responses by the ratio of two policies and needs them unfiltered: set "
         "config.sampling.top_k=0 and top_p=1, or use meta=likelihood.",
+    )
+    filtered = sorted({"morlhf", "soups", "mod"} & {config.method, *config.compare_with})
+    need(
+        not filtered or not (s.top_k or s.top_p < 1),
+        f"{', '.join(filtered)} learn by PPO, whose ratio and KL need an unfiltered policy: set config.sampling.top_k=0 and "
+        "top_p=1.",
     )
     need(
         not m.net or m.hypergradient == "none" or config.optim.eps_root > 0,

@@ -65,13 +65,15 @@ def open_run(workdir: str | os.PathLike, config: ml_collections.ConfigDict | Non
 
     Raises:
       FileNotFoundError: no run there, or no checkpoint yet, or what the run's benchmark reads is not here.
-      ValueError: see `read_config`; or another configuration than the run's, see `need_same`; or this is one of several
-        processes.
+      ValueError: see `read_config`; or another configuration than the run's, see `need_same`; or a run of fine-tuning, which
+        has no preference; or this is one of several processes.
     """
     distributed.refuse_several("Reading a run (generate, export)")
     workdir = Path(workdir).expanduser()
     config = read_config(workdir) if config is None else config
     need_same(workdir, config, reading=True)
+    if config.stage == "sft":
+        raise ValueError(fine_tuned(workdir))
     checkpoints = checkpoint.open_checkpoints(workdir / "checkpoints", keep=None)
     if not checkpoint.steps(checkpoints):  # before the benchmark is loaded, which may take minutes
         raise FileNotFoundError(
@@ -90,6 +92,15 @@ def open_run(workdir: str | os.PathLike, config: ml_collections.ConfigDict | Non
     _, policy_key = build.run_keys(config.seed)
     _, frozen = build.make_policy(setup, task, policy_key, mesh)
     return Run(workdir, config, method, task, setup, step, state, frozen, mesh)
+
+
+def fine_tuned(workdir: Path) -> str:
+    """What to do with a run of config.stage=sft, where one of alignment is needed."""
+    return (
+        f"{workdir} is a run of fine-tuning (config.stage=sft), which reads no preference and has no front. Its model is the "
+        f"Hugging Face directory {workdir / 'model'}: load it with transformers, or train on it with "
+        f"--config.policy.source={workdir / 'model'}."
+    )
 
 
 def read_config(workdir: str | os.PathLike, changes: Sequence[str] = ()) -> ml_collections.ConfigDict:
@@ -245,8 +256,10 @@ def apply_change(config: ml_collections.ConfigDict, change: str, flag: str = "--
             raise ValueError("there is no =")
         for parent in parents:
             config = config[parent]
-        is_text = isinstance(config[leaf], str)
-        config[leaf] = text if is_text else ast.literal_eval(text)
+        field = dict(config.items(preserve_field_references=True))[leaf]
+        optional = isinstance(field, ml_collections.FieldReference)
+        is_text = isinstance(config[leaf], str) or (optional and field.get_type() is str)
+        config[leaf] = None if optional and text == "None" else text if is_text else ast.literal_eval(text)
     except (KeyError, TypeError, ValueError, SyntaxError) as error:
         raise ValueError(f"{flag}={change} is not field=value with a field of the configuration: {error}") from None
 

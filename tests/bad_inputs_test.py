@@ -54,6 +54,8 @@ CONFIGS = [
     ({"eval.prompts": 0}, r"config\.eval\.prompts=0"),
     ({"sampling.temperature": -1.0}, r"config\.sampling\.temperature=-1\.0 must be above 0"),
     ({"sampling.top_p": 1.5, "meal.meta": "likelihood"}, r"config\.sampling\.top_p=1\.5"),
+    ({"sampling.top_p": 0.5, "meal.net": False, "method": "morlhf"}, "morlhf learn by PPO, whose ratio"),
+    ({"sampling.top_k": 3, "meal.meta": "likelihood", "compare_with": ("soups", "mod")}, "mod, soups learn by PPO"),
     ({"meal.tau": NAN}, r"config\.meal\.tau=nan"),
     ({"meal.lam": NAN}, r"config\.meal\.lam=nan"),
     ({"meal.rho": -1.0}, r"config\.meal\.rho=-1"),

@@ -117,6 +117,52 @@ def test_a_sweep_runs_one_field_over_its_values(canned, tmp_path):
     assert (tmp_path / "sweep.png").stat().st_size > 10_000
 
 
+def test_a_sweep_of_what_the_benchmark_reads_builds_it_anew(canned, tmp_path, monkeypatch):
+    trained, fake = [], train.train_and_evaluate
+
+    def remembered(config, method, task, folder):
+        trained.append((task.conditioning.slots, id(task.test.tokens)))
+        return fake(config, method, task, folder)
+
+    monkeypatch.setattr(train, "train_and_evaluate", remembered)
+    compare.run(toy.get_config(), str(tmp_path / "slots"), ["static"], 1, sweep="conditioning.slots:1,4")
+    assert [slots for slots, _ in trained] == [1, 4]
+    trained.clear()
+    compare.run(toy.get_config(), str(tmp_path / "tau"), ["static"], 1, sweep="meal.tau:0.1,0.5")
+    assert len({prompts for _, prompts in trained}) == 1  # built once: it reads no field of the method
+
+
+def test_values_of_a_sweep_are_read_by_their_fields_type():
+    def swept(sweep):
+        return [v.config for v in compare.variants(toy.get_config(), ["meal"], sweep).values()]
+
+    assert [c.meal.net for c in swept("meal.net:True,False")] == [True, False]
+    assert [c.meal.accept_share for c in swept("meal.accept_share:None,0.3")] == [None, 0.3]
+    assert [c.conditioning.kind for c in swept("conditioning.kind:text,prefix")] == ["text", "prefix"]
+    assert [c.meal.lam for c in swept("meal.lam:0,1")] == [0.0, 1.0]
+
+
+def test_runs_with_evaluations_at_other_steps_are_drawn_where_all_have_one(canned, tmp_path):
+    compare.run(toy.get_config(), str(tmp_path), ["static"], 1)
+    path = tmp_path / "0" / "static" / "pareto.json"
+    result = json.loads(path.read_text())
+    result["history"].insert(2, result["history"][1] | {"step": 3})  # as of a run that ended there and was made longer
+    path.write_text(json.dumps(result))
+    compare.run(toy.get_config(), str(tmp_path), ["static"], 2)
+    histories = [json.loads((tmp_path / s / "static" / "pareto.json").read_text())["history"] for s in "01"]
+    assert [[h["step"] for h in history] for history in compare.common_history(histories)] == [[0, 2, 4]] * 2
+
+
+def test_a_run_that_was_evaluated_again_has_nothing_at_equal_tokens(canned, tmp_path):
+    compare.run(toy.get_config(), str(tmp_path), ["meal", "static"], 1)
+    path = tmp_path / "0" / "meal" / "pareto.json"
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps(result | {"history": result["history"][-1:]}))
+    with pytest.raises(ValueError, match=r"meal has no evaluation up to 1,000 tokens sampled .*--equal=steps"):
+        compare.run(toy.get_config(), str(tmp_path), ["meal", "static"], 1, equal="tokens")
+    assert compare.run(toy.get_config(), str(tmp_path), ["meal", "static"], 1)
+
+
 def test_all_means_all_and_what_cannot_be_is_named():
     assert list(compare.variants(toy.get_config(), ["all"], None)) == list(methods.METHODS)
     with pytest.raises(ValueError, match="'best' is not one of meal, static"):

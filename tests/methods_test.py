@@ -1,5 +1,6 @@
 """Every method through the functions that training and evaluation call, on the toy benchmark in miniature."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,7 +9,9 @@ import pytest
 
 from configs import toy
 from meal_jax import build, evaluate, methods
+from meal_jax.baselines import parm, rewarded_soups
 from meal_jax.data.pipeline import batch_at
+from meal_jax.meal import step
 from meal_jax.rollout.sampling import Sampling
 
 # A compile each of a quarter of a minute: the default suite has one of each kind, `-m slow` the rest.
@@ -29,7 +32,7 @@ def miniature():
 @pytest.mark.parametrize(
     "name", [n if n in IN_DEFAULT else pytest.param(n, marks=pytest.mark.slow) for n in methods.METHODS]
 )
-def test_a_method_trains_and_answers(name, documented):
+def test_a_method_trains_and_answers(name, documented, monkeypatch):
     config = methods.configure(name, miniature())
     method, cost = methods.get(name), methods.get(name).cost(config)
     task = build.build_task(config)
@@ -38,12 +41,12 @@ def test_a_method_trains_and_answers(name, documented):
     theta, frozen = jax.jit(functools.partial(build.init_policy, setup, task))(key)
     state = jax.jit(functools.partial(method.init, setup))(theta, key)
     before = jax.device_get(state)
-    step = jax.jit(functools.partial(method.step, setup))
+    train = jax.jit(functools.partial(method.step, setup))
     for index in range(2):  # the two stages of those that have two
         batch = batch_at(task.train, index, config.batch_size, 0)
-        state, metrics = step(state, frozen, batch)
+        state, metrics = train(state, frozen, batch)
         assert all(np.isfinite(value) for value in jax.device_get(metrics).values()), metrics
-    assert step._cache_size() == 1 and int(state.step) == 2
+    assert train._cache_size() == 1 and int(state.step) == 2
     assert {"utility", "response/length", "reward/first/mean", "reward/second/std"} <= metrics.keys()
     assert metrics.keys() <= set().union(*documented(config.objectives).values())
     rolled = jax.eval_shape(functools.partial(method.rollout, setup), state, frozen, batch)
@@ -63,10 +66,43 @@ def test_a_method_trains_and_answers(name, documented):
     )
     assert answers.scores.shape == (16, len(preferences), 2) and np.isfinite(answers.scores).all()
     assert answers.tokens.shape == (16, len(preferences), config.sampling.max_new)
+    sizes = []
+    if name in ("mod", "parm"):  # others by `step.respond`, which has a test of its own
+        module = parm if name == "parm" else rewarded_soups
+        mixture = module.decode_mixture
+        monkeypatch.setattr(
+            module,
+            "decode_mixture",
+            lambda models, w, tokens, *a, **k: sizes.append(len(tokens)) or mixture(models, w, tokens, *a, **k),
+        )
+        setup = dataclasses.replace(setup, micro=dataclasses.replace(setup.micro, rollout=4))
+        answer = jax.jit(evaluate.answer_fn(setup, method, Sampling()))
     again = evaluate.evaluate(
         answer, state, frozen, task.test, preferences, batch_size=16, seed=0, place=lambda batch: batch
     )
     np.testing.assert_array_equal(answers.tokens, again.tokens)
+    assert set(sizes) <= {4} and bool(sizes) == (name in ("mod", "parm"))
+
+
+@pytest.mark.parametrize("name", ["ric", "cpo", "modpo", "parm"])
+def test_training_passes_drop_out_under_keys_that_differ(name, monkeypatch):
+    c = miniature()
+    c.policy.lora_rank, c.policy.lora_dropout = 2, 0.5
+    config, method = methods.configure(name, c), methods.get(name)
+    task = build.build_task(config)
+    setup = build.build_setup(config, task)
+    key, given, read = jax.random.key(0), [], step.read
+
+    def remembered(*args, dropout_key=None, **kwargs):
+        given.append(dropout_key)
+        return read(*args, dropout_key=dropout_key, **kwargs)
+
+    monkeypatch.setattr(step, "read", remembered)
+    theta, frozen = jax.eval_shape(functools.partial(build.init_policy, setup, task), key)
+    state = jax.eval_shape(functools.partial(method.init, setup), theta, key)
+    batch = batch_at(task.train, 0, config.batch_size, 0)
+    jax.eval_shape(functools.partial(method.step, setup), state, frozen, batch)
+    assert any(key is not None for key in given)
 
 
 def test_what_a_method_cannot_do_is_refused_before_anything_is_built():

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from meal_jax import build, sft, train
+from meal_jax import build, saved_run, sft, train
 from meal_jax import config as base
 from meal_jax.data import chat as chats
 from meal_jax.hf import pretrained
 from meal_jax.models.policy import Conditioning, Policy
+from meal_jax.report import content
 from meal_jax.rewards import linear_heads
 from meal_jax.runtime import checkpoint, sharding
 from meal_jax.tasks import assistant
@@ -138,6 +139,14 @@ def test_what_it_writes(config, finished, chat_model, documented):
         p for p, x in linear_heads.fingerprint(a).items() if not np.array_equal(x, linear_heads.fingerprint(b)[p])
     ]
     assert sorted(path.split("/")[-2] for path in changed) == ["k", "o", "q", "v"]
+
+
+def test_what_reads_a_run_of_alignment_says_where_the_model_is(finished):
+    workdir, _ = finished
+    with pytest.raises(ValueError, match=r"is a run of fine-tuning .*policy\.source=.*/model"):
+        saved_run.open_run(workdir)
+    with pytest.raises(FileNotFoundError, match="is a run of fine-tuning"):
+        content.find(workdir)
 
 
 def test_stopped_and_resumed_it_ends_with_the_same_bits(config, finished, tmp_path, monkeypatch):

@@ -92,26 +92,30 @@ def update(
     responses, first = rolled.responses, state.step < o.sft_steps
     best, worst, proper = dpo.best_and_worst(targeted(obtained, rolled.w_hat, o.lam))
 
-    def logp(theta, w):
-        return meal.read(setup, theta, frozen, batch, w, responses.tokens)[0].logp * responses.mask
+    _, _, drop_key = meal.step_keys(state, 3)
+
+    def logp(theta, w, key=None):
+        return meal.read(setup, theta, frozen, batch, w, responses.tokens, dropout_key=key)[0].logp * responses.mask
 
     anchored = jax.lax.cond(
         first, lambda: jnp.zeros(responses.ended.shape), lambda: jnp.sum(logp(state.anchor, rolled.w_hat), axis=-1)
     )
 
-    def loss(theta):
-        token = logp(theta, jnp.where(first, obtained, rolled.w_hat))
+    def loss(theta, key):
+        token = logp(theta, jnp.where(first, obtained, rolled.w_hat), family.dropout_key(setup, key))
         sft = token_loss(token, responses.mask)
         delta = jnp.sum(token, axis=-1) - anchored
         pairs = dpo.dpo_loss(dpo.take(delta, best), dpo.take(delta, worst), o.beta)
         return jnp.where(first, sft, dpo.pair_mean(pairs, proper))
 
-    def descend(carry, _):
+    def descend(carry, key):
         theta, opt = carry
-        theta, opt, value, norm = family.descend(setup, loss, theta, opt)
+        theta, opt, value, norm = family.descend(setup, loss, theta, opt, key)
         return (theta, opt), (value, norm)
 
-    (theta, opt), (values, norms) = jax.lax.scan(descend, (state.policy, state.policy_opt), length=o.epochs)
+    (theta, opt), (values, norms) = jax.lax.scan(
+        descend, (state.policy, state.policy_opt), jax.random.split(drop_key, o.epochs)
+    )
     anchor = jax.tree.map(lambda new, old: jnp.where(first, new, old), theta, state.anchor)
     metrics = {"loss/base": jnp.mean(values), "grad_norm/policy": norms[-1]} | meal.describe(
         setup, rolled, scores.rewards

@@ -49,9 +49,9 @@ def init(setup: Setup, theta, key: jax.Array) -> family.FamilyState:
     return family.init({"policy": theta, "opt": setup.policy_tx.init(theta)}, preferences, key)
 
 
-def log_ratio(setup, frozen, theta, batch, w, responses, reference) -> jax.Array:
+def log_ratio(setup, frozen, theta, batch, w, responses, reference, dropout_key=None) -> jax.Array:
     """Δ [B, N] of whole responses [B, N, T], from π_ref's hidden states [B, N, T, D]; the policy reads w [B, N, K]."""
-    token, _ = meal.read(setup, theta, frozen, batch, w, responses.tokens)
+    token, _ = meal.read(setup, theta, frozen, batch, w, responses.tokens, dropout_key=dropout_key)
     ref = meal.read_reference(setup, frozen, reference, responses.tokens)
     return jnp.sum((token.logp - ref) * responses.mask, axis=-1)
 
@@ -71,16 +71,19 @@ def learn(setup, frozen, batch, member, w, key, responses, r, reference):
     pair, pair_reference = jax.tree.map(pick, (responses, reference))
     unused = jnp.zeros((*pair.ended.shape, w.shape[0]))
 
-    def loss(theta):
-        first, second = log_ratio(setup, frozen, theta, batch, unused, pair, pair_reference).T
+    def loss(theta, key):
+        drop_key = family.dropout_key(setup, key)
+        first, second = log_ratio(setup, frozen, theta, batch, unused, pair, pair_reference, drop_key).T
         return dpo.pair_mean(dpo.noisy_modpo_loss(first, second, o.beta, w[main], margin, right), proper)
 
-    def descend(carry, _):
+    def descend(carry, key):
         theta, opt = carry
-        theta, opt, value, norm = family.descend(setup, loss, theta, opt)
+        theta, opt, value, norm = family.descend(setup, loss, theta, opt, key)
         return (theta, opt), (value, norm)
 
-    (theta, opt), (values, norms) = jax.lax.scan(descend, (member["policy"], member["opt"]), length=o.epochs)
+    (theta, opt), (values, norms) = jax.lax.scan(
+        descend, (member["policy"], member["opt"]), jax.random.split(key, o.epochs)
+    )
     return {"policy": theta, "opt": opt}, {"loss/base": jnp.mean(values), "grad_norm/policy": norms[-1]}
 
 

@@ -91,7 +91,7 @@ def learn(setup, frozen, batch, member, w, key, responses, r, reference):
         trained, opt = carry
         grads, parts = jax.grad(loss, has_aux=True)(trained, jax.tree.map(lambda x: x[rows], data))
         updates, opt = setup.policy_tx.update(grads, opt, trained)
-        return (optax.apply_updates(trained, updates), opt), (*parts, optax.tree.norm(grads))
+        return (optax.apply_updates(trained, updates), opt), (*parts, optax.tree.norm(grads["policy"]))
 
     prompts = batch.tokens.shape[0]
     orders = jax.vmap(lambda k: jax.random.permutation(k, prompts))(jax.random.split(key, o.epochs))
@@ -102,7 +102,7 @@ def learn(setup, frozen, batch, member, w, key, responses, r, reference):
     metrics = {
         "loss/policy": jnp.mean(policy_loss),
         "loss/value": jnp.mean(value_loss),
-        "grad_norm/policy": jnp.mean(norm),
+        "grad_norm/policy": norm[-1],
         "ppo/kl": measured,
         "ppo/kl_coefficient": kl,
     }

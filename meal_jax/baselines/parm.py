@@ -119,7 +119,7 @@ def update(
 ) -> tuple[ParmState, dict[str, jax.Array]]:
     """Two updates, on the pairs of the even and of the odd prompts, each prompt under its own preference."""
     o, k = setup.options, len(setup.objectives)
-    _, key = meal.step_keys(state, 2)
+    _, key, drop_key = meal.step_keys(state, 3)
     alpha = jnp.full(k, o.dirichlet)
     w = jax.random.dirichlet(key, alpha, (batch.tokens.shape[0],))
     best, worst, proper = paired(scores.rewards, o.pairs)  # [B, P, K]
@@ -129,13 +129,14 @@ def update(
         return jnp.take_along_axis(x, picked.reshape(*picked.shape, *[1] * (x.ndim - 2)), axis=1)
 
     pairs = (pick(rolled.responses.tokens), pick(rolled.responses.mask))
-    data = (batch, pairs, proper, w)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(drop_key, batch.id)
+    data = (batch, pairs, proper, w, keys)
     halves = jax.tree.map(lambda x: jnp.stack([x[0::2], x[1::2]]), data)
 
     def loss(policy, part):
-        batch, (tokens, mask), proper, w = part
+        batch, (tokens, mask), proper, w, keys = part
         log_likelihood = functools.partial(_log_likelihood, setup, frozen, policy)
-        total = jax.vmap(log_likelihood)(batch, w, tokens, mask).reshape(len(w), 2, o.pairs, k)
+        total = jax.vmap(log_likelihood)(batch, w, tokens, mask, keys).reshape(len(w), 2, o.pairs, k)
         each = dpo.dpo_loss(total[:, 0], total[:, 1], o.beta)
         prompts = jnp.sum(jnp.any(proper, axis=(1, 2)))
         return jnp.sum(jnp.where(proper, w[:, None] * each, 0.0)) / (o.pairs * jnp.maximum(prompts, 1))
@@ -173,27 +174,31 @@ def answer(
     setup: Setup, state: ParmState, frozen: Frozen, batch: Batch, w: jax.Array, key: jax.Array, sampling: Sampling
 ) -> Rollout:
     """Answers w [B, M, K], the same for every prompt of a batch, by guided decoding: two forward passes per token."""
-    keys = sample_keys(key, batch.id, w.shape[1])
-    scales = jnp.broadcast_to(jnp.array([1.0, 1.0 / setup.options.decode_beta]), (w.shape[0], 1, 2))
 
-    def respond(w, keys):  # [K], [B]
-        params = merge(adapter_for(state.policy, w), frozen.policy)
-        models = ((setup.base, frozen.reference), (setup.policy, params))
-        unused = jnp.zeros((keys.shape[0], 1, w.shape[0]))
-        return decode_mixture(
-            models, scales, batch.tokens, batch.mask, unused, keys[:, None], max_new=setup.max_new,
-            sampling=sampling, end=setup.end, pad=setup.pad, forbidden=setup.forbidden,
-        )  # fmt: skip
+    def run(batch: Batch):
+        keys = sample_keys(key, batch.id, w.shape[1])
+        scales = jnp.broadcast_to(jnp.array([1.0, 1.0 / setup.options.decode_beta]), (len(batch.id), 1, 2))
 
-    responses = family.side_by_side(jax.vmap(respond, in_axes=(0, 1))(w[0], keys))
-    return Rollout(w, w, None, responses)
+        def respond(w, keys):  # [K], [B]
+            params = merge(adapter_for(state.policy, w), frozen.policy)
+            models = ((setup.base, frozen.reference), (setup.policy, params))
+            unused = jnp.zeros((keys.shape[0], 1, w.shape[0]))
+            return decode_mixture(
+                models, scales, batch.tokens, batch.mask, unused, keys[:, None], max_new=setup.max_new,
+                sampling=sampling, end=setup.end, pad=setup.pad, forbidden=setup.forbidden,
+            )  # fmt: skip
+
+        return family.side_by_side(jax.vmap(respond, in_axes=(0, 1))(w[0], keys))
+
+    return Rollout(w, w, None, meal.in_pieces(run, batch, setup.micro.rollout))
 
 
-def _log_likelihood(setup, frozen, policy, batch: Batch, w, tokens, mask) -> jax.Array:
-    """log π_a(y | x, w) [N] of one prompt's responses [N, T] under one preference [K]."""
+def _log_likelihood(setup, frozen, policy, batch: Batch, w, tokens, mask, key) -> jax.Array:
+    """log π_a(y | x, w) [N] of one prompt's responses [N, T] under one preference [K]; `key` for dropout."""
     unused = jnp.zeros((1, tokens.shape[0], w.shape[0]))
     prompts = jax.tree.map(lambda x: x[None], batch)
-    token, _ = meal.read(setup, adapter_for(policy, w), frozen, prompts, unused, tokens[None])
+    drop_key = family.dropout_key(setup, key)
+    token, _ = meal.read(setup, adapter_for(policy, w), frozen, prompts, unused, tokens[None], dropout_key=drop_key)
     return jnp.sum(token.logp[0] * mask, axis=-1)
 
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from meal_jax.baselines import family, morlhf
+from meal_jax.meal import step as meal
 from meal_jax.meal.step import Batch, Frozen, Rollout, Setup
 from meal_jax.models.lora import merge
 from meal_jax.models.policy import Policy
@@ -101,8 +102,12 @@ def answer_mixed(
     for k in range(len(setup.objectives)):
         params = merge(jax.tree.map(lambda x, k=k: x[k], state.members["policy"]), frozen.policy)
         models.append((setup.policy, params))
-    responses = decode_mixture(
-        models, w, batch.tokens, batch.mask, w, sample_keys(key, batch.id, w.shape[1]), max_new=setup.max_new,
-        sampling=sampling, end=setup.end, pad=setup.pad, forbidden=setup.forbidden,
-    )  # fmt: skip
-    return Rollout(w, w, None, responses)
+
+    def run(rows: tuple[Batch, jax.Array]):
+        batch, w = rows
+        return decode_mixture(
+            models, w, batch.tokens, batch.mask, w, sample_keys(key, batch.id, w.shape[1]), max_new=setup.max_new,
+            sampling=sampling, end=setup.end, pad=setup.pad, forbidden=setup.forbidden,
+        )  # fmt: skip
+
+    return Rollout(w, w, None, meal.in_pieces(run, (batch, w), setup.micro.rollout))

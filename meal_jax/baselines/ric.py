@@ -187,22 +187,26 @@ def update(
     low, high = _range(setup, rows)
     valid = _valid(rows)
     chosen = jnp.where(online, passing(rows, o.keep_quantile), valid)
-    _, _, row_key = meal.step_keys(state, 3)
+    _, _, row_key, drop_key = meal.step_keys(state, 4)
     each = max(1, batch.tokens.shape[0] * setup.meal.candidates // 2)  # as many rows as half a batch of other methods
     picked = jax.random.categorical(row_key, jnp.where(chosen, 0.0, -jnp.inf), shape=(2, each))
 
-    def loss(theta, part: Rows):
+    def loss(theta, part: Rows, key: jax.Array):
         w = normalise_scores(part.rewards, low, high)[:, None]
-        token, _ = meal.read(setup, theta, frozen, part, w, part.response[:, None])
+        token, _ = meal.read(
+            setup, theta, frozen, part, w, part.response[:, None], dropout_key=family.dropout_key(setup, key)
+        )
         return token_loss(token.logp, part.response_mask[:, None])
 
-    def descend(carry, index):
-        theta, opt = carry
+    def descend(carry, given):
+        (theta, opt), (index, key) = carry, given
         part = Rows(*(field[index] for field in rows[:-1]), rows.written)
-        theta, opt, value, norm = family.descend(setup, loss, theta, opt, part)
+        theta, opt, value, norm = family.descend(setup, loss, theta, opt, part, key)
         return (theta, opt), (value, norm)
 
-    (theta, opt), (losses, norms) = jax.lax.scan(descend, (state.policy, state.policy_opt), picked)
+    (theta, opt), (losses, norms) = jax.lax.scan(
+        descend, (state.policy, state.policy_opt), (picked, jax.random.split(drop_key, 2))
+    )
     metrics = {
         "loss/base": jnp.mean(losses),
         "grad_norm/policy": norms[-1],
@@ -238,16 +242,16 @@ def _range(setup: Setup, rows: Rows) -> tuple[jax.Array, jax.Array]:
 
 
 def _write(rows: Rows, batch: Batch, responses: Responses, rewards: jax.Array, online: jax.Array) -> Rows:
-    """Appends B · N answers; a full buffer loses its oldest ones."""
+    """Appends B · N answers; a full buffer loses its oldest ones. Prompts cut to a shorter bucket are padded again."""
     size, n = responses.ended.shape
-    capacity = rows.online.shape[0]
+    capacity, width = rows.tokens.shape
     index = (rows.written + jnp.arange(size * n)) % capacity
 
     def flat(x):
         return x.reshape(size * n, *x.shape[2:])
 
     def per_prompt(x):
-        return jnp.repeat(x, n, axis=0)
+        return jnp.repeat(jnp.pad(x, ((0, 0), (width - x.shape[1], 0))), n, axis=0)
 
     new = (
         per_prompt(batch.tokens),

@@ -266,15 +266,22 @@ def encode_conversations(chat: Chat, conversations: Sequence[Turns], length: int
     """Conversations that a person gave to Prompts, a row each, repeated ones as well.
 
     Raises:
-      ValueError: one is longer than `length`; the message says by how much.
+      ValueError: some are longer than `length`; the message says which, and by how much the first.
     """
     rows = [prompt_ids(chat, turns) for turns in conversations]
-    for turns, row in zip(conversations, rows, strict=True):
-        if len(row) > length:
-            raise ValueError(
-                f"The prompt {turns[-1][1][:40]!r}… has {len(row)} tokens with its chat template, there is room for {length}: "
-                f"shorten it, or raise config.data.prompt_length to {len(row)}."
+    long = [number for number, row in enumerate(rows) if len(row) > length]
+    if long:
+        first, named = long[0], ", ".join(map(str, long[:10])) + " …" * (len(long) > 10)
+        one = len(rows) == 1
+        raise ValueError(
+            f"The prompt {conversations[first][-1][1][:40]!r}… has {len(rows[first])} tokens with its chat template, there is "
+            f"room for {length} (config.data.prompt_length, the longest that the policy was trained on): "
+            + (
+                "shorten it."
+                if one
+                else f"of {len(rows)} prompts {len(long)} are too long, leave out or shorten {named}."
             )
+        )
     ids = [hash_of(name_of(turns)) for turns in conversations]
     return pad_left(rows, length, chat.pad, ids, list(map(transcript, conversations)))
 

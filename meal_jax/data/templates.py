@@ -120,14 +120,27 @@ def reddit_prompt(post: str) -> str:
 
 def assistant_rows(conversations: Iterable[chats.Turns]) -> list[Row]:
     """Distinct conversations as rows."""
-    rows = (Row(chats.name_of(turns), turns, chats.transcript(turns)) for turns in conversations)
-    return list({row.name: row for row in rows}.values())
+    return list({row.name: row for row in conversation_rows(conversations)}.values())
+
+
+def conversation_rows(conversations: Iterable[chats.Turns]) -> list[Row]:
+    """Conversations as rows, repeated ones too."""
+    return [Row(chats.name_of(turns), turns, chats.transcript(turns)) for turns in conversations]
 
 
 def reddit_turns(post: str, template: str) -> chats.Turns:
     """The conversation that asks for a post's summary; the plain template adds the instruction itself."""
     text = one_line(post)
     return (("user", text if template == "plain" else f"{INSTRUCTION}\n\n{text}"),)
+
+
+def ask_for_summary(turns: chats.Turns, template: str) -> tuple[chats.Turns, str]:
+    """A conversation that a person begins with a post, the instruction left out or not: as the policy was trained to read it,
+    and its text as rewards read it."""
+    (_, post), *rest = turns
+    if post.startswith(INSTRUCTION):
+        post = post.removeprefix(INSTRUCTION).lstrip("\n")
+    return (*reddit_turns(post, template), *rest), " ".join([one_line(post), *(text for _, text in rest)])
 
 
 def reddit_rows(posts: Iterable[Post], template: str) -> list[Row]:

@@ -137,6 +137,11 @@ def check(
         raise ValueError("This run trained all weights (config.policy.lora_rank=0), it has no adapter: --kind=merged.")
     if kind == "adapter" and not config.policy.source:
         raise ValueError("This run's base was drawn at random (config.policy.source is empty): --kind=merged.")
+    if kind == "adapter" and str(config.policy.source).endswith(".gguf"):
+        raise ValueError(
+            f"This run's base is a GGUF file, which PEFT cannot load ({config.policy.source}): --kind=merged, or train on the "
+            "directory that `python -m meal_jax.hf.convert_gguf` makes of it."
+        )
     if kind == "adapter" and needs_tokens and (preference is not None or scaled):
         raise ValueError(
             "A preference is baked as embeddings of new tokens, which an adapter does not hold: --kind=merged"

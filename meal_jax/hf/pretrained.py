@@ -97,8 +97,11 @@ def is_shipped(source: str | os.PathLike) -> bool:
 
 
 def location(source: str | os.PathLike) -> str:
-    """What other programs find a model by: a directory or hub id as it is, a shipped model's path for its name."""
-    return str(resolve(source)) if is_shipped(source) else str(source)
+    """What other programs find a model by, wherever they run: a hub id as it is, the whole path of what is on this machine."""
+    if is_shipped(source):
+        return str(resolve(source))
+    path = Path(source).expanduser()
+    return str(path.absolute()) if path.exists() else str(source)
 
 
 def resolve_weights(source: str | os.PathLike) -> Path:

@@ -210,8 +210,8 @@ def adapt(
 
     The problem is concave. With u = log p up to a constant, its solution solves
         G(u) = u − log ŵ_n − (λ/τ)(r_n − Σ_j P(j | p) r_j) = 0,   p = softmax(u),
-    by Newton steps, each shortened until the objective does not fall (plain damped iteration needs about 1 + λ/τ² times
-    a variance of rewards in steps, which is slow where τ is small). λ = 0 gives p = ŵ.
+    by Newton steps, each shortened until the objective does not fall, so that p is never worse than ŵ (plain damped
+    iteration needs about 1 + λ/τ² times a variance of rewards in steps, which is slow where τ is small). λ = 0 gives p = ŵ.
 
     The derivative with respect to ŵ is the exact one of the implicit function, whatever the number of iterations: the
     iterations are cut from it, and one last Newton step with a constant Jacobian carries it.
@@ -233,7 +233,9 @@ def adapt(
     r = jax.lax.stop_gradient(r)
     log_w = jnp.log(w_hat + TINY)
     eye = jnp.eye(r.shape[-1], dtype=r.dtype)
-    shrink = 0.5 ** jnp.arange(12, dtype=r.dtype)  # [A] step lengths to try, longest first
+    shrink = (
+        (0.5 ** jnp.arange(12, dtype=r.dtype)).at[-1].set(0)
+    )  # [A] step lengths to try, longest first; the last stays
 
     def pool(u):  # P(j | p_n) [B, N, J] and the mean reward under it [B, N, K]
         chance = jax.nn.softmax(jnp.einsum("bnk,bjk->bnj", jax.nn.softmax(u), r) / spread, axis=-1)
@@ -270,9 +272,10 @@ def adapt(
 
     frozen = jax.lax.stop_gradient(log_w)
     u = jax.lax.stop_gradient(jax.lax.fori_loop(0, iterations, body, frozen))
-    # G's derivative in u is newton's, so with that held constant this step has exactly ∂u/∂ŵ = (∂G/∂u)⁻¹ ∂log ŵ/∂ŵ.
-    u = u - newton(u, residual(u, log_w))
-    return jax.nn.softmax(u)
+    # G's derivative in u is newton's, so with that held constant this step has exactly ∂u/∂ŵ = (∂G/∂u)⁻¹ ∂log ŵ/∂ŵ. Its
+    # value is left out: not shortened, where the steps before have not arrived it may go past the maximum.
+    last = newton(u, residual(u, log_w))
+    return jax.nn.softmax(u - (last - jax.lax.stop_gradient(last)))
 
 
 def solve(matrix: jax.Array, vector: jax.Array) -> jax.Array:

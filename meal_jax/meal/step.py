@@ -94,7 +94,7 @@ def respond(
         responses = jax.tree.map(lambda x: x.reshape(*w.shape[:2], *x.shape[2:]), responses)
         return Rollout(w, w_hat, prompt.pooled, responses)
 
-    return _in_pieces(run, (batch, w), setup.micro.rollout)
+    return in_pieces(run, (batch, w), setup.micro.rollout)
 
 
 def answer(
@@ -127,7 +127,7 @@ def score(setup: Setup, frozen: Frozen, batch: Batch, responses: Responses) -> S
         rewards = setup.reward(frozen.reward, batch, responses, hidden)
         return Scores(rewards.astype(jnp.float32), hidden[:, :, :-1] if setup.keep_reference else None)
 
-    return _in_pieces(run, (batch, responses), setup.micro.score)
+    return in_pieces(run, (batch, responses), setup.micro.score)
 
 
 def read(
@@ -256,12 +256,13 @@ def update(
         read_before = functools.partial(_read_before, setup, frozen, dropout_key, state.policy)
         again = [(half, given | {"before": read_before(half, given["p"])}) for half, given in halves]
 
-        def serve(_, carry: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+        def serve(_, carry: tuple[PyTree, PyTree, jax.Array]) -> tuple[PyTree, PyTree, jax.Array]:
+            theta, opt, norm = carry
             for half, given in again:
-                carry = descend(*carry, half, given)[:2]
-            return carry
+                theta, opt, _, norm = descend(theta, opt, half, given)
+            return theta, opt, norm
 
-        theta, opt = jax.lax.fori_loop(1, m.passes, serve, (theta, opt))
+        theta, opt, norm = jax.lax.fori_loop(1, m.passes, serve, (theta, opt, norm))
     metrics |= {"loss/base": (loss_inner + loss_outer) / 2, "grad_norm/policy": norm}
     metrics |= _diagnostics(setup, pool, scores.rewards, w_hat, p, a)
     new = State(state.step + 1, theta, opt, phi, net_opt, stats, state.key)
@@ -302,7 +303,7 @@ def _read_before(setup: Setup, frozen: Frozen, key: jax.Array, theta: PyTree, ha
     def run(rows):
         return _read_pool(setup, frozen, key, theta, rows[1], rows[0]).logp
 
-    return jax.lax.stop_gradient(_in_pieces(run, (half, p), setup.micro.gradient))
+    return jax.lax.stop_gradient(in_pieces(run, (half, p), setup.micro.gradient))
 
 
 def _read_pool(
@@ -360,7 +361,7 @@ def _pieces(prompts: int, at_a_time: int | None) -> int:
     return prompts // at_a_time if at_a_time and at_a_time < prompts else 1
 
 
-def _in_pieces(run: Callable[[PyTree], PyTree], rows: PyTree, at_a_time: int | None) -> PyTree:
+def in_pieces(run: Callable[[PyTree], PyTree], rows: PyTree, at_a_time: int | None) -> PyTree:
     """run(rows) of trees of [B, ...], some prompts after others where `at_a_time` is given."""
     pieces = _pieces(jax.tree.leaves(rows)[0].shape[0], at_a_time)
     return run(rows) if pieces == 1 else join_chunks(jax.lax.map(run, split_chunks(rows, pieces)))

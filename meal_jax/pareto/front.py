@@ -69,7 +69,7 @@ def monotonicity(points: np.ndarray, preferences: np.ndarray) -> np.ndarray:
     """Whether more weight on an objective gives more of it.
 
     Among pairs of preferences that differ in w_k, the share in which the larger weight has the larger mean reward r_k (ties
-    count half). 1 means always, 0.5 is chance.
+    count half). 1 means always, 0.5 is chance, also where no two differ.
 
     Args:
       points: [M, K].
@@ -81,7 +81,8 @@ def monotonicity(points: np.ndarray, preferences: np.ndarray) -> np.ndarray:
     weight = np.sign(preferences[:, None] - preferences)  # [M, M, K]
     reward = np.sign(points[:, None] - points)
     pairs = weight > 0
-    return np.sum(pairs * (1 + reward) / 2, axis=(0, 1)) / np.maximum(np.sum(pairs, axis=(0, 1)), 1)
+    count = np.sum(pairs, axis=(0, 1))
+    return np.where(count > 0, np.sum(pairs * (1 + reward) / 2, axis=(0, 1)) / np.maximum(count, 1), 0.5)
 
 
 def measures(points: np.ndarray, preferences: np.ndarray, reference: np.ndarray) -> dict[str, float | np.ndarray]:

@@ -16,7 +16,7 @@ import numpy as np
 from meal_jax import config as defaults
 from meal_jax import methods
 from meal_jax.rewards import sources
-from meal_jax.saved_run import read_json, recorded_config
+from meal_jax.saved_run import fine_tuned, read_json, recorded_config
 from meal_jax.tasks import toy_explanation
 
 POINTS = 240  # most points of a curve; steps between are averaged
@@ -43,6 +43,8 @@ def find(workdir: Path) -> list[Entry]:
     Raises:
       FileNotFoundError: it holds none.
     """
+    if (workdir / "sft.json").exists():
+        raise FileNotFoundError(fine_tuned(workdir))
     if (workdir / "pareto.json").exists():
         config = recorded_config(workdir)
         names = [n for n in config.compare_with if n != config.method and (workdir / n / "pareto.json").exists()]

@@ -101,6 +101,7 @@ class Live:
 
         Raises:
           ValueError: the prompt does not fit, or sampling cannot be so.
+          RuntimeError: a reward refuses the answer.
         """
         e, task = self.run.config.eval, self.run.task
         sampling = Sampling(
@@ -116,6 +117,8 @@ class Live:
         try:
             answered = self._program(sampling)(shorter, w[None], seed)
             jax.effects_barrier()  # every token has been told
+        except ValueError as error:  # of a reward: the prompt was read, and is not at fault
+            raise RuntimeError(str(error)) from error
         finally:
             self._watch = None
         tokens, mask = answered.tokens[0, 0][:limit], answered.mask[0, 0][:limit]

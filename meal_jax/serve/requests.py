@@ -8,6 +8,7 @@ Letters: K objectives.
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -111,7 +112,8 @@ def _number(body: Mapping[str, Any], name: str, kind: type, low: float, high: fl
     value = body.get(name)
     if value is None:
         return None
-    right = isinstance(value, int | float) and not isinstance(value, bool) and (kind is float or value == int(value))
+    right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    right = right and (kind is float or value == int(value))
     if not right or not low <= value <= high:
         bounds = f"{low:g} or more" if high == float("inf") else f"{low:g} to {high:g}"
         raise BadRequestError(

@@ -84,7 +84,7 @@ def application(live: Live) -> Starlette:
             events = _events(first, pieces, requests.Chunks(model, asked.usage))
             return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
         await work
-        return JSONResponse(requests.completion(first, model))
+        return JSONResponse(_finite(requests.completion(first, model)))
 
     routes = [Route(path, file(*entry)) for path, entry in PAGE.items()]
     routes += [

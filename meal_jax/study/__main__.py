@@ -62,8 +62,9 @@ def run(config, root: Path, only: list[str], jobs: int, report: bool) -> int:
     records = {v.name: {} for v in study.variants}
     for row in finished.values():
         records[row.variant][row.seed] = measures.read(row.folder, config.gap)
+    records, reference = measures.from_one_point(records)
     root.mkdir(parents=True, exist_ok=True)
-    path = write.write(study, table, records, failed, root)
+    path = write.write(study, table, records, failed, root, reference)
     for name, message in failed.items():
         say(f"failed: {name}: {message}")
     say(f"study: {path}")

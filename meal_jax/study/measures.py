@@ -1,6 +1,6 @@
 """What a study reads from finished runs: measures by what was spent, and how steadily they trained.
 
-Letters: E evaluations.
+Letters: E evaluations, M preferences, K objectives.
 """
 
 from __future__ import annotations
@@ -48,12 +48,14 @@ class Record(NamedTuple):
       final: what pareto.json holds.
       budgets: what had been spent at each evaluation, [E] by the keys of a budget.
       values: of EVALUATED at each evaluation, [E]; NaN where an evaluation lacks it.
+      points: of the front at each evaluation, [M, K] each.
       steadiness: of the whole of training.
     """
 
     final: dict[str, Any]
     budgets: dict[str, np.ndarray]
     values: dict[str, np.ndarray]
+    points: list[np.ndarray]
     steadiness: steadiness.Steadiness
 
 
@@ -70,7 +72,32 @@ def read(folder: Path, gap: Sequence[float] = ()) -> Record:
         evaluation["gap_inner_product"] = gap_inner_product(evaluation, gap)
     budgets = {key: np.array([h["budget"][key] for h in history], float) for key in history[0]["budget"]}
     values = {name: np.array([e.get(name, np.nan) for e in evaluations], float) for name in EVALUATED}
-    return Record(final, budgets, values, steadiness.measure(steadiness.read_metrics(folder / "metrics.jsonl")))
+    points = [np.array(e["points"], float) for e in evaluations]
+    return Record(final, budgets, values, points, steadiness.measure(steadiness.read_metrics(folder / "metrics.jsonl")))
+
+
+def from_one_point(records: dict[str, dict[int, Record]]) -> tuple[dict[str, dict[int, Record]], list[float] | None]:
+    """The runs with all hypervolumes from one reference point, and that point; None where they have one already.
+
+    With rewards whose scale nobody knew each run's first evaluation fixed a point. The lowest of each objective lies behind
+    them all. Intervals over prompts are of the runs' own points and left out.
+    """
+    references = [r.final["reference"] for runs in records.values() for r in runs.values() if "reference" in r.final]
+    if all(reference == references[0] for reference in references):
+        return records, None
+    lowest = np.min(references, axis=0)
+
+    def moved(record: Record) -> Record:
+        volumes = np.array([front.hypervolume(points, lowest) for points in record.points])
+        final = {key: value for key, value in record.final.items() if key != "hypervolume_interval"}
+        final["history"] = [h | {"hypervolume": v} for h, v in zip(final["history"], volumes.tolist(), strict=True)]
+        final |= {
+            "hypervolume": front.hypervolume(np.array(final["points"], float), lowest),
+            "reference": lowest.tolist(),
+        }
+        return record._replace(final=final, values=record.values | {"hypervolume": volumes})
+
+    return {name: {seed: moved(r) for seed, r in runs.items()} for name, runs in records.items()}, lowest.tolist()
 
 
 def gap_inner_product(evaluation: Mapping[str, Any], gap: Sequence[float]) -> float:
@@ -85,7 +112,8 @@ def pair(first: Record, other: Record, measure: str, equal: str) -> tuple[float,
     """A measure of two runs when both had spent what the thriftier one spent in all.
 
     Between evaluations it is interpolated linearly: runs spend different amounts per step, and the next earlier evaluation
-    would set the one back by up to `config.eval.every` steps. Measures of training are of the whole run.
+    would set the one back by up to `config.eval.every` steps. NaN before a run's first evaluation, which is not its start
+    where the earlier ones were set aside. Measures of training are of the whole run.
 
     Raises:
       ValueError: the hypervolumes of the two are from different reference points.
@@ -95,13 +123,12 @@ def pair(first: Record, other: Record, measure: str, equal: str) -> tuple[float,
     references = [record.final.get("reference") for record in (first, other)]
     if measure == "hypervolume" and references[0] != references[1]:
         raise ValueError(
-            f"hypervolumes from {references[0]} and from {references[1]} cannot be compared: name one point for all runs, "
-            "eval.reference in the study's changes."
+            f"hypervolumes from {references[0]} and from {references[1]} cannot be compared (see `from_one_point`)."
         )
     spent = BASES[equal].spent
     limit = min(record.budgets[spent][-1] for record in (first, other))
     first_value, other_value = (
-        float(np.interp(limit, record.budgets[spent], record.values[measure])) for record in (first, other)
+        float(np.interp(limit, record.budgets[spent], record.values[measure], left=np.nan)) for record in (first, other)
     )
     return first_value, other_value
 

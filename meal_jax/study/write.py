@@ -10,11 +10,11 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from meal_jax.compare import as_table
+from meal_jax.compare import as_table, common_history
 from meal_jax.pareto import differences_figure, figures, paired
 from meal_jax.saved_run import write_json, write_text
 from meal_jax.study.analysis import Records, ahead, analyse
-from meal_jax.study.measures import EQUAL, MEASURES
+from meal_jax.study.measures import EQUAL, MEASURES, TRAINING
 from meal_jax.study.runs import Run, shown
 
 METHOD = f"""\
@@ -30,7 +30,12 @@ spent in all, interpolated between evaluations. Measures of steadiness are of th
 
 
 def write(
-    study: ml_collections.ConfigDict, runs: Sequence[Run], records: Records, failed: dict[str, str], root: Path
+    study: ml_collections.ConfigDict,
+    runs: Sequence[Run],
+    records: Records,
+    failed: dict[str, str],
+    root: Path,
+    reference: Sequence[float] | None = None,
 ) -> Path:
     """Writes the study of the runs that are finished.
 
@@ -40,12 +45,14 @@ def write(
       records: of the finished runs.
       failed: message of each run that failed, by name.
       root: the study's workdir.
+      reference: the point that hypervolumes were moved to, `measures.from_one_point`.
 
     Returns:
       The path of study.md.
     """
     content = analyse(study, records)
     content |= {
+        "reference": reference,
         "runs": len(runs),
         "finished": sum(map(len, records.values())),
         "failed": failed,
@@ -75,9 +82,18 @@ def markdown(study: ml_collections.ConfigDict, content: dict[str, Any], figure_n
                 "\n".join(f"- {row['sentence']}" for row in rows.values()),
             ]
             parts.append(_power(rows))
-    unasked = [q.name for q in study.questions if q.name not in content["questions"]["updates"]]
-    if unasked:
-        parts.append(f"Not answered, for want of two finished runs of one seed: {', '.join(unasked)}.")
+        unasked = [
+            q.name for q in study.questions if q.name not in rows and (q.measure not in TRAINING or equal == "updates")
+        ]
+        if unasked:
+            lack = f"Not answered at equal {label}, for want of two runs of one seed that were evaluated there"
+            parts.append(f"{lack}: {', '.join(unasked)}.")
+    if content["reference"]:
+        point = ", ".join(f"{v:.4g}" for v in content["reference"])
+        parts.append(
+            f"Hypervolumes are from ({point}), the lowest of the points that the runs' first evaluations fixed, so that they "
+            "can be compared; the runs' own files have them from their own points."
+        )
     if content["variants"]:
         labels = {name: variant["label"] for name, variant in content["variants"].items()}
         parts += [
@@ -207,9 +223,9 @@ def _draw_differences(study: ml_collections.ConfigDict, content: dict[str, Any],
 def _draw_training(variants: Sequence[Any], records: Records, root: Path) -> Path:
     curves = {}
     for variant in variants:
-        seeds = list(records[variant.name].values())
-        updates = np.mean([r.budgets["updates"] for r in seeds], axis=0)
-        curves[variant.label] = (updates, np.mean([r.values["hypervolume"] for r in seeds], axis=0))
+        kept = common_history([r.final["history"] for r in records[variant.name].values()])
+        updates = np.mean([[h["budget"]["updates"] for h in history] for history in kept], axis=0)
+        curves[variant.label] = (updates, np.mean([[h["hypervolume"] for h in history] for history in kept], axis=0))
     path = root / "training.png"
     figures.draw_curves(path, curves, "policy updates", "hypervolume, mean of seeds")
     return path

@@ -13,6 +13,7 @@ Rewards are `config.reward.sources`, whose prompt is the post, or heads in `conf
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ REFERENCE = (
 
 def build(config) -> Task:
     """The benchmark for `config`; errors as of `language.build`."""
-    return language.build(config, "reddit", load, REFERENCE)
+    task = language.build(config, "reddit", load, REFERENCE)
+    return task._replace(ask=functools.partial(templates.ask_for_summary, template=config.data.template))
 
 
 def load(config, chat: chats.Chat, tokenizers: dict[str, Any]) -> tuple[Prompts, Prompts, str]:

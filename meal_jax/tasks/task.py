@@ -44,6 +44,8 @@ class Task(NamedTuple):
       judged_by_base: one of `text_rewards` reads the frozen base.
       evaluation_set: name, sha256 and number of the prompts of `test`, see `data.templates.evaluation_set`.
       chat: a `data.chat.Chat`, how conversations become prompts; None for a benchmark that is not of text.
+      ask: a conversation as a person writes it → it as this benchmark asks it of the policy, and its text as rewards read it;
+        None where these are the same.
       stop: texts at which an answer is cut before a reward reads it, see `data.templates.stop_of` and `rewards.stop`.
     """
 
@@ -68,4 +70,5 @@ class Task(NamedTuple):
     judged_by_base: bool = False
     evaluation_set: dict[str, Any] | None = None
     chat: Any = None
+    ask: Callable[[Any], tuple[Any, str]] | None = None
     stop: tuple[str, ...] = ()

@@ -71,6 +71,18 @@ def test_the_buffer_overwrites_its_oldest_rows():
     assert start.online.tolist() == [True, False, True, True, True] and start.written == 6
 
 
+def test_prompts_of_a_shorter_bucket_are_padded_again():
+    rows = ric.Rows(
+        jnp.zeros((4, 5), jnp.int32), jnp.zeros((4, 5), bool), jnp.zeros((4, 3), jnp.int32), jnp.zeros((4, 3), bool),
+        jnp.zeros((4, 2)), jnp.zeros(4, bool), jnp.int32(0),
+    )  # fmt: skip
+    batch = Batch(jnp.array([[7, 8, 9]]), jnp.array([[False, True, True]]), None)
+    answers = Responses(jnp.full((1, 2, 3), 10), jnp.ones((1, 2, 3), bool), None, jnp.ones((1, 2), bool))
+    written = jax.jit(ric._write)(rows, batch, answers, jnp.ones((1, 2, 2)), True)
+    assert written.tokens[:2].tolist() == [[0, 0, 7, 8, 9]] * 2
+    assert written.mask[:2].tolist() == [[False, False, False, True, True]] * 2
+
+
 def test_quantiles_leave_out_what_is_not_there():
     x = jnp.array([[0.0, 4.0], [1.0, 3.0], [2.0, 2.0], [9.0, 9.0]])
     valid = jnp.array([True, True, True, False])

@@ -400,6 +400,12 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_loaded(
     assert "--kind=merged." in refusal(assistant_run("adapter+prefix"), out, "--kind=adapter", "--preference=0.3,0.7")
     assert "reads no preference" in refusal(assistant_run("none"), out, "--preference=0.3,0.7")
     assert "has 1 weight" in refusal(toy_run, out, "--preference=0.3")
+    gguf = tmp_path / "gguf"
+    gguf.mkdir()
+    entries = json.loads((assistant_run("text") / "config.json").read_text())
+    entries["policy"]["source"] = "base.gguf"
+    (gguf / "config.json").write_text(json.dumps(entries))
+    assert "GGUF file, which PEFT cannot load (base.gguf): --kind=merged" in refusal(gguf, out, "--kind=adapter")
     assert "has no config.json" in refusal(tmp_path, out)
     refusal(toy_run, out, "--kind=gguf")
     assert "invalid choice: 'gguf'" in capsys.readouterr().err

@@ -149,3 +149,6 @@ def test_prompts_that_do_not_fit_are_refused(toy_run, assistant_run):
     assert "rows 0 to 15" in refusal(*row, "--prompt_row=16")
     message = refusal(f"--checkpoint={assistant_run('text')}", "--grid", f"--prompt={'long ' * 99}")
     assert "there is room for 48" in message and "config.data.prompt_length" in message
+    with pytest.raises(ValueError, match="of 3 prompts 2 are too long, leave out or shorten 0, 2"):
+        turns = [(("user", text),) for text in ("Why? " * 40, "Why?", "How? " * 40)]
+        generate.read_prompts(open_run(assistant_run("prefix")).task, turns)

@@ -72,6 +72,19 @@ def test_adapt_stays_on_the_simplex_at_extremes_in_float32(lam, tau):
     np.testing.assert_allclose(p.sum(-1), 1.0, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("lam", "tau"), [(0.1, 0.01), (1.0, 0.01), (1e-3, 1e-3), (1.0, 0.03)])
+def test_adapt_is_never_worse_than_the_proposal_however_far_the_steps_got(lam, tau):
+    w, r = pools(3, candidates=16, prompts=400)
+    p = np.asarray(adapt(w.astype(jnp.float32), r.astype(jnp.float32), lam, tau), float)
+
+    def objective(p):
+        p = jnp.asarray(p / p.sum(-1, keepdims=True))
+        return lam * log_accept(p, r, tau) - jnp.sum(jnp.where(p > 0, p * jnp.log(p / w), 0.0), -1)
+
+    before = objective(w)
+    assert float(jnp.max((before - objective(p)) / (1 + jnp.abs(before)))) < 1e-4
+
+
 def test_adapt_float32_agrees_with_float64():
     w, r = pools(2, candidates=8)
     for lam, tau in [(0.1, 0.1), (1.0, 0.2)]:

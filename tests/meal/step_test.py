@@ -88,7 +88,7 @@ def static_step(run, state):
         before[half] = loss(state.policy)[1] if before[half] is None else before[half]
         updates, opt = setup.policy_tx.update(grads, opt, theta)
         theta = optax.apply_updates(theta, updates)
-    return theta, responses
+    return theta, optax.tree.norm(grads)
 
 
 def test_no_pull_and_no_net_is_the_static_method():
@@ -105,9 +105,10 @@ def test_no_pull_and_no_net_is_the_static_method():
 @pytest.mark.slow
 def test_a_pool_that_serves_twice_is_the_static_method_again_with_ratios():
     run = tiny(net=False, adapt=False, tau=0.5, baseline="pool", passes=2, policy_tx=optax.sgd(20.0))
-    actual, _ = jitted(run)(run.state, run.frozen, run.batch)
-    reference, _ = jax.jit(functools.partial(static_step, run))(run.state)
+    actual, metrics = jitted(run)(run.state, run.frozen, run.batch)
+    reference, norm = jax.jit(functools.partial(static_step, run))(run.state)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4), actual.policy, reference)
+    assert float(metrics["grad_norm/policy"]) == pytest.approx(float(norm), rel=1e-3)  # the last update's
     steps = [jax.tree.map(jnp.subtract, actual.policy, run.state.policy)]
     once = dataclasses.replace(run.setup, meal=dataclasses.replace(run.setup.meal, passes=1))
     first = jax.jit(functools.partial(step.step, once))(run.state, run.frozen, run.batch)[0]

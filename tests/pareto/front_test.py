@@ -132,6 +132,7 @@ def test_monotonicity_is_the_share_of_pairs_in_the_right_order():
     preferences = front.grid(2, 2)  # (0, 1), (0.5, 0.5), (1, 0)
     assert front.monotonicity(preferences, preferences).tolist() == [1.0, 1.0]
     assert front.monotonicity(-preferences, preferences).tolist() == [0.0, 0.0]
+    assert front.monotonicity(np.array([[2.0]]), np.array([[1.0]])).tolist() == [0.5]  # one objective: no two differ
     points = np.array(
         [[0.0, 5.0], [2.0, 5.0], [1.0, 7.0]]
     )  # first: two of three pairs rise; second: one tie, two falls

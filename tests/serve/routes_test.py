@@ -156,6 +156,36 @@ def test_a_fault_is_an_error_of_the_server_and_the_next_request_is_answered(clie
     assert client.post(CHAT, json=asked("< 3 7")).status_code == 200
 
 
+def test_a_reward_that_is_no_number_or_that_fails_is_not_the_requests_fault(client, live, monkeypatch):
+    program = live._program
+
+    def with_nan(sampling):
+        return lambda *given: program(sampling)(*given)._replace(scores=np.full((1, 1, 2), np.nan))
+
+    def failing(sampling):
+        def call(*given):
+            raise ValueError("python:mine.py:short returned NaN")
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(live, "_program", with_nan)
+        response = client.post(CHAT, json=asked("< 3 7"))
+        assert response.status_code == 200 and response.json()["meal"]["rewards"] == {"first": None, "second": None}
+        patch.setattr(live, "_program", failing)
+        response = client.post(CHAT, json=asked("< 3 7"))
+    error = response.json()["error"]
+    assert response.status_code == 500 and error["type"] == "server_error" and "mine.py:short" in error["message"]
+
+
+@pytest.mark.parametrize("number", ["1e999", "NaN", "-Infinity"])
+@pytest.mark.parametrize("field", ["seed", "max_tokens", "temperature"])
+def test_numbers_that_are_none_are_refused_by_field(client, field, number):
+    body = json.dumps(asked("< 3 7"))[:-1] + f', "{field}": {number}' + "}"
+    response = client.post(CHAT, content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 400 and response.json()["error"]["param"] == field
+
+
 def test_the_page_and_the_model_list(client, toy_run):
     page = client.get("/")
     assert "script-src 'self'" in page.headers["content-security-policy"]

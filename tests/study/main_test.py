@@ -92,7 +92,11 @@ def test_report_trains_nothing_and_says_what_is_missing(study, tmp_path, capsys)
     assert trained(tmp_path) == before
     text, content = (tmp_path / "study.md").read_text(), json.loads((tmp_path / "study.json").read_text())
     assert content["missing"] == ["spare/0", "meal/1", "static/1", "spare/1"] and "static/0" in content["failed"]
-    assert "Not answered, for want of two finished runs of one seed: static, spare." in text and "Not run: 4." in text
+    assert (
+        "Not answered at equal policy updates, for want of two runs of one seed that were evaluated there: static, spare."
+        in text
+        and "Not run: 4." in text
+    )
     assert "failed: static/0" in capsys.readouterr().out
 
 

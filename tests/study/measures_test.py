@@ -1,5 +1,7 @@
 """What is read from finished runs, and measures at equal spending by hand."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -32,9 +34,41 @@ def test_hypervolumes_from_different_points_are_refused(write_runs):
     root = write_runs("meal", [0.8])
     write_runs("static", [0.6], reference=(-1.0, 0.0))
     meal, static = (measures.read(root / name / "0") for name in ("meal", "static"))
-    with pytest.raises(ValueError, match=r"\[0\.0, 0\.0\] and from \[-1\.0, 0\.0\] cannot be compared: name one point"):
+    with pytest.raises(ValueError, match=r"\[0\.0, 0\.0\] and from \[-1\.0, 0\.0\] cannot be compared"):
         measures.pair(meal, static, "hypervolume", "updates")
     assert measures.pair(meal, static, "mean_inner_product", "updates") == pytest.approx((0.4, 0.3))
+
+
+def test_runs_with_points_of_their_own_are_measured_again_from_the_lowest(write_runs):
+    root = write_runs("meal", [0.8, 0.7], reference=(0.0, -0.5))
+    write_runs("static", [0.6], reference=(-1.0, 0.0))
+    records = {
+        "meal": {seed: measures.read(root / "meal" / str(seed)) for seed in (0, 1)},
+        "static": {0: measures.read(root / "static" / "0")},
+    }
+    moved, reference = measures.from_one_point(records)
+    assert reference == [-1.0, -0.5]
+    # Strips under the points v·(0, 1), v·(½, ½) and v·(1, 0), from (-1, -½).
+    by_strips = {v: 1 * (0.5 + v) + v / 2 * (0.5 + v / 2) + v / 2 * 0.5 for v in (0.4, 0.6, 0.8)}
+    meal = moved["meal"][0]
+    np.testing.assert_allclose(meal.values["hypervolume"], [0.5, by_strips[0.4], by_strips[0.8]])
+    assert meal.final["hypervolume"] == pytest.approx(by_strips[0.8]) and "hypervolume_interval" not in meal.final
+    assert [h["hypervolume"] for h in meal.final["history"]] == pytest.approx(list(meal.values["hypervolume"]))
+    both = measures.pairs(moved["meal"], moved["static"], "hypervolume", "updates")
+    assert both == {0: (pytest.approx(by_strips[0.8]), pytest.approx(by_strips[0.6]))}
+    alike, none = measures.from_one_point({"meal": records["meal"]})
+    assert none is None and alike["meal"] is records["meal"]
+
+
+def test_a_run_that_was_evaluated_again_has_no_value_before(write_runs):
+    root = write_runs("meal", [0.8], tokens=(0, 100, 200))
+    write_runs("static", [0.6], tokens=(0, 80, 160))
+    path = root / "meal" / "0" / "pareto.json"
+    final = json.loads(path.read_text())
+    path.write_text(json.dumps(final | {"history": final["history"][-1:]}))
+    meal, static = ({0: measures.read(root / name / "0")} for name in ("meal", "static"))
+    assert measures.pairs(meal, static, "hypervolume", "tokens") == {}
+    assert measures.pairs(meal, static, "hypervolume", "updates") == {0: (0.8, 0.6)}
 
 
 def test_steadiness_of_a_variant_is_the_median_and_the_share_of_collapsed_runs(write_runs):

@@ -10,6 +10,7 @@ import pytest
 from meal_jax import build
 from meal_jax.data import chat as chats
 from meal_jax.data import prepare, templates
+from meal_jax.generate import answers
 from meal_jax.tasks import reddit
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,6 +65,20 @@ def test_the_published_split(config):
         == f"### Instruction: Generate a one-sentence summary of this post. ### Input: {task.test.text[0]}".strip()
     )
     assert task.chat.tokenizer.decode(task.conditioning.tail) == " ### Response:"
+
+
+@pytest.mark.parametrize("template", ["chat", "plain"])
+def test_a_post_that_a_person_sends_is_asked_as_in_training(config, template):
+    config.data.template = template
+    task = build.build_task(config)
+    post = f"Post 100.\n{'It says a thing. ' * 8}"
+    for typed in (post, f"{templates.INSTRUCTION}\n\n{post}"):
+        sent = answers.read_prompt(task, typed)
+        np.testing.assert_array_equal(sent.tokens[0], task.test.tokens[0])
+        assert sent.text == task.test.text[:1]  # what its rewards read
+    more = answers.read_prompts(task, [(("user", post), ("assistant", "A thing."), ("user", "Shorter."))])
+    shown = task.show(more.tokens[0][more.mask[0]])
+    assert "Shorter." in shown and shown.count(templates.INSTRUCTION) == (1 if template == "chat" else 2)
 
 
 def test_the_evaluation_set_is_the_same_whatever_the_run_and_the_order_of_rows(config):
