@@ -28,13 +28,13 @@ def get_config(arg: str = "chat"):
     if arg == "chat":
         c.task, c.policy.source, c.data.template = "assistant", "weights/SmolLM2-135M-Instruct", "chat"
         c.optim.lr, c.policy.chunk, c.sampling.draw = 5e-4, 16, "inverse"
-        c.sampling.max_new, c.data.prompt_length = 32, 64
+        c.sampling.max_new, c.data.prompt_length = 32, 64  # tokens; a longer prompt is not used
         c.meal.targets, c.meal.passes = "edges", 2  # as in configs/assistant_small.py
         c.micro.gradient = 2  # prompts at a time, to save memory; None where more devices share a batch
     else:
         c.task, c.policy.source, c.data.template = "stories", "stories260k", "plain"
         c.optim.lr = 2e-3
-        c.sampling.max_new, c.data.prompt_length = 48, 48
+        c.sampling.max_new, c.data.prompt_length = 48, 48  # as above
     c.steps, c.batch_size, c.optim.warmup = 40, 8, 10
     c.meal.candidates = 8
     c.meal.tau, c.meal.lam, c.meal.rho = 0.3, 0.1, 3.0

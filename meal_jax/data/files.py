@@ -84,8 +84,9 @@ def rows(file: Path, column: str | None = None) -> Iterator[tuple[str, dict[str,
     if file.name.endswith(".parquet"):
         yield from _parquet(file, column)
         return
-    if (advice := TABLES.get(file.suffix.casefold())) and column is None:
-        raise ValueError(f"{file} is no JSON lines. Make it some: {advice}")
+    suffix = file.suffix.casefold()
+    if suffix in TABLES and (column is None or suffix != ".txt"):  # a .txt with columns can only be JSON lines
+        raise ValueError(f"{file} is no JSON lines. Make it some: {TABLES[suffix]}")
     for number, line in _lines(file):
         source = f"{file}:{number}"
         try:

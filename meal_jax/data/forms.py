@@ -4,6 +4,7 @@
     {"prompt": text or messages, "completion": text or messages}       TRL
     {"prompt": text or messages, "chosen": messages, "rejected": messages}      TRL; both answers may hold the conversation,
                                                                        beside the prompt or without it
+    {"prompt": text, "messages": […]}                                  ultrachat, no_robots: the prompt repeats the beginning
     {"conversations": [{"from": "human", "value": …}, {"from": "gpt", "value": …}]}      ShareGPT
 
 TRL's are described in https://huggingface.co/docs/trl/dataset_formats.
@@ -17,6 +18,7 @@ Messages = list[dict[str, Any]]
 
 ROLES = {"human": "user", "gpt": "assistant"}  # of ShareGPT; others are spelled as ours
 ANSWERS = ("chosen", "rejected")
+NOT_GOOD = ("false", "0", "0.0")  # texts of TRL's `label` that mark a completion as one not to learn from
 
 
 def messages(value: Any) -> Messages | None:
@@ -59,7 +61,9 @@ def as_own(row: dict[str, Any], source: str) -> dict[str, Any]:
     answers = {name: messages(row.get(name)) for name in ANSWERS}
     if all(answers.values()):
         _split_pair(row, answers, source)
-    completion = None if row.get("label") is False else row.get("completion")  # TRL's label says which are good ones
+    if turns and row.get("prompt") is not None and _begins(turns, row["prompt"]):
+        del row["prompt"]
+    completion = None if _not_good(row.get("label")) else row.get("completion")
     if row.get("response") is None and completion is not None:
         told = messages(completion)
         row["response"] = told[0]["content"] if told and len(told) == 1 else completion
@@ -88,6 +92,20 @@ def _split_pair(row: dict[str, Any], answers: dict[str, Messages], source: str) 
                 f"{source}: {name} holds another conversation before its answer than the row's prompt or the other answer; "
                 "the two of a pair answer the same."
             )
+
+
+def _begins(turns: Messages, prompt: Any) -> bool:
+    """Whether a conversation begins with a prompt, a text or messages; system messages do not count."""
+    given = messages(prompt) or [{"role": "user", "content": prompt}]
+    spoken, given = ([turn for turn in part if turn["role"] != "system"] for part in (turns, given))
+    return _plain(spoken[: len(given)]) == _plain(given)
+
+
+def _not_good(label: Any) -> bool:
+    """Whether TRL's label says that a completion is not to be learned: false, 0, or a text of these. None says nothing."""
+    if isinstance(label, str):
+        return label.strip().casefold() in NOT_GOOD
+    return isinstance(label, bool | int | float) and label == 0
 
 
 def _plain(turns: Messages) -> list[tuple[Any, str]]:

@@ -7,8 +7,9 @@
 
 `prompt` is one human turn; `messages` a conversation that ends with one. `response` is an answer to learn from in
 fine-tuning, which else takes `chosen`. A `split` (train, test or validation) may stand in a row, and rows of files whose
-name's first or last word is one (train-0.jsonl, my_test.jsonl, dev.jsonl) have that one: such rows keep their split. The rest
-is divided by a hash of its first human turn.
+name's first or last word is one (train-0.jsonl, my_test.jsonl, dev.jsonl) have that one: such rows keep their split. Where a
+directory is read, its whole name counts too; a single file's directory says nothing. The rest is divided by a hash of its
+first human turn.
 
 Rows as TRL, OpenAI and ShareGPT have them are read as well (`data.forms`).
 
@@ -24,7 +25,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import logging
 
@@ -60,9 +61,9 @@ def read_rows(path: str | os.PathLike, split: str | None = None) -> hh_rlhf.Pair
       ValueError: a row that cannot be read, or no such column; the message names file and line.
     """
     out = hh_rlhf.Pairs([], [], [])
-    for file, source, row in _rows(path):
-        if split in (None, SPLITS.get(str(_given(row))) or _split_of_name(file)):
-            _add(out, row, source)
+    for place, row in _rows(path):
+        if split in (None, SPLITS.get(str(_given(row))) or place.split):
+            _add(out, row, place.source)
     if not out.prompts:
         raise FileNotFoundError(f"{path} has no row{'' if split is None else f' of split {split!r}'}. {HINT}")
     return out
@@ -76,30 +77,47 @@ def read_by_split(path: str | os.PathLike) -> dict[str, hh_rlhf.Pairs]:
       ValueError: as `read`; or a row's split is unknown, or another than its file's name says.
     """
     out: dict[str, hh_rlhf.Pairs] = {}
-    for file, source, row in _rows(path):
-        _add(out.setdefault(split_of(row, file, source), hh_rlhf.Pairs([], [], [])), row, source)
+    for place, row in _rows(path):
+        _add(out.setdefault(split_of(row, place), hh_rlhf.Pairs([], [], [])), row, place.source)
     if not out:
         raise FileNotFoundError(f"{path} has no row. {HINT}")
     return out
 
 
-def split_of(row: dict[str, Any], file: Path, source: str) -> str:
-    """The split that a row gives itself, or else its file's name; "" for none. A directory counts by its whole name.
+def read_prompts(path: str | os.PathLike) -> list[tuple[tuple[tuple[str, str], ...], str]]:
+    """(turns, split) of every row in the order of `read_rows`; the split is "" for none. Errors as of `read_by_split`."""
+    out = [(read_turns(row, place.source), split_of(row, place)) for place, row in _rows(path)]
+    if not out:
+        raise FileNotFoundError(f"{path} has no row. {HINT}")
+    return out
+
+
+class Place(NamedTuple):
+    """Where a row stands: its file, "file:line", and the split that the file's or the directory's name says, "" for none."""
+
+    file: Path
+    source: str
+    split: str
+
+
+def split_of(row: dict[str, Any], place: Place) -> str:
+    """The split that a row gives itself, or else its place; "" for none.
 
     Raises:
       ValueError: an unknown split, or the two contradict each other.
     """
-    named, split = _split_of_name(file), _given(row)
+    split = _given(row)
     if split in (None, ""):
-        return named
+        return place.split
     if not isinstance(split, str) or split not in SPLITS:
         raise ValueError(
-            f"{source} has the split {split!r}, which is none of {', '.join(dict.fromkeys(SPLITS.values()))}."
+            f"{place.source} has the split {split!r}, which is none of {', '.join(dict.fromkeys(SPLITS.values()))}."
         )
     given = SPLITS[split]
-    if named and given != named:
+    if place.split and given != place.split:
         raise ValueError(
-            f"{source} has the split {split!r}, but the name of {file} says {named}: leave one of the two away, or correct it."
+            f"{place.source} has the split {split!r}, but the name of {place.file} says {place.split}: leave one of the two "
+            "away, or correct it."
         )
     return given
 
@@ -112,13 +130,16 @@ def _given(row: Mapping[str, Any]) -> Any:
     return None
 
 
-def _split_of_name(file: Path) -> str:
-    """The split that the first or the last word of a file's name says, or the whole name of its directory; "" for none."""
+def _split_of_name(file: Path, in_directory: bool) -> str:
+    """The split that the first or the last word of a file's name says, or the whole name of its directory; "" for none.
+
+    The directory counts where it was read as a whole: one file in a checkout called dev is not a validation split.
+    """
     words = re.findall("[a-z]+", file.name.casefold().partition(".jsonl")[0].removesuffix(".parquet"))
     meanings = {SPLITS[word] for word in (*words[:1], *words[-1:]) if word in SPLITS}
     if len(meanings) == 1:
         return meanings.pop()
-    return SPLITS.get(file.parent.name.casefold(), "")
+    return SPLITS.get(file.parent.name.casefold(), "") if in_directory else ""
 
 
 def split_column(path: str | os.PathLike) -> tuple[str, str | None]:
@@ -137,20 +158,22 @@ def hub_place(path: str | os.PathLike) -> str | None:
     return place if column and hub.parse(place) else None
 
 
-def _rows(path: str | os.PathLike) -> Iterator[tuple[Path, str, dict[str, Any]]]:
-    """(file, "file:line", row) of all that `path` names; rows of a column as a prompt or messages."""
+def _rows(path: str | os.PathLike) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """(place, row) of all that `path` names; rows of a column as a prompt or messages."""
     place, column = split_column(path)
     remote = hub_place(path)
     if not remote:
         _warn_of_unread(Path(place).expanduser())
+    in_directory = bool(remote) or Path(place).expanduser().is_dir()
     for file in hub.download(remote) if remote else files.find(place, HINT):
+        named = _split_of_name(file, in_directory)
         for source, row in files.rows(file, column):
             split = files.split_of(file) if remote else _given(row)  # train_sft, say, is one of a data set's splits
             if column is not None:
                 if (cell := row[column]) in (None, "", []) or (isinstance(cell, str) and not cell.strip()):
                     continue
                 row = _from_cell(cell, column, source)
-            yield file, source, forms.as_own(row | ({"split": split} if split else {}), source)
+            yield Place(file, source, named), forms.as_own(row | ({"split": split} if split else {}), source)
 
 
 @functools.cache  # once per directory
@@ -192,7 +215,7 @@ def _add(out: hh_rlhf.Pairs, row: dict[str, Any], source: str) -> None:
 def read_answers(path: str | os.PathLike) -> list[tuple[tuple[tuple[str, str], ...], str]]:
     """(turns, answer) of every row that has a `response`, or else a `chosen`; arguments and errors as of `read`."""
     out = []
-    for _, source, row in _rows(path):
+    for (_, source, _), row in _rows(path):
         name = "response" if row.get("response") is not None else "chosen"
         if row.get(name) is not None:
             files.need_text(row, (name,), source, "an answer is text.")

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from meal_jax.doctor import devices, files, models, software
+from meal_jax.doctor import devices, files, models, prompts, software
 from meal_jax.doctor.finding import Finding, fail, report, unknown
 
 DEVICE_SECONDS = 180.0  # that a program on all devices may take, once it is compiled
@@ -30,7 +30,7 @@ def examine(config: Any, workdir: str) -> list[Finding]:
     findings = [*software.versions(), software.settings(config)]
     sound = findings[-1].status == "ok"  # else the fields cannot be relied on
     if sound:
-        inputs = [*models.models(config), *files.data(config), *files.splits(config)]
+        inputs = [*models.models(config), *files.data(config), *prompts.prompts(config)]
         findings += [*inputs, *files.workdir(config, workdir)]
     lacking = sound and any(finding.status == "fail" for finding in inputs)
     try:

@@ -16,8 +16,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from meal_jax import methods, sft
-from meal_jax.data import hub, overlap, own, read_prepared
-from meal_jax.doctor.finding import GIB, Finding, fail, ok, unknown, warn
+from meal_jax.data import hub, own, read_prepared
+from meal_jax.doctor.finding import GIB, Finding, fail, ok, warn
 from meal_jax.hf import pretrained
 from meal_jax.hf.storage import INDEX, SINGLE, read_json, weight_files
 from meal_jax.models.lora import Lora
@@ -203,25 +203,6 @@ def hub_data(config: Any, place: str) -> Finding:
     return ok("data", f"{place}: {len(parts.files)} parquet files on the hub; each host will download them")
 
 
-def splits(config: Any) -> Iterator[Finding]:
-    """How many rows are trained and evaluated on, before limits of length, and what the two share; of data that is there."""
-    if not _local(config.data.posts or config.data.path):  # `data` has told
-        return
-    try:
-        rows = read_rows(config)
-    except (OSError, ValueError, ImportError) as error:
-        yield fail("splits", f"{error}", "Correct the data, or config.data.")
-        return
-    if rows is None:
-        yield unknown(
-            "splits", f"rows of more than {READ_BYTES / 2**20:.0f} MiB, or of a benchmark's own, were not read"
-        )
-        return
-    train, test = rows
-    counts = overlap.between([row.text for row in train], [row.text for row in test])
-    yield ok("splits", f"{overlap.say(counts)}; before limits of length")
-
-
 def read_rows(config: Any) -> tuple[list[Any], list[Any]] | None:
     """Rows to train on and to evaluate on, before limits of length; None where they are not rows, or too many to read here.
 
@@ -229,11 +210,11 @@ def read_rows(config: Any) -> tuple[list[Any], list[Any]] | None:
       OSError, ValueError, ImportError: they cannot be read.
     """
     rows = getattr(importlib.import_module(f"meal_jax.tasks.{config.task}"), "read_rows", None)
-    size = sum(file.stat().st_size for file in _local(config.data.posts or config.data.path))
+    size = sum(file.stat().st_size for file in local(config.data.posts or config.data.path))
     return None if rows is None or size > READ_BYTES else tuple(rows(config)[:2])
 
 
-def _local(place: str) -> list[Path]:
+def local(place: str) -> list[Path]:
     """The files that a path, or a data set that is in the cache, has on this machine."""
     if remote := own.hub_place(place):
         with contextlib.suppress(FileNotFoundError):

@@ -157,7 +157,7 @@ def prompts(config: Any, chat: chats.Chat, vocabulary: int) -> Finding:
     )
     try:
         rows = files.read_rows(config) if Path(config.data.posts or config.data.path).expanduser().exists() else None
-    except (*REFUSALS, ImportError):  # `files.splits` tells
+    except (*REFUSALS, ImportError):  # `prompts.prompts` tells
         rows = None
     if rows is None:
         return unknown(name, f"{lacking}, and no prompt was looked at")

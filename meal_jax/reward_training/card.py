@@ -8,6 +8,8 @@ from pathlib import Path
 
 import jax
 
+from meal_jax.reward_training import pairs
+
 LOAD = """\
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -82,10 +84,8 @@ def render(config, model, report, seconds: float, figure: str) -> str:
         "",
         f"- Data: {d.kind}, `{Path(d.path).name}`{f', split {d.split}' if d.split else ''}; {report.fitted} pairs fitted. "
         f"Left out: {left_out}.",
-        f"- Held out: {d.held_out:g} of the prompts, by a hash of the "
-        + ("post's id" if d.kind == "summarize_from_feedback" else "first human turn")
-        + "; no prompt is in both parts. Intervals are Wilson's and take pairs as independent: with several pairs per prompt "
-        "they are too narrow.",
+        f"- Held out: {report.held_out}; no prompt is in both parts. Intervals are Wilson's and take pairs as "
+        "independent: with several pairs per prompt they are too narrow.",
         "- The table's likelihood and calibration error use temperatures fitted without the prompt that they are applied "
         "to (five folds); the temperature itself is fitted on all held-out pairs.",
         f"- Trained: {trained}; {report.steps} steps of {config.batch_size} pairs, {config.epochs} epoch(s), learning rate "
@@ -112,6 +112,13 @@ def render(config, model, report, seconds: float, figure: str) -> str:
         "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def held_out(config, rows) -> str:
+    """What decided which of the pairs, `pairs.EncodedPair`s, are held out."""
+    d = config.data
+    hashed = "post's id" if d.kind == "summarize_from_feedback" else "first human turn"
+    return pairs.decided((row.pair for row in rows), f"{d.held_out:g} of the prompts, by a hash of the {hashed}")
 
 
 def _code(layout: str, label: int, family: str) -> str:

@@ -11,6 +11,7 @@ Letters: M pairs, K objectives, S prompt tokens, T response tokens, D width, F f
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import time
 from collections import Counter
@@ -67,22 +68,35 @@ class Features(NamedTuple):
     group: np.ndarray
 
 
-def read_encoded(config, chat: chats.Chat) -> tuple[list[Encoded], dict[str, str]]:
-    """Reads and tokenises the pairs of every objective, the first `config.data.pairs` that fit.
+def read_encoded(config, chat: chats.Chat) -> tuple[list[Encoded], dict[str, str], str]:
+    """Reads and tokenises the pairs of every objective.
+
+    Pairs are divided before any is left out, those of all objectives together: no head is fitted on a prompt that another is
+    tested on. Of more than `config.data.pairs` the first that fit are taken, of the fitted and of the held-out ones in
+    proportion.
 
     Returns:
-      Pairs, and per objective a sentence on what they are and what was left out.
+      Pairs; per objective a sentence on what they are and what was left out; and what decided which are held out.
 
     Raises:
-      FileNotFoundError, ValueError: as `pairs.read_objective_pairs`; or an objective has no pair left.
+      FileNotFoundError, ValueError: as `pairs.read_objective_pairs`; or an objective has too few pairs left (`need_enough`).
     """
     out, counts = [], {}
-    for k, (name, source) in enumerate(config.objectives.items()):
-        pair_set = pairs.read_objective_pairs(source, config.data)
+    sets = [pairs.read_objective_pairs(source, config.data) for source in config.objectives.values()]
+    every = [pair for pair_set in sets for pair in pair_set.pairs]
+    sides = iter(pairs.sides(every))
+    for k, ((name, source), pair_set) in enumerate(zip(config.objectives.items(), sets, strict=True)):
+        held = list(itertools.islice(sides, len(pair_set.pairs)))
+        room = dict(
+            zip((False, True), pairs.quotas(held.count(False), held.count(True), config.data.pairs), strict=True)
+        )
         left_out, before = Counter(pair_set.left_out), len(out)
-        for pair in pair_set.pairs:
-            if config.data.pairs and len(out) - before == config.data.pairs:
-                break
+        for pair, is_held in zip(pair_set.pairs, held, strict=True):
+            if is_held is None:
+                left_out["of a prompt that is also held out"] += 1
+                continue
+            if not room[is_held]:
+                continue
             prompt = chats.prompt_ids(chat, pair.prompt) + chats.tail_ids(chat)
             responses = tuple(
                 chats.response_ids(chat, text, config.data.max_new) for text in (pair.chosen, pair.rejected)
@@ -93,7 +107,8 @@ def read_encoded(config, chat: chats.Chat) -> tuple[list[Encoded], dict[str, str
                 left_out["the same answer twice when cut"] += 1
             else:
                 group = int(hashlib.sha256(pair.group.casefold().encode()).hexdigest()[:15], 16)
-                out.append(Encoded(k, pairs.is_held_out(pair), group, prompt, responses, pair.kind))
+                out.append(Encoded(k, is_held, group, prompt, responses, pair.kind))
+                room[is_held] -= 1
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "none"
         counts[name] = f"{len(out) - before} pairs of {pairs.name_of(source)}; left out: {reasons}."
         if len(out) == before:
@@ -101,7 +116,35 @@ def read_encoded(config, chat: chats.Chat) -> tuple[list[Encoded], dict[str, str
                 f"Objective {name} ({source}) has no pair whose prompt fits config.data.prompt_length="
                 f"{config.data.prompt_length} tokens: {counts[name]}"
             )
-    return out, counts
+    objective, fitted = np.array([row.objective for row in out]), np.array([not row.held_out for row in out])
+    need_enough(tuple(config.objectives), objective, fitted, config.folds, " ".join(counts.values()))
+    by_hash = "every pair whose first human turn (for posts: whose id) falls into the splits `policy` and `eval` of "
+    return out, counts, pairs.decided(every, by_hash + "`meal_jax/data/chat.py`")
+
+
+def need_enough(
+    objectives: tuple[str, ...], objective: np.ndarray, fitted: np.ndarray, folds: int, what: str = ""
+) -> None:
+    """Refuses pairs that are too few to fit a head of each objective or to test it.
+
+    Args:
+      objectives: names.
+      objective, fitted: index of each pair's objective, and whether it is fitted, [M].
+      folds: of the cross-validation.
+      what: the pairs are, and what was left out, for the message.
+
+    Raises:
+      ValueError: names the objective and counts its pairs.
+    """
+    for k, name in enumerate(objectives):
+        inside, outside = int((fitted & (objective == k)).sum()), int((~fitted & (objective == k)).sum())
+        if inside < 2 * folds or not outside:
+            raise ValueError(
+                f"Objective {name} has {inside} pairs to fit and {outside} to test on; it needs at least {2 * folds} and 1. "
+                "Give more pairs. Where a row or a file's name says test or validation, those are tested on and the rows of "
+                "train fitted; else a hash of the prompt divides all. config.data.pairs and prompt_length leave pairs out."
+                + (f" ({what})" if what else "")
+            )
 
 
 def extract(policy: Policy, params, rows: list[Encoded], *, max_new: int, batch_size: int, pad: int) -> np.ndarray:
@@ -191,6 +234,7 @@ def fit_heads(
     Raises:
       ValueError: an objective has too few pairs to fit or to test on.
     """
+    need_enough(objectives, features.objective, features.fitted, folds)
     x = features.x.astype(np.float64)
     train = x[features.fitted].reshape(-1, x.shape[-1])
     scale = np.maximum(train.std(axis=0), 1e-6)  # so that l2 weighs all features alike; hidden states have outliers
@@ -200,11 +244,6 @@ def fit_heads(
         of_objective = features.objective == k
         d = (x[:, 0] - x[:, 1]) / scale
         inside, outside = of_objective & features.fitted, of_objective & ~features.fitted
-        if inside.sum() < 2 * folds or not outside.any():
-            raise ValueError(
-                f"Objective {name} has {inside.sum()} pairs to fit and {outside.sum()} to test on; it needs at least "
-                f"{2 * folds} and 1. Give more pairs, or raise config.data.prompt_length to leave fewer out."
-            )
         l2, _ = choose_l2(d[inside], features.group[inside], grid, folds)
         v = fit(d[inside], l2)
         margin = d[outside] @ v
@@ -274,8 +313,7 @@ def render_card(
         + " ".join(f"{name}: {count}" for name, count in counts.items()),
         f"- Answers are cut to {config.data.max_new} tokens, the policy's maximum, for fitting and for testing. "
         "A cut answer has no end token, and the head judges only the part that it sees.",
-        "- Held out: every pair whose first human turn (for posts: whose id) falls into the splits `policy` and `eval` "
-        "of `meal_jax/data/chat.py`; no head was fitted on a conversation with the same first turn. l2: "
+        f"- Held out: {facts['held_out']}; no head was fitted on a prompt that is held out. l2: "
         + ", ".join(f"{name} {r.l2:g}" for name, r in reports.items())
         + f", by cross-validation in {config.folds} folds on the fitted pairs.",
         f"- A head reads {heads.features} ({heads.w.shape[1]} features) of the format [{heads.format}].",
@@ -337,7 +375,7 @@ def _run(config: ml_collections.ConfigDict, out: Path) -> tuple[linear_heads.Hea
     need_weights(config.source)
     tokenizer, d = pretrained.load_tokenizer(config.source), config.data
     chat = templates.make_chat(tokenizer, d.get("template", "chat"), d.get("task", "assistant"), d.system)
-    rows, counts = read_encoded(config, chat)
+    rows, counts, held_out = read_encoded(config, chat)
     for name, count in counts.items():
         print(f"{name}: {count}")
     transformer = pretrained.load_config(config.source)
@@ -366,6 +404,7 @@ def _run(config: ml_collections.ConfigDict, out: Path) -> tuple[linear_heads.Hea
         "data": config.data.name,
         "max_new": config.data.max_new,
         "prompt_length": config.data.prompt_length,
+        "held_out": held_out,
         "reports": {name: report._asdict() for name, report in reports.items()},
         "kinds": by_kind(features, fitted, np.array([row.kind for row in rows])),
         "correlation": correlation,

@@ -61,6 +61,7 @@ class Report(NamedTuple):
       error_raw, error: expected calibration error of σ(margin), and under the cross-fitted temperatures.
       bins: reliability under the cross-fitted temperatures.
       mean, std: of the scores of held-out responses.
+      held_out: what decided which pairs are held out, for the card; "" in a report from before this field.
     """
 
     fitted: int
@@ -80,6 +81,7 @@ class Report(NamedTuple):
     bins: list[calibration.Bin]
     mean: float
     std: float
+    held_out: str = ""
 
 
 def check(config) -> Callable[..., formats.Encoded]:
@@ -122,7 +124,7 @@ def finished(config) -> Report | None:
     identity.need_same(out, saved, json.loads(config.to_json_best_effort()), HARMLESS)
     if not storage.weight_files(out):  # written last: without them it is incomplete, and `check` refuses the directory
         return None
-    values = {field: record[field] for field in Report._fields}
+    values = {field: record[field] for field in Report._fields if field in record or field != "held_out"}
     values |= {"bins": [calibration.Bin(**values) for values in record["bins"]]}
     values |= {name: tuple(record[name]) for name in ("interval", "interval_before")}
     return Report(**values | {"temperature": np.inf if record["temperature"] is None else record["temperature"]})
@@ -301,17 +303,18 @@ def read_encoded(
     """
     d = config.data
     every, left_out = pairs.read_pairs(d.kind, d.path, d.split or None, d.prompt)
-    every = every[: d.pairs or None]
     parts = pairs.divide(every, d.held_out)
     if shared := len(every) - sum(map(len, parts)):
         left_out["a fitted prompt that is also held out"] = shared
+    # Divided before it is cut: the first rows of a directory may all be of its test file.
+    parts = [part[:most] for part, most in zip(parts, pairs.quotas(*map(len, parts), d.pairs), strict=True)]
     fitted, held = (pairs.encode_pairs(part, layout, left_out) for part in parts)
     prompts = len({row.pair.group for row in held})
     if len(fitted) < config.batch_size or len(held) < MIN_HELD_OUT or prompts < 2:
         raise ValueError(
             f"{d.path} gives {len(fitted)} pairs to fit and {len(held)}, of {prompts} prompts, to test on; it takes at least "
             f"{config.batch_size} (config.batch_size), {MIN_HELD_OUT} and 2. Give more pairs, or change config.data.held_out="
-            f"{d.held_out}. Left out: {dict(left_out) or 'none'}."
+            f"{d.held_out}, which divides the pairs that name no split. Left out: {dict(left_out) or 'none'}."
         )
     return fitted, held, dict(left_out)
 
@@ -400,7 +403,8 @@ def _run(config: ml_collections.ConfigDict, layout: Callable[..., formats.Encode
     reward.params = lora.fold(params, adapters)
     after = score(reward, held)
     steps = config.epochs * (len(fitted) // config.batch_size)
-    report, raw = report_of(before, after, held, fitted=len(fitted), left_out=left_out, steps=steps, loss=losses)
+    facts = {"fitted": len(fitted), "left_out": left_out, "steps": steps, "loss": losses}
+    report, raw = report_of(before, after, held, **facts, held_out=card.held_out(config, fitted + held))
     save(config, model, reward.params, tokenizer, report, raw, time.monotonic() - start)
     print(card.summarise(report))
     print(f"Wrote {config.out} in {time.monotonic() - start:.0f} s.")

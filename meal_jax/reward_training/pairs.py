@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from meal_jax.data import chat as chats
-from meal_jax.data import hh_rlhf, own, templates, tldr
+from meal_jax.data import hh_rlhf, overlap, own, templates, tldr
 from meal_jax.data import summarize_from_feedback as sff
 from meal_jax.reward_training import faithful_pairs
 from meal_jax.rewards import text
@@ -82,9 +82,7 @@ def read_pairs(kind: str, path: str, split: str | None = None, prompt: str = "tr
         rows = sff.read_comparisons(path, split)
         return from_comparisons(rows, lambda row: templates.one_line(row.post or row.article))
     if kind == "jsonl" and split is None:
-        parts = own.read_by_split(path)
-        if not parts.keys() & {"test", "validation"}:  # no row is held out by its own split: all rows are divided
-            parts = {"": own.read_rows(path)}
+        parts = _own_parts(path)
     else:
         parts = {"": own.read_rows(path, split) if kind == "jsonl" else hh_rlhf.read_pairs(path, split)}
     return from_conversations(parts, chats.transcript if prompt == "transcript" else _last_turn)
@@ -106,7 +104,7 @@ def read_objective_pairs(source: str, data: Any) -> PairSet:
     if kind == "hh_rlhf" and folder:
         return from_conversations({"": hh_rlhf.read_pairs(path / folder)}, lambda turns: turns)
     if kind == "own" and folder:
-        return from_conversations(own.read_by_split(path / folder), lambda turns: turns)
+        return from_conversations(_own_parts(path / folder), lambda turns: turns)
     if source == "comparisons":
         return from_comparisons(
             sff.read_comparisons(path), lambda row: templates.reddit_turns(row.post, "chat") if row.post else None
@@ -119,6 +117,12 @@ def read_objective_pairs(source: str, data: Any) -> PairSet:
             raise ValueError(f"{path} has no author's summary among its comparisons: set config.data.posts.")
         return from_summarised(summarised)
     raise ValueError(f"config.objectives names pairs by {source!r}, which is none of {', '.join(OBJECTIVE_KINDS)}.")
+
+
+def _own_parts(path: Any) -> dict[str, hh_rlhf.Pairs]:
+    """Rows of the user's own by the split that they name; all under "" where none is held out by its own: all are divided."""
+    parts = own.read_by_split(path)
+    return parts if parts.keys() & {"test", "validation"} else {"": own.read_rows(path)}
 
 
 def name_of(source: str) -> str:
@@ -175,16 +179,45 @@ def is_held_out(pair: Pair, share: float = HELD_OUT) -> bool:
     return pair.split != "train" if pair.split else chats.position_of(pair.group) >= 1 - share
 
 
-def divide(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
-    """(fitted, held out) by `is_held_out`; no prompt is in both, and no group of the pairs without a split of their own.
+def sides(pairs: Sequence[Pair], share: float = HELD_OUT) -> list[bool | None]:
+    """Whether each pair is held out, by `is_held_out`; None for one that is not and whose prompt is held out elsewhere.
 
-    A post that was published twice has one prompt under two groups. If one of them is held out, the pairs of the
-    other are left out of the fitted ones.
+    Pairs of None are to be left out, so that no prompt is in both parts, case and spaces aside. A post that was published
+    twice has one prompt under two groups; rows that name their split may put two pairs of a prompt in different splits.
     """
-    is_held = [is_held_out(pair, share) for pair in pairs]
-    held = [pair for pair, out in zip(pairs, is_held, strict=True) if out]
-    prompts = {pair.prompt for pair in held}
-    return [p for p, out in zip(pairs, is_held, strict=True) if not out and p.prompt not in prompts], held
+    held = [is_held_out(pair, share) for pair in pairs]
+    prompts = {_plain(pair.prompt) for pair, out in zip(pairs, held, strict=True) if out}
+    return [True if out else None if _plain(p.prompt) in prompts else False for p, out in zip(pairs, held, strict=True)]
+
+
+def divide(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
+    """(fitted, held out) by `sides`; no prompt is in both, and no group of the pairs without a split of their own."""
+    of = sides(pairs, share)
+    fitted, held = ([p for p, out in zip(pairs, of, strict=True) if out is part] for part in (False, True))
+    return fitted, held
+
+
+def quotas(fitted: int, held: int, most: int | None) -> tuple[int, int]:
+    """How many pairs to take of so many fitted and held-out ones, in their proportion: `most` in all, None for all."""
+    if not most or most >= fitted + held:
+        return fitted, held
+    first = round(most * fitted / (fitted + held))
+    if fitted and held and most > 1:  # one of each at least
+        first = min(max(first, 1), most - 1)
+    return first, most - first
+
+
+def decided(pairs: Iterable[Pair], by_hash: str) -> str:
+    """What decides which pairs are held out, for cards: the rows' own split, a hash (`by_hash` says of what), or both."""
+    named = {bool(pair.split) for pair in pairs}
+    if True not in named:
+        return by_hash
+    own_split = "the pairs whose row or file says test or validation"
+    return f"{own_split}, and of those that say nothing {by_hash}" if False in named else own_split
+
+
+def _plain(prompt: str | chats.Turns) -> str:
+    return overlap.plain(prompt if isinstance(prompt, str) else chats.name_of(prompt))
 
 
 class EncodedPair(NamedTuple):

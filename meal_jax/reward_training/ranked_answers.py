@@ -6,7 +6,8 @@
 
 Of two answers to a prompt the one with more of a reward is chosen; answers that are alike in it make no pair. A prompt's pairs
 are drawn at random from all that its answers make. PAIRS/NAME.jsonl holds those of the objective NAME, as
-`data.own` reads them. This is how configs/stories.py:heads got its heads (docs/stories.md).
+`data.own` reads them. They keep the split that their prompt names, so that no head is fitted on a run's test prompts. This is
+how configs/stories.py:heads got its heads (docs/stories.md).
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def write(args: argparse.Namespace) -> None:
     """
     if args.per_prompt < 1:
         raise ValueError(f"--per_prompt={args.per_prompt} must be at least 1.")
-    prompts = own.read_rows(args.prompts).prompts
+    prompts = own.read_prompts(args.prompts)
     answers, out = read(args.answers, len(prompts)), Path(args.out).expanduser()
     names = next((list(rewards) for scored in answers for _, rewards in scored), [])
     if not names:
@@ -94,12 +95,12 @@ def write(args: argparse.Namespace) -> None:
 
 
 def rows(prompts: Sequence, answers: Sequence, name: str, most: int, seed: int) -> Iterator[dict[str, Any]]:
-    """The lines of an objective's file."""
+    """The lines of an objective's file; `prompts` are (turns, split), "" where the prompt names none."""
     draw = random.Random(f"{seed} {name}")
-    for turns, scored in zip(prompts, answers, strict=True):
+    for (turns, split), scored in zip(prompts, answers, strict=True):
         for chosen, rejected in pairs(scored, name, most, draw):
             messages = [{"role": role, "content": text} for role, text in turns]
-            yield {"messages": messages, "chosen": chosen, "rejected": rejected}
+            yield {"messages": messages, "chosen": chosen, "rejected": rejected} | ({"split": split} if split else {})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

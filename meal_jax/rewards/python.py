@@ -6,7 +6,14 @@ A reward of texts is named `python:path/to/file.py:function` or `python:package.
         return [-len(response.split()) for response in responses]
 
 It is called once a step with all rows, one number a row is its answer, and it should not depend on the other rows. It is
-tried on two rows before a run begins. A reward of tokens is named `jax:…` in the same two ways, and runs inside the jitted
+tried on two rows before a run begins. A prompt is
+
+    a row of the user's own     the text of its one turn; of a conversation "Human: …\n\nAssistant: …\n\nHuman: …", in the
+                                benchmark stories the turns' texts joined by spaces
+    assistant, published data   hh-rlhf's transcript, "\n\nHuman: … \n\nAssistant:"
+    reddit                      the post on one line
+
+A reward of tokens is named `jax:…` in the same two ways, and runs inside the jitted
 step:
 
     def short(tokens, mask, prompt_tokens, prompt_mask):   # [B, N, T], [B, N, T], [B, S], [B, S] → [B, N]
@@ -105,11 +112,13 @@ class TextFunction(NamedTuple):
       function: the user's.
       source: its place, for messages.
       objective: that it is the reward of.
+      show: makes what the function reads of a prompt's text; None where it reads the text itself.
     """
 
     function: Callable[[list[str], list[str]], Any]
     source: str
     objective: str
+    show: Callable[[str], str] | None = None
 
     def __call__(self, prompts: list[str], responses: list[str]) -> Any:
         """What the function returns.
@@ -117,6 +126,7 @@ class TextFunction(NamedTuple):
         Raises:
           ValueError: it raised; says what, where in its file, and on which rows.
         """
+        prompts = list(map(self.show, prompts)) if self.show else list(prompts)
         try:
             return self.function(list(prompts), list(responses))  # its own lists: others read them after it
         except (Exception, SystemExit) as error:  # of any type: it is a user's code

@@ -9,8 +9,8 @@ How its prompts are divided, `config.data.split`:
                 in the published evaluation (RiC, arXiv 2402.10207); prompts of 8 to 512 tokens under every tokenizer.
 
 `config.data.format=own` reads JSON lines of one's own (`meal_jax.data.own`) instead. Rows that give their split, by a field or
-their file's name, keep it, whatever `config.data.split` says; `hash` divides the others. Rewards are the heads on the model's
-own frozen base, or `config.reward.sources`.
+their file's name, keep it, whatever `config.data.split` says; `hash` divides the others. `config.data.prompt_length` alone
+bounds their length. Rewards are the heads on the model's own frozen base, or `config.reward.sources`.
 
 Letters: S prompt tokens.
 """
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from meal_jax.data import chat as chats
 from meal_jax.data import hh_rlhf, own, templates
@@ -61,7 +62,8 @@ def load(config, chat: chats.Chat, tokenizers: dict[str, Any]) -> tuple[Prompts,
     else:
         train, test = _published_rows(path, as_written(config))
         name = f"hh-rlhf test, every {EVERY}th row"
-    train, test = (templates.within(rows, lambda row: row.text, tokenizers)[0] for rows in (train, test))
+    if config.data.format != "own":  # the published evaluation's bounds
+        train, test = (templates.within(rows, lambda row: row.text, tokenizers)[0] for rows in (train, test))
     return *language.encode_splits(chat, train, test, config, str(path)), name
 
 
@@ -98,10 +100,10 @@ def _published_rows(path: Path, raw: bool) -> tuple[list[templates.Row], list[te
 
 
 def own_rows(config, path: Path) -> tuple[list[templates.Row], list[templates.Row], str]:
-    """Rows of one's own to train on and to evaluate on, and the evaluation set's name.
+    """Rows of one's own to train on and to evaluate on, repeated ones too, and the evaluation set's name.
 
     Rows that give their split keep it: `train` is trained on, `test` evaluated on, or `validation` where there is no test
-    split. A split of the data alone (only train, or rows without any) is divided by hash.
+    split. A split of the data alone (only train, or rows without any) is divided by hash, see `language.training_splits`.
 
     Raises:
       FileNotFoundError: no rows; or `config.data.split=published` and one of the splits is not there.
@@ -114,7 +116,7 @@ def own_rows(config, path: Path) -> tuple[list[templates.Row], list[templates.Ro
             if split not in parts:
                 raise FileNotFoundError(f"{path} has no row of split {split!r}. {own.HINT}")
         train, test = parts["train"], parts[held]
-        return templates.assistant_rows(train), templates.assistant_rows(test), "own prompts, published split"
+        return templates.conversation_rows(train), templates.conversation_rows(test), "own prompts, published split"
     if held not in parts:  # nothing is kept from training: all of it is divided
         free, train, test, kind = [turns for part in parts.values() for turns in part], [], [], "hash split"
     else:
@@ -127,7 +129,7 @@ def own_rows(config, path: Path) -> tuple[list[templates.Row], list[templates.Ro
             f"{path} gives {len(test)} rows to evaluate on and none to train on: all are of the split {held!r}, by a field "
             "or their file's name. Add rows of split train, or leave the split away to divide these by hash."
         )
-    return templates.assistant_rows(train), templates.assistant_rows(test), f"own prompts, {kind}"
+    return templates.conversation_rows(train), templates.conversation_rows(test), f"own prompts, {kind}"
 
 
 def answers(config) -> dict[int, list[str]]:
@@ -158,6 +160,7 @@ def load_prompts(
       ValueError: too few prompts fit `length` tokens.
     """
     parts: dict[str, list[Prompts]] = {"policy": [], "eval": []}
+    longer = 0
     for folder in FOLDERS:
         source = Path(path).expanduser() / folder
         if not source.is_dir():
@@ -170,6 +173,7 @@ def load_prompts(
             prompts, too_long = chats.encode_prompts(
                 chat, [turns for turns in conversations if chats.split_of(turns) == split], length
             )
+            longer += too_long
             order = np.argsort(prompts.id)
             split_rows.append(prompts.rows(order))
             quota = (tests + 1) // 2 if split == "eval" else 1
@@ -178,6 +182,8 @@ def load_prompts(
                     f"{source} has {len(order)} prompts of at most {length} tokens for {split}, {quota} are needed "
                     f"({too_long} are longer): raise config.data.prompt_length or lower config.eval.prompts."
                 )
+    if longer:
+        logging.warning("%s: %d rows over config.data.prompt_length=%d tokens are not used", path, longer, length)
     train = min(len(prompts.id) for prompts in parts["policy"])
     return _interleave(parts["policy"], 2 * train), _interleave(parts["eval"], tests)
 

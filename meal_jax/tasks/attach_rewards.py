@@ -14,6 +14,7 @@ import numpy as np
 from absl import logging
 
 from meal_jax.classifiers import classifier
+from meal_jax.data import chat as chats
 from meal_jax.data import templates
 from meal_jax.data.prompts import Prompts
 from meal_jax.hf import pretrained
@@ -43,13 +44,13 @@ def attach(task: Task, config, load: Callable | None = None) -> Task:
     if not config.reward.sources:
         return cut_answers(_charge_copies(task, config))
     sources = [parse(source) for source in config.reward.sources]
+    length = task.train.tokens.shape[1]
     columns = tuple(
-        _token_function(source, objective) if source.kind == "jax" else None
+        token_function(source, config, objective, length) if source.kind == "jax" else None
         for source, objective in zip(sources, config.objectives, strict=True)
         if source.kind in ("heads", "jax")
     )
     device = _device_reward(task.reward, columns)
-    _try_functions(columns, task, config)
     if any(map(reads_text, sources)):
         need_text(task)
         task = task._replace(train=_one_text_an_id(task.train))
@@ -165,20 +166,25 @@ def _device_reward(own_reward: Callable | None, columns: tuple[Callable | None, 
     return reward
 
 
-def _token_function(source: Source, objective: str) -> Callable:
+def token_function(source: Source, config, objective: str, length: int) -> Callable:
+    """The column of a user's function of tokens: (Batch, Responses) → [B, N].
+
+    It is traced on shapes like the run's, prompts of `length` tokens, so that a wrong one is refused before a run begins.
+
+    Raises:
+      ValueError, FileNotFoundError: as `python.load` and `python.token_column`.
+    """
     function = python.load(source.value, f"{FIELD} jax:{source.value}")
-    return lambda batch, responses: python.token_column(function, objective, batch, responses, f"jax:{source.value}")
 
+    def column(batch: Batch, responses: Responses) -> jax.Array:
+        return python.token_column(function, objective, batch, responses, f"jax:{source.value}")
 
-def _try_functions(columns: Sequence[Callable | None], task: Task, config) -> None:
-    """Traces users' functions of tokens on shapes like the run's, so that a wrong one is refused before it begins."""
     of = jax.ShapeDtypeStruct
-    prompts, answers = (2, task.train.tokens.shape[1]), (2, 3, config.sampling.max_new)
+    prompts, answers = (2, length), (2, 3, config.sampling.max_new)
     batch = Batch(of(prompts, jnp.int32), of(prompts, bool), of(prompts[:1], jnp.int32))
     responses = Responses(of(answers, jnp.int32), of(answers, bool), of(answers, jnp.float32), of(answers[:2], bool))
-    for column in columns:
-        if column is not None:
-            jax.eval_shape(column, batch, responses)
+    jax.eval_shape(column, batch, responses)
+    return column
 
 
 def _text_reward(source: Source, config, task: Task, objective: str) -> Callable | None:
@@ -186,11 +192,25 @@ def _text_reward(source: Source, config, task: Task, objective: str) -> Callable
     return MAKERS[source.kind](source, config, task, objective) if reads_text(source) else None
 
 
-def _python(source: Source, config, task: Task, objective: str) -> Callable:
+def text_function(source: Source, config, objective: str, prompts: Sequence[str]) -> python.TextFunction:
+    """A user's function of texts, tried on the first two prompts, so that a wrong one is refused before a run begins.
+
+    Of rows of the user's own it reads what the row says, else the prompt as `Prompts.text` has it.
+
+    Raises:
+      ValueError, FileNotFoundError, FloatingPointError: as `python.load` and `text.check`.
+    """
     named = f"python:{source.value}"
-    function = python.TextFunction(python.load(source.value, f"{FIELD} {named}"), named, objective)
-    rows = task.train.rows(np.arange(2)).text
-    text.check(objective, function(list(rows), list(rows)), rows, named)  # tried, so that a wrong one is refused now
+    loaded, show = python.load(source.value, f"{FIELD} {named}"), chats.spoken if config.data.format == "own" else None
+    function = python.TextFunction(loaded, named, objective, show)
+    rows = list(prompts[:2])
+    responses = [chats.spoken(row) for row in rows]
+    text.check(objective, function(rows, responses), responses, named)
+    return function
+
+
+def _python(source: Source, config, task: Task, objective: str) -> Callable:
+    function = text_function(source, config, objective, task.train.text)
     return lambda mesh, frozen: function
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 
 from meal_jax.data import chat as chats
 from meal_jax.data import overlap, templates
@@ -158,37 +159,130 @@ def tokenizers_in_play(config, chat: chats.Chat) -> dict[str, Any]:
 def training_splits(config) -> tuple[str, ...]:
     """Keys of `chat.SPLITS` that a policy is trained on where rows are split by hash.
 
-    The share of the reward heads is theirs alone where heads give a reward; else nothing was fitted on it.
+    The share of the reward heads is theirs alone where fitted heads give a reward; else nothing was fitted on it.
     """
-    return ("policy",) if sources.own_objectives(config) else ("policy", "reward")
+    return ("policy",) if _reads_heads(config) else ("policy", "reward")
+
+
+def _reads_heads(config) -> bool:
+    """Whether a run reads fitted heads; fine-tuning on rows of one's own, if the configuration names some."""
+    if not sources.own_objectives(config):
+        return False
+    if config.task == "stories":  # without heads its own rewards are counts
+        return bool(config.reward.heads)
+    if config.stage == "sft" and config.data.format == "own":
+        return bool(config.reward.heads or config.reward.sources)
+    return True
+
+
+class Use(NamedTuple):
+    """What becomes of a split's rows.
+
+    Attributes:
+      split: "training" or "evaluation".
+      rows: that were chosen for it.
+      repeated: rows whose prompt stands in the split before.
+      shared: training rows whose prompt is in the evaluation split.
+      too_long: prompts over `config.data.prompt_length` tokens.
+      fitting: prompts that can be used.
+      used: prompts that are; fewer in an evaluation of `config.eval.prompts`.
+    """
+
+    split: str
+    rows: int
+    repeated: int
+    shared: int
+    too_long: int
+    fitting: int
+    used: int
 
 
 def encode_splits(
     chat: chats.Chat, train: Sequence[templates.Row], test: Sequence[templates.Row], config, where: str
 ) -> tuple[Prompts, Prompts]:
-    """Rows as training and test prompts; a training row whose text or id is in the evaluation split is left out.
-
-    Of more test rows than `config.eval.prompts`, as many are taken, evenly spaced.
+    """Rows as training and test prompts, as of `choose`; warns where rows are not used.
 
     Raises:
       ValueError: none are left of either; `where` says of what.
     """
-    length = config.data.prompt_length
-    tests, test_rows = templates.encode_rows(chat, test, length)
+    trains, tests, uses = choose(chat, train, test, config)
+    need_some(uses, config, where)
+    if said := say(uses, config):
+        logging.warning("%s: %s", where, said)
+    return trains, tests
+
+
+def choose(
+    chat: chats.Chat, train: Sequence[templates.Row], test: Sequence[templates.Row], config
+) -> tuple[Prompts, Prompts, tuple[Use, Use]]:
+    """Training and test prompts of rows, and what became of the others.
+
+    Repeated rows and rows that are too long are left out, and training rows whose text or id is in the evaluation split. Of
+    more test rows than `config.eval.prompts`, as many are taken, evenly spaced.
+    """
     # Rows of one's own may be written twice with other spaces; published ones are compared as their publishers do.
-    same = overlap.plain if config.data.format == "own" else str
-    test_texts, ids = {same(row.text) for row in test}, set(tests.id.tolist())
-    trains, _ = templates.encode_rows(chat, [row for row in train if same(row.text) not in test_texts], length)
-    trains = trains.rows(np.array([i not in ids for i in trains.id.tolist()], bool))
-    for split, rows, encoded in (("training", train, trains), ("evaluation", test, tests)):
-        if not len(encoded.id):
+    same, length = overlap.plain if config.data.format == "own" else str, config.data.prompt_length
+    distinct, distinct_tests = _distinct(train), _distinct(test)
+    tests, _ = templates.encode_rows(chat, distinct_tests, length)
+    test_texts, ids = {same(row.text) for row in distinct_tests}, set(tests.id.tolist())
+    new = [row for row in distinct if same(row.text) not in test_texts and chats.hash_of(row.name) not in ids]
+    trains, _ = templates.encode_rows(chat, new, length)
+    fitting = len(tests.id)
+    needed = min(config.eval.prompts, fitting)
+    if needed:
+        tests = tests.rows(np.arange(needed) * fitting // needed)
+    uses = (
+        Use(
+            "training", len(train), len(train) - len(distinct), len(distinct) - len(new), len(new) - len(trains.id),
+            len(trains.id), len(trains.id),
+        ),
+        Use("evaluation", len(test), len(test) - len(distinct_tests), 0, len(distinct_tests) - fitting, fitting, needed),
+    )  # fmt: skip
+    return trains, tests, uses
+
+
+def _distinct(rows: Sequence[templates.Row]) -> list[templates.Row]:
+    """The rows without those whose prompt's id stands before them."""
+    out: dict[int, templates.Row] = {}
+    for row in rows:
+        out.setdefault(chats.hash_of(row.name), row)
+    return list(out.values())
+
+
+def need_some(uses: Sequence[Use], config, where: str) -> None:
+    """Raises ValueError where nothing is left of a split; `where` says of what."""
+    for use in uses:
+        if not use.fitting:
             raise ValueError(
-                f"{where} has no prompt for {split} that can be used: of {len(rows)} rows chosen for it, none has at most "
-                f"config.data.prompt_length={length} tokens and is new."
-                + ("" if rows else " Give more rows, or rows that say their split (docs/own.md).")
+                f"{where} has no prompt for {use.split} that can be used: of {use.rows} rows chosen for it, none has at most "
+                f"config.data.prompt_length={config.data.prompt_length} tokens and is new"
+                + (f" ({_reasons(use, config)})." if use.rows else ".")
+                + (" Raise config.data.prompt_length." if use.too_long else "")
+                + ("" if use.rows else " Give more rows, or rows that say their split (docs/own.md).")
             )
-    needed = min(config.eval.prompts, len(test_rows))
-    return trains, tests.rows(np.arange(needed) * len(test_rows) // needed)
+
+
+def say(uses: Sequence[Use], config) -> str:
+    """How many rows of each split are used, and why the others are not; "" where all are."""
+    if not any(use.too_long or use.repeated or use.shared for use in uses):  # the rest is as config.eval.prompts asks
+        return ""
+    parts = [
+        f"{use.used} of {use.rows} rows for {use.split} are used"
+        + f" ({_reasons(use, config)})" * (use.used < use.rows)
+        for use in uses
+    ]
+    return "; ".join(parts)
+
+
+def _reasons(use: Use, config) -> str:
+    """Why rows are not used, with counts."""
+    reasons = (
+        (use.too_long, f"over config.data.prompt_length={config.data.prompt_length} tokens"),
+        (use.repeated, "repeated"),
+        (use.shared, "also in the evaluation"),
+        (use.fitting - use.used, f"more than config.eval.prompts={config.eval.prompts}"),
+    )
+    return ", ".join(f"{count} {reason}" for count, reason in reasons if count)
 
 
 def make_conditioning(config, chat: chats.Chat, objectives: tuple[str, ...]) -> Conditioning:

@@ -10,6 +10,7 @@ from huggingface_hub import errors
 from meal_jax import config as base
 from meal_jax.data import hub, own
 from meal_jax.doctor import files as doctor
+from meal_jax.doctor import prompts
 from meal_jax.reward_training import pairs
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -171,7 +172,7 @@ def test_the_doctor_asks_the_hub_and_downloads_nothing(fake_hub, chat_model):
     c = base.default()
     changes = {
         "task": "assistant", "policy.source": str(chat_model), "data.path": "o/tickets:question",
-        "reward.sources": ("judge:Is it kind?", "judge:Is it short?"),
+        "reward.sources": ("judge:Is it kind?", "judge:Is it short?"), "data.prompt_length": 64, "batch_size": 2,
     }  # fmt: skip
     c.update_from_flattened_dict(changes)
     [published] = doctor.data(c)
@@ -179,13 +180,13 @@ def test_the_doctor_asks_the_hub_and_downloads_nothing(fake_hub, chat_model):
     c.data.format = "own"
     [data] = doctor.data(c)
     assert data.status == "ok" and "2 parquet files on the hub" in data.detail and not fake_hub.downloads
-    assert not list(doctor.splits(c)) and doctor.missing(c) == []
+    assert not list(prompts.prompts(c)) and doctor.missing(c) == []
     fake_hub.gated = True
     assert [finding.name for finding in doctor.missing(c)][:1] == ["data"]
     assert "is gated" in doctor.missing(c)[0].detail
     fake_hub.gated = False
     hub.download("o/tickets")
     fake_hub.error = OSError("no route")
-    [data], [splits] = doctor.data(c), doctor.splits(c)
+    [data], [splits] = doctor.data(c), prompts.prompts(c)
     assert data.status == "ok" and "in the cache" in data.detail
     assert "3 prompts to train on, 1 to evaluate on" in splits.detail

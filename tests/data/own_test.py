@@ -38,7 +38,7 @@ def test_splits_by_row_and_by_name(write, tmp_path):
     ("bad", "says"),
     [
         ({}, "one of prompt and messages"),
-        ({"prompt": "a", "messages": TURNS}, "one of prompt and messages"),
+        ({"prompt": "b", "messages": TURNS}, "one of prompt and messages"),
         ({"prompt": 3}, "no text in prompt"),
         ({"prompt": "  "}, "an empty prompt"),
         ({"messages": []}, "no list of objects in messages"),
@@ -66,3 +66,19 @@ def test_answers_to_learn_from_are_responses_or_else_chosen(write, tmp_path):
     assert len(own.read_rows(path).prompts) == 4
     with pytest.raises(ValueError, match=rf"{path}:1 has no text in response"):
         own.read_answers(write(tmp_path / "a.jsonl", [{"prompt": "a", "response": 3}]))
+
+
+def test_a_directorys_name_is_a_split_where_the_directory_is_read_and_not_of_one_file(write, tmp_path):
+    path = write(tmp_path / "dev" / "prompts.jsonl", [{"prompt": "a"}, {"prompt": "b", "split": "train"}])
+    assert {split: len(pairs.prompts) for split, pairs in own.read_by_split(path).items()} == {"": 1, "train": 1}
+    assert own.read_prompts(path) == [((("user", "a"),), ""), ((("user", "b"),), "train")]
+    write(path, [{"prompt": "a"}])
+    assert list(own.read_by_split(path.parent)) == ["validation"]
+    assert own.read_prompts(path.parent) == [((("user", "a"),), "validation")]
+
+
+@pytest.mark.parametrize("column", ["", ":question"])
+def test_a_table_is_refused_with_the_command_that_makes_lines_of_it(tmp_path, column):
+    (tmp_path / "t.csv").write_text("question\nWhich tea?\n")
+    with pytest.raises(ValueError, match=r"t\.csv is no JSON lines\. Make it some: python -c 'import csv"):
+        own.read_rows(f"{tmp_path / 't.csv'}{column}")

@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import errors
 
 from meal_jax import config as base
-from meal_jax.doctor import files
+from meal_jax.doctor import files, prompts
 
 
 @pytest.fixture
@@ -138,10 +138,14 @@ def test_rows_are_counted_and_unreadable_ones_named(config, tmp_path):
     rows = tmp_path / "data" / "train.jsonl"
     rows.write_text("".join(f'{{"prompt": "question {i}", "split": "train"}}\n' for i in range(9)))
     (tmp_path / "data" / "test.jsonl").write_text('{"prompt": "Question  3"}\n{"prompt": "another"}\n')
-    [result] = files.splits(config)
+    config.stage, config.batch_size = "sft", 8
+    [result] = prompts.prompts(config)
     assert result.status == "ok" and "9 prompts to train on, 2 to evaluate on; in both: 1 by text" in result.detail
+    assert result.detail.endswith(
+        "8 of 9 rows for training are used (1 also in the evaluation); 2 of 2 rows for evaluation are used"
+    )
     rows.write_text("{}\n")
-    [result] = files.splits(config)
+    [result] = prompts.prompts(config)
     assert result.status == "fail" and "train.jsonl:1 must have one of prompt and messages" in result.detail
 
 

@@ -164,6 +164,7 @@ def test_the_command_writes_heads_that_order_pairs(config, chat_model, tmp_path,
         config.command,
         "MIT",
         "40 pairs of harmless-base; left out: 1 a prompt over 64 tokens, 1 the same answer twice when cut.",
+        "- Held out: every pair whose first human turn",
         "1.000",
     ):
         assert fact in card
@@ -183,12 +184,42 @@ def test_the_command_writes_heads_that_order_pairs(config, chat_model, tmp_path,
 
 
 def test_fitted_and_held_out_conversations_are_disjoint(config, chat_model):
-    rows, counts = heads.read_encoded(config, chats.make(pretrained.load_tokenizer(chat_model)))
+    rows, counts, held_out = heads.read_encoded(config, chats.make(pretrained.load_tokenizer(chat_model)))
     fitted = {row.group for row in rows if not row.held_out}
     held = {row.group for row in rows if row.held_out}
     assert fitted and held and not fitted & held
     assert len(rows) == 80 and counts["helpful"].startswith("40 pairs of helpful-base; left out: 1 a")
     assert all(len(ids) <= 6 for row in rows for ids in row.responses)
+    assert held_out.startswith("every pair whose first human turn")
+    config.data.pairs = 20
+    some, *_ = heads.read_encoded(config, chats.make(pretrained.load_tokenizer(chat_model)))
+    assert [row for row in rows if row in some] == some and len(some) == 40
+    assert abs(sum(row.held_out for row in some) - sum(row.held_out for row in rows) / 2) <= 1
+
+
+def own_pairs(config, tmp_path, **files):
+    config.data.path, config.objectives = str(tmp_path), {name: f"own:{name}.jsonl" for name in files}
+    for name, rows in files.items():
+        lines = [{"prompt": f"q {i}", "chosen": f"yes {j}", "rejected": f"no {j}", "split": s} for i, j, s in rows]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_no_head_is_fitted_on_a_prompt_that_any_is_tested_on(config, chat_model, tmp_path):
+    brief = [(i, j, "test" if i < 8 and j else "train") for i in range(20) for j in range(2)]
+    own_pairs(config, tmp_path, brief=brief, kind=[(i, 0, "train" if i < 25 else "test") for i in range(30)])
+    rows, counts, held_out = heads.read_encoded(config, chats.make(pretrained.load_tokenizer(chat_model)))
+    fitted, held = ({tuple(row.prompt) for row in rows if row.held_out is part} for part in (False, True))
+    assert len(fitted) == 17 and len(held) == 13 and not fitted & held
+    assert counts["brief"] == "32 pairs of brief.jsonl; left out: 8 of a prompt that is also held out."
+    assert counts["kind"] == "22 pairs of kind.jsonl; left out: 8 of a prompt that is also held out."
+    assert held_out == "the pairs whose row or file says test or validation"
+
+
+def test_too_few_pairs_are_counted_before_a_model_is_read(config, tmp_path, monkeypatch):
+    own_pairs(config, tmp_path, brief=[(i, 0, "test" if i else "train") for i in range(9)])
+    monkeypatch.setattr(heads.pretrained, "load_params", None)
+    with pytest.raises(ValueError, match=r"brief has 1 pairs to fit and 8 to test on; .* says test .*9 pairs of brief"):
+        heads.run(config)
 
 
 def test_what_is_missing_is_said(config, tmp_path):
@@ -235,7 +266,7 @@ def test_heads_on_own_pairs_and_a_base_model_give_the_rewards_of_a_run(tmp_path)
     assert task.reward_reads_base and task.reference.tolist() == [-2.5, -2.5]
     np.testing.assert_array_equal(task.reward_params["w"], fitted.w[::-1])  # a file has them by name
     task.weights(None)  # the heads' base
-    rows, _ = heads.read_encoded(c, task.chat)
+    rows, *_ = heads.read_encoded(c, task.chat)
     known = {tuple(row.prompt) for row in rows}
     tail = tuple(task.conditioning.tail)
     for tokens, real in zip(task.train.tokens, task.train.mask, strict=True):

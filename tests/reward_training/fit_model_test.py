@@ -16,7 +16,7 @@ from meal_jax import config as base
 from meal_jax.classifiers import bert, classifier, gpt2
 from meal_jax.data import chat as chats
 from meal_jax.models import lora
-from meal_jax.reward_training import calibration, pairs
+from meal_jax.reward_training import calibration, card, pairs
 from meal_jax.reward_training import fit_model as training
 from meal_jax.rewards import formats, sources
 from meal_jax.runtime import sharding
@@ -115,9 +115,10 @@ def test_a_preference_is_learned(name, request):
     written = json.loads((out / training.REPORT).read_text())
     assert written["after"] == report.after and written["config"]["source"] == config.source
     assert (out / training.FIGURE).stat().st_size > 5000
-    card = (out / "README.md").read_text()
-    for fact in (f"**{report.after:.3f}**", f"| held-out pairs | {report.tested}", f"`{config.layout}`"):
-        assert fact in card
+    written = (out / "README.md").read_text()
+    hashed = "- Held out: 0.3 of the prompts, by a hash of the first human turn; no prompt is in both"
+    for fact in (f"**{report.after:.3f}**", f"| held-out pairs | {report.tested}", f"`{config.layout}`", hashed):
+        assert fact in written
 
 
 @pytest.mark.parametrize("name", ["gpt2_run", "bert_run"])
@@ -171,6 +172,28 @@ def test_the_head_alone_leaves_the_rest_as_it_was(tiny, data, tmp_path):
     # The other label's weights are no one's business.
     np.testing.assert_array_equal(before["classifier/kernel"][:, 1], after["classifier/kernel"][:, 1])
     assert report.steps == report.fitted // 8
+
+
+def test_pairs_are_divided_before_they_are_cut(tiny, tmp_path):
+    rows = [{"prompt": f"t{i}", "chosen": "yes", "rejected": "no"} for i in range(50)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [row | {"prompt": f"x{i}"} for i, row in enumerate(rows * 3)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = configured(tiny["gpt2"], tmp_path, tmp_path / "out", data__pairs=40)
+    fitted, held, _ = training.read_encoded(config, encoder(tiny["gpt2"]))
+    assert [row.pair.prompt for row in fitted] == [f"x{i}" for i in range(30)]
+    assert [row.pair.prompt for row in held] == [f"t{i}" for i in range(10)]
+    assert card.held_out(config, fitted + held) == "the pairs whose row or file says test or validation"
+
+
+def test_a_report_from_before_what_decided_was_recorded_is_read(gpt2_run, tmp_path):
+    config = gpt2_run[0].copy_and_resolve_references()
+    shutil.copytree(config.out, tmp_path / "old")
+    record = json.loads((tmp_path / "old" / training.REPORT).read_text())
+    assert record.pop("held_out")
+    (tmp_path / "old" / training.REPORT).write_text(json.dumps(record))
+    config.out = str(tmp_path / "old")
+    assert training.finished(config) == gpt2_run[1]._replace(held_out="")
 
 
 def test_folded_adapters_give_the_adapters_logits_and_a_length_is_compiled_once(tiny, data, tmp_path, monkeypatch):

@@ -115,6 +115,42 @@ def test_no_prompt_is_in_both_parts():
     assert pairs.divide(twice, 0.3) == ([fitted[0]], [twice[0]])
 
 
+def test_a_prompt_whose_rows_name_both_splits_is_fitted_in_none():
+    rows = [pair("q", "Q  one")._replace(split=split) for split in ("train", "test")]
+    rows += [pair("r", (("user", "R"),))._replace(split="train"), pair("s", (("user", "s"),))._replace(split="test")]
+    assert pairs.sides([rows[0]._replace(prompt="q one"), *rows[1:]]) == [None, True, False, True]
+    assert pairs.divide(rows, 0.3) == ([rows[2]], [rows[1], rows[3]])
+
+
+@pytest.mark.parametrize(
+    ("counts", "most", "taken"),
+    [((2000, 500), 400, (320, 80)), ((20, 5), None, (20, 5)), ((20, 5), 25, (20, 5)), ((99, 1), 10, (9, 1)),
+     ((1, 99), 10, (1, 9)), ((30, 0), 10, (10, 0)), ((1, 1), 1, (0, 1))],
+)  # fmt: skip
+def test_a_cap_keeps_both_parts_in_proportion(counts, most, taken):
+    assert pairs.quotas(*counts, most) == taken
+
+
+def test_a_card_says_what_decided():
+    free, own = pair("a"), pair("b")._replace(split="train")
+    assert pairs.decided([free, free], "by a hash") == "by a hash"
+    assert pairs.decided([own], "by a hash") == "the pairs whose row or file says test or validation"
+    assert pairs.decided([own, free], "by a hash").endswith(
+        "test or validation, and of those that say nothing by a hash"
+    )
+
+
+def test_own_pairs_without_a_held_out_row_are_divided_for_heads_too(tmp_path, data):
+    (tmp_path / "brief.jsonl").write_text(
+        "".join(
+            json.dumps({"prompt": f"q {i}", "chosen": "a", "rejected": "b", "split": "train"}) + "\n" for i in range(40)
+        )
+    )
+    data.path = str(tmp_path)
+    read = pairs.read_objective_pairs("own:brief.jsonl", data).pairs
+    assert {p.split for p in read} == {""} and {pairs.is_held_out(p) for p in read} == {True, False}
+
+
 def test_an_epochs_batches():
     lengths = np.array([32] * 13 + [64] * 9 + [128] * 3)
     first, again, other = (pairs.batches(lengths, 4, 0, epoch) for epoch in (0, 0, 1))

@@ -74,3 +74,14 @@ def test_wrong_arguments_are_told(files):
     files[1].unlink()
     with pytest.raises(SystemExit, match=r"There is no .*answers\.jsonl"):
         ranked_answers.main(files[2])
+
+
+def test_pairs_keep_the_split_of_their_prompt(files, tmp_path):
+    write(files[0], [{"prompt": "Hello", "split": "test"}, {"prompt": "Which tea?"}])
+    ranked_answers.main(files[2])
+    written = [json.loads(line) for line in (tmp_path / "out" / "brief.jsonl").read_text().splitlines()]
+    assert [row["split"] for row in written] == ["test"] * 3
+    (row,) = map(json.loads, (tmp_path / "out" / "kind.jsonl").read_text().splitlines())
+    assert "split" not in row
+    read = pairs.read_pairs("jsonl", str(tmp_path / "out" / "brief.jsonl")).pairs
+    assert all(map(pairs.is_held_out, read))

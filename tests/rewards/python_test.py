@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from meal_jax.data import chat as chats
 from meal_jax.meal.step import Batch
 from meal_jax.rewards import python
 from meal_jax.rollout.decode import Responses
@@ -127,3 +128,13 @@ def test_a_function_of_tokens_that_gives_no_numbers_is_named(function, says):
 def test_a_function_of_tokens_may_give_numpy_and_integers():
     column = python.token_column(lambda t, m, p, pm: np.ones((2, 2), np.int64), "mine", *inputs())
     assert column.dtype == jnp.float32 and column.tolist() == [[1.0, 1.0], [1.0, 1.0]]
+
+
+def test_a_function_reads_what_the_row_says_where_it_is_to():
+    seen = []
+    function = python.TextFunction(lambda prompts, responses: seen.extend(prompts) or [0.0] * 2, "python:f", "mine")
+    several = chats.transcript((("user", "a"), ("assistant", "b"), ("user", "c")))
+    texts = [chats.transcript((("user", "Which tea?"),)), several]
+    function(texts, ["x", "y"])
+    function._replace(show=chats.spoken)(texts, ["x", "y"])
+    assert seen == [*texts, "Which tea?", "Human: a\n\nAssistant: b\n\nHuman: c"]

@@ -13,6 +13,7 @@ import pytest
 from meal_jax import build
 from meal_jax.config import check
 from meal_jax.data import chat as chats
+from meal_jax.data import templates
 from meal_jax.hf import pretrained
 from meal_jax.meal.step import Batch, init_state, rollout, score
 from meal_jax.rewards import linear_heads
@@ -250,6 +251,73 @@ def own(path, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def test_rows_of_ones_own_are_bounded_by_the_prompt_length_alone_and_others_counted(config, tmp_path, caplog):
+    rows = [
+        {"prompt": text, "split": "train"}
+        for text in ("Hi", "Tea?", "Why?", "word " * 150, "Tea?", "long " * 400, "HI ")
+    ]
+    rows += [{"prompt": text, "split": "test"} for text in ("hi", "Go on", "Yes", "more " * 400)]
+    config.data.path, config.data.format = str(own(tmp_path / "rows.jsonl", rows)), "own"
+    config.data.prompt_length, config.eval.prompts, config.batch_size = 900, 2, 2
+    with caplog.at_level("WARNING"):
+        task = build.build_task(config)
+    assert (
+        openings(task, task.train) == ["Tea?", "Why?", ("word " * 150).strip()] and task.train.mask.sum(1).max() > 512
+    )
+    assert openings(task, task.test) == ["hi", "Go on"]
+    assert (
+        "rows.jsonl: 3 of 7 rows for training are used (1 over config.data.prompt_length=900 tokens, 1 repeated, 2 also in "
+        "the evaluation); 2 of 4 rows for evaluation are used (1 over config.data.prompt_length=900 tokens, 1 more than "
+        "config.eval.prompts=2)"
+    ) in caplog.text
+    config.data.prompt_length = 4
+    with pytest.raises(
+        ValueError, match=r"none has at most config\.data\.prompt_length=4 tokens.*Raise config\.data\.prompt_length"
+    ):
+        build.build_task(config)
+
+
+def test_without_fitted_heads_both_shares_are_trained_on(config, tmp_path):
+    path = own(tmp_path / "rows.jsonl", prompts("a", 100))
+    config.data.path, config.data.format = str(path), "own"
+    split = [
+        chats.split_of(row.turns)
+        for row in templates.conversation_rows([(("user", r["prompt"]),) for r in prompts("a", 100)])
+    ]
+
+    def trained(**fields):
+        c = config.copy_and_resolve_references()
+        c.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+        return len(assistant.own_rows(c, path)[0])
+
+    few, all_but_test = split.count("policy"), 100 - split.count("eval")
+    assert trained() == trained(stage="sft") == trained(reward__heads="", task="assistant") == few
+    assert trained(stage="sft", reward__heads="") == trained(task="stories", reward__heads="") == all_but_test
+    assert (
+        trained(stage="sft", reward__heads="", reward__sources=("heads", "python:a:b"))
+        == trained(task="stories")
+        == few
+    )
+    assert trained(reward__sources=("python:a:b", "python:a:c")) == all_but_test
+
+
+def test_a_users_function_reads_the_row_and_a_published_prompts_transcript(config, tmp_path, monkeypatch):
+    (tmp_path / "see.py").write_text("def see(p, r):\n    print('SEEN', p)\n    return [0.0] * len(r)\n")
+    config.objectives, config.reward.sources = ("mine",), (f"python:{tmp_path / 'see.py'}:see",)
+    seen = []
+    monkeypatch.setattr("builtins.print", lambda word, texts: seen.append(texts))
+    build.build_task(config)
+    assert all(chats.is_transcript(text) for text in seen.pop())
+    talk = {"messages": [{"role": r, "content": t} for r, t in (("user", "a"), ("assistant", "b"), ("user", "c"))]}
+    rows = [{"prompt": "Which tea?", "split": "train"}, talk | {"split": "train"}, *prompts("t", 9)]
+    config.data.path, config.data.format = (
+        str(own(tmp_path / "rows.jsonl", rows + prompts("u", 9, split="test"))),
+        "own",
+    )
+    build.build_task(config)
+    assert seen == [["Which tea?", "Human: a\n\nAssistant: b\n\nHuman: c"]]
 
 
 def prompts(word, count, **fields):
