@@ -9,4 +9,4 @@ cd "$(dirname "$0")/.."
 # shellcheck source=/dev/null
 source launch/venv.sh "${VENV:-.venv-test}" '.[test]'
 # A worker a core, at most four: each compiles for itself and holds a gigabyte or two.
-exec python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile "$@"
+exec python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder "$@"

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+from pathlib import Path
 
 from tests import xla
 
@@ -33,6 +34,19 @@ TEMPLATE = (
     "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )  # SmolLM2's, but for the text
+
+
+# Files of a minute or more. launch/test.sh hands files to its workers in the order of collection: a long one that is begun
+# last leaves the others idle.
+LONG = (
+    "train_test.py", "meal/step_test.py", "runtime/distributed_test.py", "export/model_directory_test.py", "methods_test.py",
+    "aot/report_test.py", "hf/families_test.py", "meal/halt_test.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    here = Path(__file__).parent
+    items.sort(key=lambda item: item.path.relative_to(here).as_posix() not in LONG)
 
 
 @pytest.fixture(autouse=True)
