@@ -19,6 +19,13 @@ if [[ -f "$out/model.safetensors" ]]; then
   exit 0
 fi
 
+"$python" -c 'import absl, jax' 2> /dev/null || {
+  echo "$python has no meal_jax: activate its virtual environment, or set PYTHON=.venv/bin/python." >&2
+  exit 1
+}
+# The converter reads GGUF with this package, an extra of the project.
+"$python" -c 'import gguf' 2> /dev/null || "$python" -m pip install --quiet 'gguf>=0.17,<1'
+
 wheel="$(mktemp -d)"
 trap 'rm -rf "$wheel"' EXIT
 

@@ -21,6 +21,13 @@ from ml_collections import config_dict, config_flags
 from meal_jax import console
 from meal_jax.former_names import RENAMED
 
+# A configuration file's kind: a field that no other kind has, what it configures, and whose it is.
+KINDS = {
+    "study": ("variants", "a study", "meal_jax.study"),
+    "heads": ("features", "the fitting of reward heads", "meal_jax.reward_training.heads"),
+    "model": ("layout", "the fine-tuning of a reward model", "meal_jax.reward_training.model"),
+    "run": ("policy", "a run", "meal_jax.main"),
+}
 # Errors that name what is wrong and what to do; others are faults of the program and keep their trace.
 ERRORS = (ValueError, OSError, FloatingPointError, ImportError)
 CACHE = "~/.cache/meal_jax/xla"
@@ -35,9 +42,14 @@ def define_config(required: bool = True) -> flags.FlagHolder:
     return holder
 
 
-def main(run: Callable[[], int | None], errors: tuple[type[BaseException], ...] = ERRORS) -> None:
-    """Parses absl's flags and calls `run`, whose result is the exit status; does not return."""
-    app.run(lambda argv: _start(argv, run, errors), flags_parser=parse)
+def main(
+    run: Callable[[], int | None], errors: tuple[type[BaseException], ...] = ERRORS, kind: str | None = "run"
+) -> None:
+    """Parses absl's flags and calls `run`, whose result is the exit status; does not return.
+
+    `kind` is that of the command's --config, of KINDS; None for any.
+    """
+    app.run(lambda argv: _start(argv, run, errors, kind), flags_parser=parse)
 
 
 def main_with(
@@ -58,13 +70,48 @@ def main_with(
         raise SystemExit(status)
 
 
-def _start(argv: Sequence[str], run: Callable[[], int | None], errors: tuple[type[BaseException], ...]) -> None:
+def _start(
+    argv: Sequence[str], run: Callable[[], int | None], errors: tuple[type[BaseException], ...], kind: str | None
+) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}. Fields are set by --config.name=value.")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     _prepare()
-    sys.exit(attempt(run, errors=errors))
+
+    def checked() -> int | None:
+        if kind is not None and "config" in flags.FLAGS:
+            need_kind(flags.FLAGS.config, kind, config_flags.get_config_filename(flags.FLAGS["config"]))
+        if "workdir" in flags.FLAGS:
+            need_directory(flags.FLAGS.workdir)
+        return run()
+
+    sys.exit(attempt(checked if kind is not None else run, errors=errors))
+
+
+def need_kind(config: Any, kind: str, name: str) -> None:
+    """Refuses a configuration file that is another command's.
+
+    Raises:
+      ValueError: says which.
+    """
+    found = next((k for k, (field, _, _) in KINDS.items() if config is not None and field in config), None)
+    if found not in (kind, None):
+        _, what, module = KINDS[found]
+        raise ValueError(f"{name} configures {what}: python -m {module} --config={name}")
+
+
+def need_directory(workdir: str | None) -> None:
+    """Refuses a bucket's URL, which would become a directory of that name here.
+
+    Raises:
+      ValueError: says what to do.
+    """
+    if workdir and "://" in workdir:
+        raise ValueError(
+            f"--workdir={workdir} is a URL, and a run writes to a directory: mount the bucket (gcsfuse BUCKET DIRECTORY, "
+            "mount-s3 BUCKET DIRECTORY) and name the directory."
+        )
 
 
 def attempt(run: Callable, *args: Any, errors: tuple[type[BaseException], ...] = ERRORS) -> Any:

@@ -170,7 +170,8 @@ def default() -> ml_collections.ConfigDict:
     q.gather = False  # gather weights split over mesh.fsdp once per rollout instead of at every token, if they fit
     q.unstack_layers = False  # unstack the scanned layers' weights once per rollout, not at every token
     q.attention = "plain"  # of a decoded token: plain; triton = a kernel for GPUs (models/decode_attention.py)
-    c.micro = u = ml_collections.ConfigDict()  # prompts at a time, to save memory; None = all; results are the same
+    # Prompts at a time, to save memory; None = all. Results are the same but for rounding, without dropout.
+    c.micro = u = ml_collections.ConfigDict()
     u.rollout = number()  # of a rollout and of an evaluation's answers; divides batch_size and eval.batch_size
     u.score = number()  # of scoring; likewise
     u.gradient = number()  # of each gradient of an update of meal, static and raft; divides half of batch_size
@@ -211,7 +212,7 @@ def default() -> ml_collections.ConfigDict:
     )
     c.profile_steps = ()  # first and last step of a profiler's trace, e.g. (10, 13), written to WORKDIR/profile; () = none
     # The step as three programs, so that the metrics tell the time of rollout, score and update (where rewards read text it
-    # always is); costs a little speed and memory at their borders. The results are the same.
+    # always is); costs a little speed and memory at their borders. The results are the same but for rounding.
     c.timed = False
 
     # Fields of single benchmarks

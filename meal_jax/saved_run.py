@@ -188,6 +188,8 @@ def need_same(
     if config.task in ("toy", "toy_attainable") and not reading:
         harmless |= {f"eval.{name}" for name in config.eval if name != "prompts"}
         harmless -= {"eval"}
+    if config.policy.lora_dropout:  # each part draws masks of its own
+        harmless = harmless - {"micro"} | {"micro.rollout", "micro.score"}
     if reading:
         return identity.need_same(workdir, saved, asked, harmless | set(identity.MOVED))
     return identity.need_same(workdir, saved, asked, harmless, steps_done(workdir))

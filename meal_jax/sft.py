@@ -98,6 +98,11 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
     rows, held = (
         examples(task, prompts, answers, config.sampling.max_new, left_out) for prompts in (task.train, task.test)
     )
+    if not answers:
+        raise ValueError(
+            f"config.stage=sft found no answer to learn in {config.data.path}: give rows a `response`, `chosen`, or messages "
+            "that end with the assistant's (docs/models_and_rewards.md, Data)."
+        )
     if len(rows.mask) < config.batch_size or not len(held.mask):
         raise ValueError(
             f"config.stage=sft found {len(rows.mask)} responses to train on and {len(held.mask)} held out; needed are "
@@ -111,7 +116,11 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
     setup = dataclasses.replace(setup, policy_tx=build.policy_optimizer(config, 1))
     with jax.set_mesh(mesh), contextlib.ExitStack() as at_exit:
         at_exit.enter_context(identity.hold(root))
-        distributed.from_first(lambda: need_same(root, config))
+        if "eval.prompts" in distributed.from_first(lambda: list(need_same(root, config))):
+            raise ValueError(
+                f"{root} measured its loss over other held-out prompts, with which the loss before training belongs: keep "
+                "config.eval.prompts, or give this run a --workdir of its own."
+            )
         checkpoints = checkpoint.open_checkpoints(root / "checkpoints", keep=config.checkpoint.keep)
         at_exit.callback(checkpoint.close, checkpoints)
         start, state, frozen, placed = train.begin(config, setup, task, init, mesh, checkpoints)

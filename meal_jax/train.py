@@ -198,6 +198,7 @@ def train_and_evaluate(
         state, seconds = loop(
             config, workdir, start, state, step, make, measure, checkpoints, writer, label=method.label, show=show,
             functions=task.token_functions,
+            known=distributed.from_first(lambda: (workdir / "evals" / f"{start:06d}.json").exists()),
         )  # fmt: skip
         if state is None:
             return None
@@ -289,6 +290,7 @@ def loop(
     label: str,
     show: Mapping[str, str],
     functions: Sequence[str] = (),
+    known: bool = False,
 ) -> tuple[Any, float]:
     """Steps `start` … `config.steps` - 1, with metrics, checkpoints and evaluations as the configuration spaces them.
 
@@ -303,6 +305,7 @@ def loop(
       label: of the progress bar.
       show: name of each metric that the bar shows, of steps or evaluations, to its name there.
       functions: `Task.token_functions`, for messages.
+      known: the first state was evaluated before, so that `measure` gives that again, whatever config.eval.every says.
 
     Returns:
       The last state and the seconds taken; None in place of the state if SIGTERM or Ctrl-C came first (it is saved).
@@ -369,7 +372,7 @@ def loop(
         for step_number in range(start, config.steps):
             trace(step_number)
             evaluation = {}
-            if step_number % config.eval.every == 0:
+            if step_number % config.eval.every == 0 or (known and step_number == start):
                 settle(pending)  # the evaluation would wait for its step anyway
                 pending = None
                 with saving_on_error():

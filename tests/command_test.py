@@ -142,6 +142,24 @@ def test_an_error_that_nobody_can_act_on_keeps_its_trace():
         command.attempt(fail, ZeroDivisionError())
 
 
+def test_a_configuration_of_another_command_is_refused_with_that_command():
+    for name, kind in (("toy", "run"), ("study/toy", "study"), ("reward_own:a,b", "heads"), ("reward_model", "model")):
+        path, _, argument = name.partition(":")
+        path = f"{ROOT}/configs/{path}.py" + f":{argument}" * bool(argument)
+        config = command.read_config_file(path)
+        command.need_kind(config, kind, path)
+        for other in command.KINDS.keys() - {kind}:
+            with pytest.raises(ValueError, match=f"configures .*: python -m {command.KINDS[kind][2]} --config="):
+                command.need_kind(config, other, path)
+
+
+def test_a_buckets_url_is_no_workdir():
+    command.need_directory(None)
+    command.need_directory("runs/a:b")
+    with pytest.raises(ValueError, match=r"gs://bucket/run is a URL.*mount the bucket"):
+        command.need_directory("gs://bucket/run")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WITH_CONFIG)
 def test_a_wrong_field_takes_less_than_a_second_and_a_half(name):

@@ -141,6 +141,16 @@ def test_what_it_writes(config, finished, chat_model, documented):
     assert sorted(path.split("/")[-2] for path in changed) == ["k", "o", "q", "v"]
 
 
+def test_other_held_out_prompts_are_refused_since_the_loss_before_is_of_the_old_ones(config, finished):
+    workdir, _ = finished
+    other = config.copy_and_resolve_references()
+    other.eval.prompts = 3
+    before = (workdir / "sft.json").read_bytes()
+    with pytest.raises(ValueError, match=r"over other held-out prompts.*config\.eval\.prompts"):
+        sft.run(other, str(workdir))
+    assert (workdir / "sft.json").read_bytes() == before
+
+
 def test_what_reads_a_run_of_alignment_says_where_the_model_is(finished):
     workdir, _ = finished
     with pytest.raises(ValueError, match=r"is a run of fine-tuning .*policy\.source=.*/model"):
@@ -234,6 +244,11 @@ def test_benchmarks_and_data_without_responses_are_said(config, tmp_path):
     toy.stage = "sft"
     with pytest.raises(ValueError, match="the benchmark toy has no responses to learn"):
         sft.run(toy, str(tmp_path / "never"))
+    bare = config.copy_and_resolve_references()
+    bare.data.format, bare.data.path = "own", str(tmp_path / "prompts.jsonl")
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"Tea {i}?"}) + "\n" for i in range(60)))
+    with pytest.raises(ValueError, match="no answer to learn in .*prompts.jsonl: give rows a `response`"):
+        sft.run(bare, str(tmp_path / "never"))
     short = config.copy_and_resolve_references()
     short.sampling.max_new = 1
     with pytest.raises(ValueError, match=r"0 responses to train on and 0 held out.*longer than 1 tokens"):

@@ -51,6 +51,10 @@ def run(config, name: str, dry: bool = False, only=(), quick: bool = False) -> d
     if quick:
         jax.config.update("jax_exec_time_optimization_effort", -1.0)
     check(config)
+    if config.stage == "sft":
+        raise ValueError(
+            "aot compiles a step of alignment; config.stage=sft has another: plan with --config.stage=align."
+        )
     config = methods.configure(config.method, config)
     plan = abstract.plan(config, topology.devices(target, fake=not for_chip))
     programs = [program for program in compiler.programs(plan, config) if not only or program.name in only]

@@ -68,6 +68,7 @@ def estimate(run: cost.Run, mesh: Mapping[str, int] | None = None, base_copies: 
 
 
 def peak(parts: Mapping[str, float]) -> float:
-    """The peak of the memory of `estimate`."""
+    """The peak of the memory of `estimate`, and of reward models where they are among the parts."""
     rollout, backward = parts["cache"] + parts["rollout weights"], parts["activations"] + parts["logits"]
-    return parts["weights"] + parts["trained"] + parts["optimizer"] + max(rollout, backward)
+    always = sum(parts.get(name, 0.0) for name in ("weights", "trained", "optimizer", "reward models"))
+    return always + max(rollout, backward)

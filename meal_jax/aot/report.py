@@ -95,7 +95,7 @@ def make_report(
     run = cost.of_setup(plan.setup, config.batch_size, plan.batch.tokens.shape[1])
     mesh = dict(plan.mesh.shape)
     rows = tuple(_row(program, plan, run, mesh, topology.chip) for program in compiled)
-    analytic = memory.estimate(run, mesh)
+    analytic = memory.estimate(run, mesh, base_copies=1 if plan.frozen.base is None else 2)
     sizes = compiler.bytes_on_chip(plan.rewards)
     return Report(topology, mesh, rows, analytic | ({"reward models": sizes} if sizes else {}), for_chip, quick)
 

@@ -13,9 +13,10 @@ first human turn.
 
 Rows as TRL, OpenAI and ShareGPT have them are read as well (`data.forms`).
 
-`PATH:COLUMN` takes a column of any file, or of all files of a directory, as the prompts, and `OWNER/NAME:COLUMN` one of a data
-set of the hub (see `data.hub`), whose whole rows are `hub:OWNER/NAME`. A column `split` of a file counts there too. A cell is
-a text or a list of messages, whose last answer, if it ends with one, is the row's response. Empty cells are left out.
+`PATH:COLUMN` takes a column of JSON lines or a parquet file, or of all files of a directory, as the prompts, and
+`OWNER/NAME:COLUMN` one of a data set of the hub (see `data.hub`), whose whole rows are `hub:OWNER/NAME`. A column `split` of
+a file counts there too. A cell is a text or a list of messages, whose last answer, if it ends with one, is the row's
+response. Empty cells are left out.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ from meal_jax.data import files, forms, hh_rlhf, hub
 from meal_jax.data.files import SPLIT_FIELD
 
 HINT = (
-    'It holds JSON lines: {"prompt": …} or {"messages": […]}, and for pairs "chosen" and "rejected". A column of any other '
-    "file is named by PATH:COLUMN, of a data set on the hub by OWNER/NAME:COLUMN, and all of its columns by hub:OWNER/NAME."
+    'It holds JSON lines: {"prompt": …} or {"messages": […]}, and for pairs "chosen" and "rejected". A column of other JSON '
+    "lines or of a parquet file is named by PATH:COLUMN, of a data set on the hub by OWNER/NAME:COLUMN, and all of its "
+    "columns by hub:OWNER/NAME."
 )
 HUB = "hub:"  # before the id of a data set whose rows are read whole
 SPLITS = {  # a row's `split` to what it means

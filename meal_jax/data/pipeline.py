@@ -96,8 +96,9 @@ def bucketed(mask: np.ndarray, buckets: Sequence[int]) -> np.ndarray:
 def order(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> np.ndarray:
     """The rows of every batch of an epoch, [R // B, B].
 
-    Rows of one bucket fill batches; remaining rows go to the next longer bucket, and those of the last bucket are not used.
-    Rows are permuted within a bucket, and the batches are permuted, so the order of lengths is random too.
+    Where B does not divide R, other rows are left out in each epoch, whatever their length. Rows of one bucket fill batches;
+    remaining rows go to the next longer bucket. Rows are permuted within a bucket, and the batches are permuted, so the order
+    of lengths is random too.
 
     Args:
       lengths: [R] padded length of each row; if all are equal, there is one bucket.
@@ -105,7 +106,7 @@ def order(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> np.nda
       seed, epoch: of the permutations.
     """
     random = np.random.default_rng((seed, epoch))
-    permuted = random.permutation(len(lengths))
+    permuted = random.permutation(len(lengths))[: len(lengths) // batch_size * batch_size]
     batches, remaining = [], permuted[:0]
     for length in np.unique(lengths):
         remaining = np.concatenate([remaining, permuted[lengths[permuted] == length]])

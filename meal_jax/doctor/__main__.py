@@ -42,4 +42,4 @@ if __name__ == "__main__":
     command.define_config()
     flags.DEFINE_string("workdir", None, "Where the run would write; runs/NAME of the configuration's file by default.")
     distributed.define_flags()
-    command.main(run)
+    command.main(run, kind=None)

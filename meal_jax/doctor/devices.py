@@ -122,7 +122,8 @@ def memory(config: Any, mesh: Mesh, model: TransformerConfig | None) -> Iterator
         rollout_weights=RolloutWeights(**config.rollout),
         parts=cost.step_parts(meal.Micro(**config.micro), config.batch_size),
     )  # fmt: skip
-    parts = estimate(run, dict(mesh.shape))
+    # A policy that is trained whole is no longer the base that a KL reads.
+    parts = estimate(run, dict(mesh.shape), base_copies=2 if run.kl and model.lora is None else 1)
     resident = alone * sum(parts[kind] for kind in ("weights", "trained", "optimizer"))
     needed = alone * peak(parts)
     summary = f"{capacity}; a step needs about {needed / GIB:.1f}, {resident / GIB:.1f} of it weights and optimizer ({beside})"

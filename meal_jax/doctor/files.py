@@ -300,7 +300,9 @@ def missing(config: Any) -> list[Finding]:
 def _also(config: Any) -> Iterator[Finding]:
     """What is not missing for sure, but a newcomer would learn next."""
     directory = Path(config.policy.source).expanduser()
-    if config.stage == "align" and config.data.template == "plain" and not (directory / TUNED).exists():
+    published = config.task in ("assistant", "reddit") and config.data.format == "published"
+    plain = config.stage == "align" and config.data.template == "plain"
+    if published and plain and not (directory / TUNED).exists():
         yield warn(
             "SFT start",
             "the published comparisons start from a fine-tuned model, and config.policy.source is a base model",

@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from meal_jax.pareto.figures import COLOURS, DPI, GREY, INK
+from meal_jax.pareto.figures import AS_WRITTEN, COLOURS, DPI, GREY, INK
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the first objective
 SIZE = 9  # of text, in points
@@ -30,7 +31,7 @@ def choose(answers: Sequence[dict[str, Any]], weights: Sequence[float] = WEIGHTS
 
         def distance(answer, weight=weight):
             w = np.array(answer["preference"])
-            preference = np.array([weight] + [(1 - weight) / (len(w) - 1)] * (len(w) - 1))
+            preference = np.array([weight] + [(1 - weight) / max(len(w) - 1, 1)] * (len(w) - 1))
             return float(np.abs(w - preference).sum())
 
         best = min(answers, key=distance)
@@ -39,6 +40,7 @@ def choose(answers: Sequence[dict[str, Any]], weights: Sequence[float] = WEIGHTS
     return chosen
 
 
+@matplotlib.rc_context(AS_WRITTEN)
 def draw_answers(
     path: str | Path,
     prompt: str,

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
+import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from meal_jax.pareto.figures import COLOURS, DPI, GREY, INK, MARKERS
+from meal_jax.pareto.figures import AS_WRITTEN, COLOURS, DPI, GREY, INK, MARKERS
 
 Estimate = tuple[float, float, float]
 
 
+@matplotlib.rc_context(AS_WRITTEN)
 def draw_differences(
     path: str | os.PathLike,
     rows: Sequence[str],

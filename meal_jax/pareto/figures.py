@@ -13,6 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -26,6 +27,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")  # two more than colours, so that pairs of both repeat late
 GREY, INK = "#8C8C8C", "#333333"
 DPI = 200
+AS_WRITTEN = {"text.parse_math": False}  # texts are people's: a dollar sign in a question begins no formula
 MAIN_WEIGHTS = (0.0, 0.5, 1.0)  # labelled first
 
 
@@ -59,6 +61,7 @@ def drawn(objectives: Sequence[str]) -> bool:
     return len(objectives) in (2, 3)
 
 
+@matplotlib.rc_context(AS_WRITTEN)
 def draw_fronts(
     path: str | os.PathLike | BinaryIO,
     fronts: Sequence[Front],
@@ -105,6 +108,7 @@ def draw_fronts(
     figure.savefig(path, dpi=DPI)
 
 
+@matplotlib.rc_context(AS_WRITTEN)
 def draw_curves(
     path: str | os.PathLike,
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
@@ -123,6 +127,7 @@ def draw_curves(
     figure.savefig(path, dpi=DPI)
 
 
+@matplotlib.rc_context(AS_WRITTEN)
 def draw_sweep(
     path: str | os.PathLike,
     values: Sequence[str],

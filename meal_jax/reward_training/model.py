@@ -18,4 +18,4 @@ def run() -> None:
 
 if __name__ == "__main__":
     command.define_config()
-    command.main(run)
+    command.main(run, kind="model")

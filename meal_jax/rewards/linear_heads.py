@@ -81,7 +81,9 @@ class Heads(NamedTuple):
         if unknown:
             raise ValueError(
                 f"There is no reward head for {', '.join(unknown)}; the file has {', '.join(self.objectives)}. Set "
-                "config.objectives to some of these, or config.reward.heads to another file."
+                "config.objectives to some of these, config.reward.heads to another file (python -m "
+                "meal_jax.reward_training.heads fits one), or give each a source in config.reward.sources, such as "
+                "python:mine.py:FUNCTION."
             )
         index = [self.objectives.index(name) for name in objectives]
         return self._replace(
@@ -149,7 +151,8 @@ def check_base(heads: Heads, params: PyTree, where: str, *, tuned: bool = False)
     sampled, stored = fingerprint(params), heads.base
     advice = (
         f"The reward heads read the hidden states of {heads.base_name} and mean nothing on another model. Train heads "
-        "for yours (python -m meal_jax.reward_training.heads --config=configs/reward_small.py --config.source=…), or set "
+        "for yours (python -m meal_jax.reward_training.heads --config=CONFIG --config.source=…, where CONFIG is "
+        "configs/reward_small.py, configs/reward_reddit_small.py or configs/reward_own.py:NAME,NAME), or set "
         "config.policy.source to that model."
     )
     for path in sorted(sampled.keys() | stored.keys()):
@@ -199,8 +202,9 @@ def load(path: str | os.PathLike | None = None) -> Heads:
         path = shipped
     if not path.is_file():
         raise FileNotFoundError(
-            f"There are no reward heads at {path}. Leave config.reward.heads empty for the shipped ones, or train "
-            "some: python -m meal_jax.reward_training.heads --config=configs/reward_small.py"
+            f"There are no reward heads at {path}. Fit them: python -m meal_jax.reward_training.heads --config=CONFIG, of "
+            "configs/reward_reddit_small.py for configs/reddit_small.py, configs/reward_own.py:NAME,NAME for your own pairs. "
+            "Those for harmless and helpful on SmolLM2 are shipped: leave config.reward.heads empty."
         )
     try:
         with safe_open(path, framework="numpy") as file:

@@ -28,9 +28,9 @@ HARMLESS = {
     "tensorboard": "an output",
     "track": "an output",
     "profile_steps": "an output",
-    "timed": "the same step in three programs, for the metrics' sake",
+    "timed": "the same step in three programs, for the metrics' sake; sums are the same but for rounding",
     "mesh": "decides where arrays lie; random draws and sums do not depend on it but for rounding",
-    "micro": "decides how much is computed at a time; sums are the same but for rounding",
+    "micro": "decides how much is computed at a time; sums are the same but for rounding, without dropout",
     "rollout.gather": "decides where weights lie while they are read",
     "rollout.unstack_layers": "the same weights, sliced once",
     "rollout.attention": "the same attention in another kernel, for another device",
@@ -48,6 +48,8 @@ MOVED = {
     for name in ("policy.source", "data.path", "data.posts", "reward.heads", "reward.judge", "reward.sources")
 }
 PATHS = ("policy.source", "data.path", "data.posts", "reward.heads", "reward.judge", "source")
+# Fields that follow config.steps where nobody sets them.
+FOLLOWING = ("ric.offline_steps", "dpo.sft_steps")
 LOCK = ".lock"
 
 _held: set[Path] = set()
@@ -97,6 +99,9 @@ def need_same(
     refused = {name: pair for name, pair in changes.items() if not _covered(name, harmless)}
     if refused:
         lines = "\n".join(f"  config.{name}: {_show(old)} → {_show(new)}" for name, (old, new) in refused.items())
+        kept = [f"--config.{name}={refused[name][0]}" for name in FOLLOWING if name in refused and "steps" in changes]
+        if kept:
+            lines += f"\nUnset it follows config.steps: to go on with more steps, add {' '.join(kept)}."
         raise AnotherRunError(
             f"{where} holds a run of another configuration (recorded → asked for):\n{lines}\n"
             "Nothing there was changed. Give this run a directory of its own, or repeat the recorded configuration."

@@ -87,4 +87,4 @@ if __name__ == "__main__":
     flags.DEFINE_list("only", [], "Names of questions and curves: only the runs that these need.")
     flags.DEFINE_integer("jobs", 0, "Runs at a time; 0 is one per core.", lower_bound=0)
     flags.DEFINE_bool("report", False, "Trains nothing and analyses the runs that are finished.")
-    command.main(study_as_flags_say)
+    command.main(study_as_flags_say, kind="study")

@@ -60,6 +60,11 @@ def test_the_cache_and_the_backward_pass_are_not_held_together():
     assert memory.peak(parts | {"rollout weights": 8.0}) == 18.0
 
 
+def test_reward_models_are_held_all_the_time():
+    held = memory.estimate(RUN)
+    assert memory.peak(held | {"reward models": 1e9}) == memory.peak(held) + 1e9
+
+
 def test_the_rollouts_own_copy_of_the_weights():
     def copy(mesh, **changes):
         run = dataclasses.replace(RUN, rollout_weights=RolloutWeights(**changes))

@@ -136,6 +136,14 @@ def test_far_reference_does_not_stretch_the_axes(tmp_path, drawn):
     assert drawn[0].axes[0].get_xlim() == drawn[1].axes[0].get_xlim()
 
 
+def test_a_dollar_sign_in_a_question_is_a_dollar_sign(tmp_path, drawn):
+    names = ("price (judge: Is it worth $5 or 6_$?)", "b $x$ reward")
+    figures.draw_fronts(tmp_path / "a.png", [make_front("at $5_$6", 1.0)], names, title="for $1_$2")
+    [axes] = drawn[0].axes
+    assert axes.get_xlabel().startswith("price (judge: Is it worth $5") and not axes.yaxis.label.get_parse_math()
+    figures.draw_curves(tmp_path / "b.png", {"$1_$2": ([0, 1], [0, 1])}, "spent, $_$", "gain")
+
+
 def test_refuses_what_it_cannot_draw(tmp_path):
     with pytest.raises(ValueError, match="2 or 3 objectives, not 4"):
         figures.draw_fronts(tmp_path / "f.png", [], ["a", "b", "c", "d"])

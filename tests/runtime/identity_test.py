@@ -80,6 +80,31 @@ def test_what_leaves_the_record_true_is_let_through(recorded, fields):
     assert set(result) == {name.replace("__", ".") for name in fields}
 
 
+def test_parts_may_change_but_not_where_each_draws_dropout_masks_of_its_own(tmp_path):
+    for dropout, says in ((0.0, None), (0.05, "config.micro.gradient: None → 2")):
+        config = changed(base.default(), policy__lora_rank=2, policy__lora_dropout=dropout)
+        directory = tmp_path / str(dropout)
+        directory.mkdir()
+        (directory / "config.json").write_text(config.to_json_best_effort())
+        assert need_same(directory, changed(config, micro__rollout=2)) == {"micro.rollout": (None, 2)}
+        if says is None:
+            assert need_same(directory, changed(config, micro__gradient=2)) == {"micro.gradient": (None, 2)}
+        else:
+            with pytest.raises(identity.AnotherRunError, match=says):
+                need_same(directory, changed(config, micro__gradient=2))
+
+
+@pytest.mark.parametrize(("method", "field"), [("ric", "ric.offline_steps"), ("cpo", "dpo.sft_steps")])
+def test_a_stage_that_follows_the_steps_says_how_to_go_on(method, field, tmp_path):
+    config = changed(base.default(), steps=100, method=method, compare_with=())
+    (tmp_path / "config.json").write_text(train.methods.configure(method, config).to_json_best_effort())
+    more = train.methods.configure(method, changed(config, steps=200))
+    with pytest.raises(identity.AnotherRunError, match=rf"to go on with more steps, add --config\.{field}=50"):
+        need_same(tmp_path, more)
+    more.update_from_flattened_dict({field: 50})
+    assert need_same(tmp_path, more) == {"steps": (100, 200)}
+
+
 def test_a_method_s_own_section_is_part_of_its_identity(tmp_path):
     config = train.methods.configure("soups", base.default())
     (tmp_path / "config.json").write_text(config.to_json_best_effort())
