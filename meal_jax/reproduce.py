@@ -155,8 +155,8 @@ def _small_assistant() -> Recipe:
         _compare(config, METHODS, "--config.data.path=HH_RLHF"),
         CPU,
         Cost(None, "measured for Meal alone: 39 minutes"),
-        "Meal and static targets were run in 30 steps with four seeds: docs/assistant_small.md; with a prefix also RiC and "
-        "Rewarded Soups: docs/comparison_assistant_small.md",
+        "run in 30 steps, Meal and static targets with four seeds, Rewarded Soups with three, RiC with one: "
+        "docs/assistant_small.md; all four with a prefix: docs/comparison_assistant_small.md; MORLHF and PARM not run",
     )
 
 
