@@ -37,10 +37,12 @@ def environment() -> dict[str, str]:
     """A child's environment: one thread of computation, whatever --jobs is, so that results do not depend on it.
 
     NPROC is how XLA's CPU client is told its number of threads. On a GPU that children share, none takes all of the memory.
+    What a child prints is written at once, so that the last line of its log is the last one said: why it failed.
     """
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
     threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC")
-    return {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ, **dict.fromkeys(threads, "1"), "XLA_FLAGS": flags}
+    fixed = dict.fromkeys(threads, "1") | {"XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"}
+    return {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ, **fixed}
 
 
 def train(

@@ -67,7 +67,10 @@ def test_long_prompts_are_skipped_and_counted_and_repeats_kept_once(chat):
 
 def test_a_long_prompt_that_a_person_gave_is_an_error(chat):
     assert chats.encode_explicit(chat, ["yes"], 64).tokens.shape == (1, 64)
-    with pytest.raises(ValueError, match=r"config\.data\.prompt_length to \d+"):
+    with pytest.raises(
+        ValueError,
+        match=r"there is room for 64 \(config\.data\.prompt_length.*of 2 prompts 1 are too long.*shorten 1\.",
+    ):
         chats.encode_explicit(chat, ["yes", "yes " * 80], 64)
 
 

@@ -303,13 +303,13 @@ def test_without_fitted_heads_both_shares_are_trained_on(config, tmp_path):
     assert trained(reward__sources=("python:a:b", "python:a:c")) == all_but_test
 
 
-def test_a_users_function_reads_the_row_and_a_published_prompts_transcript(config, tmp_path, monkeypatch):
-    (tmp_path / "see.py").write_text("def see(p, r):\n    print('SEEN', p)\n    return [0.0] * len(r)\n")
+def test_a_users_function_reads_the_row_and_a_published_prompts_transcript(config, tmp_path):
+    seen = tmp_path / "seen.json"
+    code = f"import json\n\ndef see(p, r):\n    json.dump(p, open({str(seen)!r}, 'w'))\n    return [0.0] * len(r)\n"
+    (tmp_path / "see.py").write_text(code)
     config.objectives, config.reward.sources = ("mine",), (f"python:{tmp_path / 'see.py'}:see",)
-    seen = []
-    monkeypatch.setattr("builtins.print", lambda word, texts: seen.append(texts))
     build.build_task(config)
-    assert all(chats.is_transcript(text) for text in seen.pop())
+    assert all(chats.is_transcript(text) for text in json.loads(seen.read_text()))
     talk = {"messages": [{"role": r, "content": t} for r, t in (("user", "a"), ("assistant", "b"), ("user", "c"))]}
     rows = [{"prompt": "Which tea?", "split": "train"}, talk | {"split": "train"}, *prompts("t", 9)]
     config.data.path, config.data.format = (
@@ -317,7 +317,7 @@ def test_a_users_function_reads_the_row_and_a_published_prompts_transcript(confi
         "own",
     )
     build.build_task(config)
-    assert seen == [["Which tea?", "Human: a\n\nAssistant: b\n\nHuman: c"]]
+    assert json.loads(seen.read_text()) == ["Which tea?", "Human: a\n\nAssistant: b\n\nHuman: c"]
 
 
 def prompts(word, count, **fields):
