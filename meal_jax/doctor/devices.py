@@ -133,6 +133,9 @@ def memory(config: Any, mesh: Mesh, model: TransformerConfig | None) -> Iterator
             "adapters (config.policy.lora_rank) in place of all weights; or a smaller model."
         )
         yield fail("memory", summary, advice)
+    elif config.stage == "sft":  # no candidates, no rollout, no second level
+        held = f"{capacity}; weights and optimizer take {resident / GIB:.1f}, the rest of a step of fine-tuning"
+        yield unknown("memory", f"{held} is not estimated")
     elif limit and needed > 0.9 * limit:
         advice = (
             "config.policy.remat=full, a small config.policy.chunk, a small config.micro.gradient and micro.rollout, fewer "

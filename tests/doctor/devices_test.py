@@ -92,6 +92,14 @@ def test_the_hosts_memory_stands_for_that_of_its_cpu_devices_and_sizes_must_divi
         assert result.status == "fail" and "32001" in result.detail
 
 
+def test_fine_tuning_is_measured_by_its_weights_alone(monkeypatch):
+    mesh, model = sharding.make_mesh(1, 1, 1, jax.devices()[:1]), dataclasses.replace(SEVEN, lora=Lora(rank=8))
+    for chip, status in ((4, "fail"), (16, "unknown")):
+        monkeypatch.setattr(jax, "local_devices", lambda chip=chip: [Device(chip * GIB)])
+        [result] = devices.memory(small(stage="sft"), mesh, model)
+        assert result.status == status, result
+
+
 def test_devices_sum_and_make_a_step_together():
     [result] = devices.collective()
     assert result.status == "ok" and f"over {jax.device_count()} devices" in result.detail
