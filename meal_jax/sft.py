@@ -95,14 +95,14 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
     if answers is None:
         raise ValueError(f"config.stage=sft: the benchmark {config.task} has no responses to learn.")
     answers, left_out = answers(config), Counter()
-    rows, held = (
-        examples(task, prompts, answers, config.sampling.max_new, left_out) for prompts in (task.train, task.test)
-    )
     if not answers:
         raise ValueError(
             f"config.stage=sft found no answer to learn in {config.data.path}: give rows a `response`, `chosen`, or messages "
             "that end with the assistant's (docs/models_and_rewards.md, Data)."
         )
+    rows, held = (
+        examples(task, prompts, answers, config.sampling.max_new, left_out) for prompts in (task.train, task.test)
+    )
     if len(rows.mask) < config.batch_size or not len(held.mask):
         raise ValueError(
             f"config.stage=sft found {len(rows.mask)} responses to train on and {len(held.mask)} held out; needed are "
@@ -283,8 +283,7 @@ def loss_of(
 
 def update(setup: Setup, state: State, frozen: Frozen, rows: Examples) -> tuple[State, dict[str, jax.Array]]:
     """One optimizer step on a batch, and its metrics."""
-    adapters = setup.policy.config.lora
-    key = jax.random.fold_in(state.key, state.step) if adapters is not None and adapters.dropout > 0 else None
+    key = jax.random.fold_in(state.key, state.step)
     loss, grads = jax.value_and_grad(lambda theta: loss_of(setup, theta, frozen, rows, key))(state.policy)
     updates, opt = setup.policy_tx.update(grads, state.policy_opt, state.policy)
     new = state.replace(step=state.step + 1, policy=optax.apply_updates(state.policy, updates), policy_opt=opt)

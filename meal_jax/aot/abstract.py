@@ -26,7 +26,7 @@ from meal_jax.models.policy import Conditioning, inserted
 from meal_jax.models.transformer import TransformerConfig
 from meal_jax.rewards import formats, linear_heads, sources
 from meal_jax.runtime import sharding
-from meal_jax.tasks import attach_rewards
+from meal_jax.tasks import attach_rewards, language
 from meal_jax.tasks.task import Task
 
 PyTree = Any
@@ -54,7 +54,7 @@ def transformer(config) -> TransformerConfig:
 
 def make_task(config) -> Task:
     """The benchmark `config.task` with made-up prompts; a benchmark that needs no files is built as usual."""
-    if not config.policy.source or (config.task == "stories" and not config.reward.heads):  # files of the package
+    if not config.policy.source or language.counts(config):  # its files are the package's
         return build.build_task(config)
     objectives, model = tuple(config.objectives), transformer(config)
     own = tuple(objectives[k] for k in sources.own_objectives(config))

@@ -102,7 +102,7 @@ def update(
     )
 
     def loss(theta, key):
-        token = logp(theta, jnp.where(first, obtained, rolled.w_hat), family.dropout_key(setup, key))
+        token = logp(theta, jnp.where(first, obtained, rolled.w_hat), key)
         sft = token_loss(token, responses.mask)
         delta = jnp.sum(token, axis=-1) - anchored
         pairs = dpo.dpo_loss(dpo.take(delta, best), dpo.take(delta, worst), o.beta)

@@ -137,12 +137,6 @@ def descend(
     return optax.apply_updates(theta, updates), opt, value, optax.tree.norm(grads)
 
 
-def dropout_key(setup: Setup, key: jax.Array) -> jax.Array | None:
-    """The key of a training pass's masks; None where adapters have no dropout."""
-    lora = setup.policy.config.lora
-    return key if lora is not None and lora.dropout > 0 else None
-
-
 def answer_nearest(
     setup: Setup, state: FamilyState, frozen: Frozen, batch: Batch, w: jax.Array, key: jax.Array, sampling: Sampling
 ) -> Rollout:

@@ -72,8 +72,7 @@ def learn(setup, frozen, batch, member, w, key, responses, r, reference):
     unused = jnp.zeros((*pair.ended.shape, w.shape[0]))
 
     def loss(theta, key):
-        drop_key = family.dropout_key(setup, key)
-        first, second = log_ratio(setup, frozen, theta, batch, unused, pair, pair_reference, drop_key).T
+        first, second = log_ratio(setup, frozen, theta, batch, unused, pair, pair_reference, key).T
         return dpo.pair_mean(dpo.noisy_modpo_loss(first, second, o.beta, w[main], margin, right), proper)
 
     def descend(carry, key):

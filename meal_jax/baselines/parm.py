@@ -197,8 +197,7 @@ def _log_likelihood(setup, frozen, policy, batch: Batch, w, tokens, mask, key) -
     """log π_a(y | x, w) [N] of one prompt's responses [N, T] under one preference [K]; `key` for dropout."""
     unused = jnp.zeros((1, tokens.shape[0], w.shape[0]))
     prompts = jax.tree.map(lambda x: x[None], batch)
-    drop_key = family.dropout_key(setup, key)
-    token, _ = meal.read(setup, adapter_for(policy, w), frozen, prompts, unused, tokens[None], dropout_key=drop_key)
+    token, _ = meal.read(setup, adapter_for(policy, w), frozen, prompts, unused, tokens[None], dropout_key=key)
     return jnp.sum(token.logp[0] * mask, axis=-1)
 
 

@@ -193,9 +193,7 @@ def update(
 
     def loss(theta, part: Rows, key: jax.Array):
         w = normalise_scores(part.rewards, low, high)[:, None]
-        token, _ = meal.read(
-            setup, theta, frozen, part, w, part.response[:, None], dropout_key=family.dropout_key(setup, key)
-        )
+        token, _ = meal.read(setup, theta, frozen, part, w, part.response[:, None], dropout_key=key)
         return token_loss(token.logp, part.response_mask[:, None])
 
     def descend(carry, given):

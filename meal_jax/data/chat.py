@@ -272,15 +272,12 @@ def encode_conversations(chat: Chat, conversations: Sequence[Turns], length: int
     long = [number for number, row in enumerate(rows) if len(row) > length]
     if long:
         first, named = long[0], ", ".join(map(str, long[:10])) + " …" * (len(long) > 10)
-        one = len(rows) == 1
+        advice = "shorten it."
+        if len(rows) > 1:
+            advice = f"of {len(rows)} prompts {len(long)} are too long, leave out or shorten {named}."
         raise ValueError(
             f"The prompt {conversations[first][-1][1][:40]!r}… has {len(rows[first])} tokens with its chat template, there is "
-            f"room for {length} (config.data.prompt_length, the longest that the policy was trained on): "
-            + (
-                "shorten it."
-                if one
-                else f"of {len(rows)} prompts {len(long)} are too long, leave out or shorten {named}."
-            )
+            f"room for {length} (config.data.prompt_length, the longest that the policy was trained on): {advice}"
         )
     ids = [hash_of(name_of(turns)) for turns in conversations]
     return pad_left(rows, length, chat.pad, ids, list(map(transcript, conversations)))

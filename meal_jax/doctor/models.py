@@ -134,8 +134,7 @@ def tensors(name: str, directory: Path) -> Iterator[Finding]:
 
 def heads(config: Any, chat: chats.Chat) -> Iterator[Finding]:
     """Whether the reward heads were fitted on this format of conversations; nothing where it is, or no heads are read."""
-    counted = config.task == "stories" and not config.reward.heads
-    if config.stage == "sft" or counted or not sources.own_objectives(config):
+    if config.stage == "sft" or language.counts(config) or not sources.own_objectives(config):
         return
     try:
         linear_heads.check_format(linear_heads.load(config.reward.heads), chats.describe(chat))

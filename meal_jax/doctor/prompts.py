@@ -43,7 +43,7 @@ def prompts(config: Any) -> Iterator[Finding]:
 def splits(config: Any, train: Sequence[templates.Row], test: Sequence[templates.Row]) -> tuple[Finding, Sequence[str]]:
     """The line on the rows, and the texts of those that are trained on."""
     name = "splits"
-    texts = [list({row.name: row.text for row in rows}.values()) for rows in (train, test)]
+    texts = [[row.text for row in language.distinct(rows)] for rows in (train, test)]
     counts = overlap.say(overlap.between(*texts))
     if (chat := chat_of(config)) is None:
         return ok(name, f"{counts}; before limits of length"), texts[0]

@@ -192,13 +192,12 @@ def _giving(
 def _format(run: Run) -> Iterator[str]:
     """What of the prompts' format a request can change: system message, date, where answers end."""
     chat = run.task.chat
-    if run.task.ask is not None:
-        (_, asked), *_ = run.task.ask((("user", "…"),))[0]
-        if asked != "…":  # else the template writes it
-            yield (
-                f"In training a message was {json.dumps(asked, ensure_ascii=False)}, … being the prompt in one line. The chat "
-                "template does not write these words: a message must hold them, as in the code above."
-            )
+    ((_, asked),), _ = run.task.ask((("user", "…"),))
+    if asked != "…":
+        yield (
+            f"In training a message was {json.dumps(asked, ensure_ascii=False)}, … being the prompt in one line. The chat "
+            "template does not write these words: a message must hold them, as in the code above."
+        )
     if chat.system is not None:
         yield (
             f"The policy was trained under the system message {chat.system!r} (`data.system`), which the chat template puts "
@@ -296,10 +295,8 @@ def example(run: Run, kind: str, slots: Sequence[int], networks: Sequence[str]) 
         if kind == "adapter"
         else LOAD
     )
-    question = (("user", "How do I keep bread fresh?"),)
-    if run.task.ask is not None:
-        question, _ = run.task.ask(question)
-    parts = [load, MESSAGES.format(content=json.dumps(question[0][1], ensure_ascii=False))]
+    ((_, question),), _ = run.task.ask((("user", "How do I keep bread fresh?"),))
+    parts = [load, MESSAGES.format(content=json.dumps(question, ensure_ascii=False))]
     if reads in ("text", "prefix") and not slots:
         example = [0.3, 0.7] if k == 2 else [round(1 / k, 4)] * k
         parts[-1] += f"preference = {example}  # {', '.join(run.task.objectives)}\n"

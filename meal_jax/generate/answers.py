@@ -118,8 +118,7 @@ def read_prompts(task: Task, conversations: Sequence[chats.Turns]) -> Prompts:
       ValueError: one is too long, or holds what is not a token of a benchmark that is not of text.
     """
     room = task.test.tokens.shape[1]
-    ask = task.ask or (lambda turns: (turns, " ".join(text for _, text in turns)))
-    conversations, texts = zip(*map(ask, conversations), strict=True)
+    conversations, texts = zip(*map(task.ask, conversations), strict=True)
     if task.chat is None:
         return _read_tokens(task, texts, room)
     prompts = chats.encode_conversations(task.chat, conversations, room)

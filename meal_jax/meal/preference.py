@@ -233,9 +233,7 @@ def adapt(
     r = jax.lax.stop_gradient(r)
     log_w = jnp.log(w_hat + TINY)
     eye = jnp.eye(r.shape[-1], dtype=r.dtype)
-    shrink = (
-        (0.5 ** jnp.arange(12, dtype=r.dtype)).at[-1].set(0)
-    )  # [A] step lengths to try, longest first; the last stays
+    shrink = 0.5 ** jnp.array([*range(11), jnp.inf], r.dtype)  # [A] step lengths to try, longest first; the last stays
 
     def pool(u):  # P(j | p_n) [B, N, J] and the mean reward under it [B, N, K]
         chance = jax.nn.softmax(jnp.einsum("bnk,bjk->bnj", jax.nn.softmax(u), r) / spread, axis=-1)

@@ -152,12 +152,13 @@ def read(
       tokens: [B, N, T] response tokens.
       temperature: that log-probabilities are taken at.
       reference: π_ref's hidden states [B, N, T, D], for the KL; None for none.
-      dropout_key: adapters drop out; None for not.
+      dropout_key: of a training pass, in which adapters drop out where the policy has dropout; None for no training pass.
 
     Returns:
       TokenStats [B, N, T], and the policy's hidden states [B, N, T, D].
     """
-    still = dropout_key is None
+    lora = setup.policy.config.lora
+    still = dropout_key is None or lora is None or lora.dropout == 0
     apply = functools.partial(
         setup.policy.apply, {"params": merge(theta, frozen.policy)}, rngs=None if still else {"dropout": dropout_key}
     )
@@ -309,8 +310,7 @@ def _read_before(setup: Setup, frozen: Frozen, key: jax.Array, theta: PyTree, ha
 def _read_pool(
     setup: Setup, frozen: Frozen, key: jax.Array, theta: PyTree, w: jax.Array, pool: _Pool, **how
 ) -> TokenStats:
-    lora = setup.policy.config.lora
-    dropout = jax.random.fold_in(key, pool.batch.id[0]) if lora is not None and lora.dropout > 0 else None
+    dropout = jax.random.fold_in(key, pool.batch.id[0])
     return read(setup, theta, frozen, pool.batch, w, pool.rollout.responses.tokens, dropout_key=dropout, **how)[0]
 
 

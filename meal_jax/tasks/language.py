@@ -164,12 +164,15 @@ def training_splits(config) -> tuple[str, ...]:
     return ("policy",) if _reads_heads(config) else ("policy", "reward")
 
 
+def counts(config) -> bool:
+    """Whether the benchmark's own rewards are counts, for which nothing is fitted: stories without heads of the user's own."""
+    return config.task == "stories" and not config.reward.heads
+
+
 def _reads_heads(config) -> bool:
     """Whether a run reads fitted heads; fine-tuning on rows of one's own, if the configuration names some."""
-    if not sources.own_objectives(config):
+    if not sources.own_objectives(config) or counts(config):
         return False
-    if config.task == "stories":  # without heads its own rewards are counts
-        return bool(config.reward.heads)
     if config.stage == "sft" and config.data.format == "own":
         return bool(config.reward.heads or config.reward.sources)
     return True
@@ -222,10 +225,10 @@ def choose(
     """
     # Rows of one's own may be written twice with other spaces; published ones are compared as their publishers do.
     same, length = overlap.plain if config.data.format == "own" else str, config.data.prompt_length
-    distinct, distinct_tests = _distinct(train), _distinct(test)
-    tests, _ = templates.encode_rows(chat, distinct_tests, length)
-    test_texts, ids = {same(row.text) for row in distinct_tests}, set(tests.id.tolist())
-    new = [row for row in distinct if same(row.text) not in test_texts and chats.hash_of(row.name) not in ids]
+    once, tests_once = distinct(train), distinct(test)
+    tests, _ = templates.encode_rows(chat, tests_once, length)
+    test_texts, ids = {same(row.text) for row in tests_once}, set(tests.id.tolist())
+    new = [row for row in once if same(row.text) not in test_texts and chats.hash_of(row.name) not in ids]
     trains, _ = templates.encode_rows(chat, new, length)
     fitting = len(tests.id)
     needed = min(config.eval.prompts, fitting)
@@ -233,15 +236,15 @@ def choose(
         tests = tests.rows(np.arange(needed) * fitting // needed)
     uses = (
         Use(
-            "training", len(train), len(train) - len(distinct), len(distinct) - len(new), len(new) - len(trains.id),
+            "training", len(train), len(train) - len(once), len(once) - len(new), len(new) - len(trains.id),
             len(trains.id), len(trains.id),
         ),
-        Use("evaluation", len(test), len(test) - len(distinct_tests), 0, len(distinct_tests) - fitting, fitting, needed),
+        Use("evaluation", len(test), len(test) - len(tests_once), 0, len(tests_once) - fitting, fitting, needed),
     )  # fmt: skip
     return trains, tests, uses
 
 
-def _distinct(rows: Sequence[templates.Row]) -> list[templates.Row]:
+def distinct(rows: Sequence[templates.Row]) -> list[templates.Row]:
     """The rows without those whose prompt's id stands before them."""
     out: dict[int, templates.Row] = {}
     for row in rows:

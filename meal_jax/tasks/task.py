@@ -17,6 +17,11 @@ from meal_jax.models.transformer import TransformerConfig
 PyTree = Any
 
 
+def as_written(turns: Any) -> tuple[Any, str]:
+    """A conversation itself, and its turns' texts; see `Task.ask`."""
+    return turns, " ".join(text for _, text in turns)
+
+
 class Task(NamedTuple):
     """A benchmark, ready to run.
 
@@ -44,8 +49,7 @@ class Task(NamedTuple):
       judged_by_base: one of `text_rewards` reads the frozen base.
       evaluation_set: name, sha256 and number of the prompts of `test`, see `data.templates.evaluation_set`.
       chat: a `data.chat.Chat`, how conversations become prompts; None for a benchmark that is not of text.
-      ask: a conversation as a person writes it → it as this benchmark asks it of the policy, and its text as rewards read it;
-        None where these are the same.
+      ask: a conversation as a person writes it → it as this benchmark asks it of the policy, and its text as rewards read it.
       stop: texts at which an answer is cut before a reward reads it, see `data.templates.stop_of` and `rewards.stop`.
     """
 
@@ -70,5 +74,5 @@ class Task(NamedTuple):
     judged_by_base: bool = False
     evaluation_set: dict[str, Any] | None = None
     chat: Any = None
-    ask: Callable[[Any], tuple[Any, str]] | None = None
+    ask: Callable[[Any], tuple[Any, str]] = as_written
     stop: tuple[str, ...] = ()
