@@ -242,10 +242,10 @@ def default() -> ml_collections.ConfigDict:
     r.judge = ""  # decoder that answers judge:… sources, a directory or hub id; "" = the policy's own frozen base
     r.batch_size = 32  # rows that a reward model or judge reads at a time
     r.dtype = "float32"  # compute type of reward models and of config.reward.judge: float32 or bfloat16
-    # Taken from every reward for each token above copy_free of the longest run that an answer copies from its prompt; 0 = off.
-    # For rewards on the device alone
+    # Taken from every reward for each token above copy_free of the longest run that an answer copies from its prompt; 0 = off
     r.copy_penalty = 0.0
     r.copy_free = 8
+    r.missing_eos_penalty = 0.0  # taken from every reward of an answer that is cut at sampling.max_new tokens; 0 = off
     return c.lock()
 
 

@@ -86,5 +86,5 @@ LIMITS: dict[str, dict[str, Limit]] = {
     "mesh": {"data": AUTO, "fsdp": AUTO, "tensor": AUTO, "slices": AUTO},
     "checkpoint": {"every": SIZE, "keep": SIZE},
     "data": {"prompt_length": COUNT},
-    "reward": {"batch_size": SIZE, "copy_penalty": COUNT, "copy_free": COUNT},
+    "reward": {"batch_size": SIZE, "copy_penalty": COUNT, "copy_free": COUNT, "missing_eos_penalty": COUNT},
 }  # fmt: skip

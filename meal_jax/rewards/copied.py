@@ -1,20 +1,12 @@
-"""Answers that copy their prompt: how long the longest copied run is, and a penalty on it.
-
-A head that was fitted on answers of people may like a copy of the prompt, which none of them was: a policy soon finds that
-(docs/reddit_small.md). `config.reward.copy_penalty` is taken from every reward for each token of an answer's longest copied
-run above `config.reward.copy_free`.
+"""Answers that copy their prompt: how long the longest copied run is.
 
 Letters: B prompts, N candidates, K objectives, S prompt tokens, T response tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
-
-from meal_jax.rollout.decode import Responses
 
 
 def longest_run(tokens: jax.Array, mask: jax.Array, prompt: jax.Array, prompt_mask: jax.Array) -> jax.Array:
@@ -40,13 +32,3 @@ def longest_run(tokens: jax.Array, mask: jax.Array, prompt: jax.Array, prompt_ma
     start = (jnp.zeros((batch, candidates, prompt.shape[1]), jnp.int32), jnp.zeros((batch, candidates), jnp.int32))
     rows = (jnp.moveaxis(tokens, -1, 0), jnp.moveaxis(mask, -1, 0))
     return jax.lax.scan(follow, start, rows)[0][1]
-
-
-def penalised(reward: Callable[..., jax.Array], penalty: float, free: int) -> Callable[..., jax.Array]:
-    """`Setup.reward` with `penalty` taken from all K rewards for each token of the longest copied run above `free`."""
-
-    def lowered(params, batch, responses: Responses, hidden) -> jax.Array:
-        run = longest_run(responses.tokens, responses.mask, batch.tokens, batch.mask)
-        return reward(params, batch, responses, hidden) - penalty * jnp.maximum(run - free, 0)[..., None]
-
-    return lowered

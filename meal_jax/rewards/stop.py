@@ -141,10 +141,11 @@ def _cut_at(automaton: Mapping[str, jax.Array], tokens: jax.Array, mask: jax.Arr
 
 
 def cutting(reward: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`Setup.reward` that reads cut answers; its parameters are {"own": those of `reward`, "stop": tables}."""
+    """`Setup.reward` that reads cut answers, which have ended; its parameters are {"own": the reward's, "stop": tables}."""
 
     def cut_first(params, batch, responses: Responses, hidden) -> jax.Array:
         mask = cut(params["stop"], responses.tokens, responses.mask)
-        return reward(params["own"], batch, responses._replace(mask=mask), hidden)
+        ended = responses.ended | jnp.any(mask != responses.mask, axis=-1)
+        return reward(params["own"], batch, responses._replace(mask=mask, ended=ended), hidden)
 
     return cut_first

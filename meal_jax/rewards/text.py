@@ -275,6 +275,7 @@ class TextScorer(NamedTuple):
       texts: the prompt's text by its id, for training batches.
       show: token ids of a response to its text.
       functions: `Task.token_functions`, for messages.
+      charged: `Task.charged`.
     """
 
     objectives: tuple[str, ...]
@@ -282,6 +283,7 @@ class TextScorer(NamedTuple):
     texts: dict[int, str]
     show: Callable[[np.ndarray], str]
     functions: tuple[str, ...] = ()
+    charged: bool = False
 
     def complete(
         self, prompts: Sequence[str], tokens: np.ndarray, mask: np.ndarray, device: np.ndarray
@@ -291,7 +293,8 @@ class TextScorer(NamedTuple):
         Args:
           prompts: B texts.
           tokens, mask: responses [B, N, T].
-          device: rewards [B, N, number of None in `rewards`] that the device computed, in the objectives' order.
+          device: rewards [B, N, number of None in `rewards`] that the device computed, in the objectives' order; where
+            `charged`, one more, which is taken from the others.
 
         Returns:
           Raw rewards [B, N, K] float32; and metrics: seconds, and the share of rows with a cached score (0 without models).
@@ -304,6 +307,7 @@ class TextScorer(NamedTuple):
         repeated = [text for text in prompts for _ in range(lead[1])]
         rows = zip(tokens.reshape(-1, tokens.shape[-1]), mask.reshape(-1, mask.shape[-1]), strict=True)
         responses = [self.show(row[real]) for row, real in rows]
+        taken, device = (device[..., -1], device[..., :-1]) if self.charged else (0.0, device)
         columns, on_device = [], iter(np.moveaxis(device, -1, 0))
         sources = self.functions or ("",) * len(self.rewards)
         for name, reward, source in zip(self.objectives, self.rewards, sources, strict=True):
@@ -311,7 +315,7 @@ class TextScorer(NamedTuple):
                 columns.append(next(on_device))
                 need_finite(name, columns[-1].ravel(), responses, source)
             else:
-                columns.append(_column(name, reward, repeated, responses).reshape(lead))
+                columns.append(_column(name, reward, repeated, responses).reshape(lead) - taken)
         models = sum(isinstance(reward, ModelReward) for reward in self.rewards)
         requested = models * len(responses)
         known = 1 - (_scored(self.rewards) - before) / requested if requested else 0.0

@@ -6,6 +6,7 @@ Letters: B prompts, N candidates, K objectives, S prompt tokens, T response toke
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -19,7 +20,7 @@ from meal_jax.data import templates
 from meal_jax.data.prompts import Prompts
 from meal_jax.hf import pretrained
 from meal_jax.meal.step import Batch, Frozen
-from meal_jax.rewards import copied, formats, judge, python, stop, text
+from meal_jax.rewards import charges, formats, judge, python, stop, text
 from meal_jax.rewards.sources import CALLS, FIELD, TRAINED, Source, parse, reads_text
 from meal_jax.rollout.decode import Responses
 from meal_jax.runtime import sharding
@@ -42,7 +43,7 @@ def attach(task: Task, config, load: Callable | None = None) -> Task:
       ValueError: a model, a judge or a function does not do; or a reward reads text and the benchmark has none.
     """
     if not config.reward.sources:
-        return cut_answers(_charge_copies(task, config))
+        return cut_answers(_charged(task, config))
     sources = [parse(source) for source in config.reward.sources]
     length = task.train.tokens.shape[1]
     columns = tuple(
@@ -68,25 +69,24 @@ def attach(task: Task, config, load: Callable | None = None) -> Task:
         token_functions=tuple(f"jax:{source.value}" if source.kind == "jax" else "" for source in sources),
         judged_by_base=not config.reward.judge and any(source.kind == "judge" for source in sources),
     )
-    attached = _charge_copies(attached, config)
-    return cut_answers(attached) if any(not reads_text(source) for source in sources) else attached
+    attached = _charged(attached, config)
+    return attached if all(map(reads_text, sources)) and not attached.charged else cut_answers(attached)
 
 
-def _charge_copies(task: Task, config) -> Task:
-    """The task with `config.reward.copy_penalty` on its rewards.
-
-    Raises:
-      ValueError: a reward reads text, where the host would have to take it off.
-    """
-    if not config.reward.copy_penalty:
+def _charged(task: Task, config) -> Task:
+    """The task with what `config.reward` charges for copies and for answers that do not end taken from its rewards."""
+    r = config.reward
+    if not (r.copy_penalty or r.missing_eos_penalty):
         return task
-    texts = [name for name, make in zip(task.objectives, task.text_rewards, strict=False) if make]
-    if texts:
-        raise ValueError(
-            f"config.reward.copy_penalty={config.reward.copy_penalty} is for rewards on the device, and {', '.join(texts)} "
-            "reads text: take it off inside your own function, or make copying a reward of its own (jax:FILE:FUNCTION)."
-        )
-    return task._replace(reward=copied.penalised(task.reward, config.reward.copy_penalty, config.reward.copy_free))
+    charge = functools.partial(
+        charges.charge,
+        copy_penalty=r.copy_penalty,
+        copy_free=r.copy_free,
+        missing_eos_penalty=r.missing_eos_penalty,
+    )
+    for_host = any(task.text_rewards)
+    reward = charges.charging(task.reward, charge, for_host=for_host)
+    return task._replace(reward=reward, charged=for_host, truth=None)  # truth is of the rewards as they were
 
 
 def cut_answers(task: Task) -> Task:
@@ -139,7 +139,7 @@ def scorer(task: Task, mesh: jax.sharding.Mesh, frozen: Frozen) -> text.TextScor
     def show(tokens):
         return templates.cut(task.show(tokens), task.stop)
 
-    return text.TextScorer(task.objectives, rewards, texts, show, task.token_functions)
+    return text.TextScorer(task.objectives, rewards, texts, show, task.token_functions, task.charged)
 
 
 def _one_text_an_id(prompts: Prompts) -> Prompts:

@@ -46,6 +46,7 @@ class Task(NamedTuple):
         has its column; () if it has all of them. `tasks.attach_rewards.attach` fills it in.
       token_functions: for each objective the name of the user's function of tokens that rewards it, "" where another kind
         of reward does; () as above.
+      charged: `reward` gives one more column, what `rewards.charges` takes from the rewards of texts.
       judged_by_base: one of `text_rewards` reads the frozen base.
       evaluation_set: name, sha256 and number of the prompts of `test`, see `data.templates.evaluation_set`.
       chat: a `data.chat.Chat`, how conversations become prompts; None for a benchmark that is not of text.
@@ -71,6 +72,7 @@ class Task(NamedTuple):
     name: str
     text_rewards: tuple[Callable[..., Any] | None, ...] = ()
     token_functions: tuple[str, ...] = ()
+    charged: bool = False
     judged_by_base: bool = False
     evaluation_set: dict[str, Any] | None = None
     chat: Any = None

@@ -94,7 +94,7 @@ def test_a_stop_text_that_tokens_cannot_spell_is_refused(chat_tokenizer):
 def test_a_rewards_function_reads_the_cut_answer(chat_tokenizer, spelled):
     ids = spelled("yes.\n\nHuman: more")
     tokens, mask = np.array([[ids]]), np.ones((1, 1, len(ids)), bool)
-    responses = Responses(tokens, mask, None, None)
+    responses = Responses(tokens, mask, None, np.zeros((1, 1), bool))
     reward = stop.cutting(lambda params, batch, responses, hidden: params * responses.mask.sum(-1, keepdims=True))
     params = {"own": 2.0, "stop": stop.tables(chat_tokenizer, 320, MARKS)}
     assert reward(params, Batch(None, None, None), responses, None) == 2 * len(spelled("yes."))
