@@ -1,21 +1,21 @@
 """The Reddit benchmark at a small size: SmolLM2-135M-Instruct with LoRA sums up short posts, summary against faithful.
 
     bash launch/fetch_smollm2.sh
-    python -m meal_jax.reward_training.heads --config=configs/reward_reddit_small.py \
-        --config.data.path=DIRECTORY_OF_COMPARISONS --config.data.posts=POSTS.jsonl.gz
     python -m meal_jax.main --config=configs/reddit_small.py --config.data.posts=POSTS.jsonl.gz --workdir=runs/reddit_small
 
-Posts are JSON lines with their authors' own summaries (meal_jax/data/tldr.py). By a hash of their ids the heads were fitted
-on 70 % of them, the policy trains on 15 % and is evaluated on 15 %. Without data.posts they are those of the comparisons in
-data.path, of which few are as short as data.prompt_length allows.
+Posts are JSON lines with their authors' own summaries (meal_jax/data/tldr.py). By a hash of their ids the policy trains on
+15 % of them and is evaluated on 15 %. Without data.posts they are those of the comparisons in data.path, of which few are as
+short as data.prompt_length allows. Rewards are the heads shipped in meal_jax/rewards/heads, which were fitted on the other
+70 % of umbrae/reddit-top-2.5-million's posts; configs/reward_reddit_small.py fits others.
 
 Every method here starts from the instruction-tuned model. To start from one fine-tuned on the authors' summaries instead:
 
     python -m meal_jax.main --config=configs/reddit_small.py --config.stage=sft --config.steps=100 \
         --config.data.posts=POSTS.jsonl.gz --workdir=runs/reddit_sft
 
-then train the heads with --config.source=runs/reddit_sft/model, and this with --config.policy.source=runs/reddit_sft/model;
-heads of the model before it are refused.
+then fit heads with --config=configs/reward_reddit_small.py and --config.source=runs/reddit_sft/model, and train this with
+--config.policy.source=runs/reddit_sft/model and --config.reward.heads=runs/reward_reddit_small/heads.safetensors; heads of the
+model before it are refused.
 
 Under an hour for Meal on one CPU core, and 4.4 GB. Expect the mean inner product to rise from -0.49 to 0.51, and with
 static targets to 0.49, without copies of the post (docs/reddit_small.md, one seed).
@@ -51,7 +51,7 @@ def get_config():
     c.policy.chunk = 16  # logits over 49,152 tokens are what fills the memory
     c.optim.lr = 5e-4
     c.optim.warmup = 10
-    c.reward.heads = "runs/reward_reddit_small/heads.safetensors"
+    c.reward.heads = "reddit_small"
     c.reward.copy_penalty = 0.2  # the heads like a copy of the post, and a policy finds that within 60 updates
     c.data.path = "data/summarize_from_feedback"
     c.data.prompt_length = 160  # longer prompts are left out; about a quarter of posts of 100 to 1200 characters fit

@@ -1,5 +1,7 @@
 """Reward heads for configs/reddit_small.py: summary and faithful, on SmolLM2-135M-Instruct's hidden states.
 
+Those that the package ships were made so (meal_jax/rewards/heads/reddit_small.md); this makes others, in runs/:
+
     python -m meal_jax.reward_training.heads --config=configs/reward_reddit_small.py \
         --config.data.path=DIRECTORY_OF_COMPARISONS --config.data.posts=POSTS.jsonl.gz
 

@@ -27,8 +27,9 @@ def check_targets(config: ml_collections.ConfigDict, need: Need) -> None:
         f"{len(config.objectives)} objectives' simplex, such as (0.4, 0.6); None leaves all.",
     )
     need(
-        m.gap is None or config.method in ("meal", "static"),
-        f"config.meal.gap={m.gap} is about targets, which config.method={config.method!r} does not draw: meal and static do.",
+        m.gap is None or config.method in ("meal", "static", "raft"),
+        f"config.meal.gap={m.gap} is about targets, which config.method={config.method!r} does not draw: meal, static and "
+        "raft do.",
     )
     need(
         config.data.split != "types" or (config.task == "stories" and not config.data.path),

@@ -122,6 +122,11 @@ def run(
     check(config)
     need_no_run(root, "the comparison")
     plan = variants(config, methods, sweep)
+    for name, variant in plan.items():  # what a field asks for may depend on the method, and a sweep sets fields
+        try:
+            check(variant.config)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
     runs: dict[Path, ml_collections.ConfigDict] = {}
     folders: dict[str, list[Path]] = {name: [] for name in plan}
     for seed in range(config.seed, config.seed + seeds):

@@ -319,7 +319,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         config.policy.attention == "plain" or config.policy.dtype == "bfloat16",
         f"config.policy.attention={config.policy.attention!r} computes in bfloat16: set config.policy.dtype=bfloat16.",
     )
-    through_update = config.stage == "align" and config.method == "meal" and m.net and m.hypergradient != "none"
+    judged = config.stage == "align" and config.method == "meal" and m.net  # by the meta-objective
+    through_update = judged and m.hypergradient != "none"
     need(
         config.policy.attention == "plain" or not through_update,
         f"config.policy.attention={config.policy.attention!r} has no forward-mode derivative, which "
@@ -350,7 +351,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         f"config.sampling.temperature={s.temperature} must be above 0 in training: greedy candidates are all alike.",
     )
     need(
-        not (m.net and m.meta == "utility" and (s.top_k or s.top_p < 1)),
+        not (judged and m.meta == "utility" and (s.top_k or s.top_p < 1)),
         "config.meal.meta=utility weighs responses by the ratio of two policies and needs them unfiltered: set "
         "config.sampling.top_k=0 and top_p=1, or use meta=likelihood.",
     )
@@ -361,7 +362,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         "top_p=1.",
     )
     need(
-        not m.net or m.hypergradient == "none" or config.optim.eps_root > 0,
+        not through_update or config.optim.eps_root > 0,
         "config.optim.eps_root must be above 0 (1e-12 will do): Adam's derivative is infinite at a zero gradient.",
     )
     need(

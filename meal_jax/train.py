@@ -74,6 +74,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
     root, names = Path(workdir).expanduser(), [config.method, *[n for n in config.compare_with if n != config.method]]
     check(config)
     configs = {name: methods.configure(name, config) for name in names}
+    for run_config in configs.values():
+        check(run_config)  # what a field asks for may depend on the method
     folders = {name: root if name == config.method else root / name for name in names}
 
     def left_alone() -> bool:

@@ -173,3 +173,24 @@ def test_all_means_all_and_what_cannot_be_is_named():
         compare.variants(toy.get_config(), ["meal"], "meal.tau:warm")
     with pytest.raises(ValueError, match="names no values"):
         compare.variants(toy.get_config(), ["meal"], "meal.tau:")
+
+
+@pytest.mark.parametrize(
+    ("methods_", "sweep", "changes", "message"),
+    [
+        (["meal"], "meal.tau:1,0", {}, r"meal meal\.tau=0: config\.meal\.tau=0\.0 must be above 0"),
+        (["meal"], "meal.baseline:pool,bogus", {}, r"config\.meal\.baseline='bogus' is not one of"),
+        (["static", "meal"], None, {"sampling.top_k": 5, "method": "static"}, r"meal: config\.meal\.meta=utility"),
+        (["morlhf"], None, {"sampling.top_p": 0.9, "method": "static"}, "morlhf: morlhf learn by PPO"),
+        (["raft", "ric"], None, {"meal.gap": (0.4, 0.6)}, "ric: .*'ric' does not draw"),
+    ],
+)
+def test_every_configuration_that_is_compared_is_checked_before_one_trains(
+    canned, tmp_path, methods_, sweep, changes, message
+):
+    config = toy.get_config()
+    with config.ignore_type():
+        config.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=message):
+        compare.run(config, str(tmp_path / "never"), methods_, 1, sweep=sweep)
+    assert not (tmp_path / "never").exists()

@@ -151,6 +151,29 @@ def test_the_fused_attention_is_refused_where_it_cannot_compute():
     base.check(config)
 
 
+def test_what_the_meta_objective_needs_is_asked_only_of_a_run_that_has_one():
+    config = base.default()
+    config.sampling.top_k, config.optim.eps_root = 5, 0.0
+    for method, stage, net in (("static", "align", True), ("meal", "sft", True), ("meal", "align", False)):
+        config.method, config.stage, config.meal.net = method, stage, net
+        base.check(config)
+    config.meal.net = True
+    with pytest.raises(ValueError, match="needs them unfiltered"):
+        base.check(config)
+    config.sampling.top_k = 0
+    with pytest.raises(ValueError, match="eps_root must be above 0"):
+        base.check(config)
+
+
+@pytest.mark.parametrize("method", ["meal", "static", "raft"])
+def test_a_gap_is_for_the_methods_that_draw_targets(method):
+    config = base.default()
+    config.meal.gap = (0.4, 0.6)
+    base.check(methods.configure(method, config))
+    with pytest.raises(ValueError, match="'modpo' does not draw"):
+        base.check(methods.configure("modpo", config))
+
+
 def test_a_lattice_of_many_objectives_is_one_that_can_be_answered():
     config = base.default()
     config.objectives = tuple("abcdef")

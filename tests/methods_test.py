@@ -115,6 +115,9 @@ def test_what_a_method_cannot_do_is_refused_before_anything_is_built():
         methods.configure("soups", c)
     with pytest.raises(ValueError, match="'dpo' is not one of meal, static"):
         methods.configure("dpo", c)
+    c.meal.candidates = 1
+    with pytest.raises(ValueError, match=r"config\.meal\.candidates=1 must be at least 2 for CPO"):
+        methods.configure("cpo", c)
 
 
 def test_costs_count_models_and_passes():

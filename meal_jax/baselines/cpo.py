@@ -44,12 +44,20 @@ class CpoState:
 
 
 def configure(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Neither weight-net nor adaptation; by default the first stage is half of the run."""
+    """Neither weight-net nor adaptation; by default the first stage is half of the run.
+
+    Raises:
+      ValueError: one candidate a prompt, of which no pair can be made.
+    """
     c = config.copy_and_resolve_references()
     c.meal.net = c.meal.adapt = False
     if c.dpo.sft_steps is None:
         c.dpo.sft_steps = c.steps // 2
-    c.dpo.candidates = max(2, c.meal.candidates)  # the pool is Meal's
+    if c.meal.candidates < 2:
+        raise ValueError(
+            f"config.meal.candidates={c.meal.candidates} must be at least 2 for CPO: its pairs are of a prompt's candidates."
+        )
+    c.dpo.candidates = c.meal.candidates
     return c
 
 

@@ -62,7 +62,7 @@ def find(path: str | os.PathLike, hint: str, suffixes: Sequence[str] = SUFFIXES)
         raise FileNotFoundError(f"There is no {path}. {hint}")
     # Hidden files are not data: macOS leaves ._rows.jsonl beside rows.jsonl.
     visible = [file for file in path.iterdir() if not file.name.startswith(".")]
-    matching = sorted(file for file in visible if file.name.endswith(tuple(suffixes)) and file.is_file())
+    matching = sorted(file for file in visible if file.name.casefold().endswith(tuple(suffixes)) and file.is_file())
     if not matching:
         inside = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
         if any(file.is_dir() for file in visible):
@@ -81,7 +81,7 @@ def rows(file: Path, column: str | None = None) -> Iterator[tuple[str, dict[str,
     Raises:
       ValueError: not what its name says, damaged, cut short, a line that is not a JSON object, or a row without `column`.
     """
-    if file.name.endswith(".parquet"):
+    if file.name.casefold().endswith(".parquet"):
         yield from _parquet(file, column)
         return
     suffix = file.suffix.casefold()

@@ -43,7 +43,8 @@ SPLITS = {  # a row's `split` to what it means
     "train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
     "valid": "validation", "validation": "validation", "val": "validation", "dev": "validation",
 }  # fmt: skip
-UNREAD = (".csv", ".tsv", ".json")  # that a directory may hold beside the files that are read, worth a warning
+# Ends of names that a directory may hold beside the files that are read, worth a warning
+UNREAD = (".csv", ".tsv", ".json", ".ndjson", ".jsonlines", ".txt", ".arrow", ".xlsx")
 WHY = 'each line is {"prompt": text} or {"messages": [{"role": …, "content": …}, …]}.'
 
 

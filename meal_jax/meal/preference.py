@@ -67,8 +67,9 @@ def draw_targets(
 def leave_out(w: jax.Array, gap: tuple[float, float]) -> jax.Array:
     """Preferences [..., K] moved so that no first weight lies strictly between the two numbers of `gap`.
 
-    The first weight is shrunk to what the gap leaves of [0, 1] and, from its lower end on, moved past it: what was uniform
-    is uniform on the rest. The other weights share what is left in their proportions.
+    The first weight is shrunk to what the gap leaves of [0, 1] and, from its lower end on, moved past it; the other weights
+    share what is left in their proportions. Of two objectives, what was uniform is uniform on the rest. Of more it is not: a
+    uniform preference's first weight is more often small than large, and shrinking keeps that.
     """
     low, high = gap
     shrunk = w[..., :1] * (1 - (high - low))
@@ -161,6 +162,8 @@ def control(a: jax.Array, p: jax.Array, r: jax.Array, tau: float | jax.Array, ho
         return jnp.full_like(a, 1 / count)
     if baseline == "accepted":
         return jnp.broadcast_to(jnp.mean(a, axis=1, keepdims=True), a.shape)
+    if baseline != "leave_one_out":
+        raise ValueError(f"config.meal.baseline={baseline!r} is not one of {', '.join(BASELINE)}.")
     return (1 - (jnp.exp(log_accept(p, r, tau)) if how == "sample" else a)) / (count - 1)
 
 

@@ -201,10 +201,11 @@ def load(path: str | os.PathLike | None = None) -> Heads:
     if len(path.parts) == 1 and not path.exists() and shipped.is_file():
         path = shipped
     if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.safetensors")))
         raise FileNotFoundError(
-            f"There are no reward heads at {path}. Fit them: python -m meal_jax.reward_training.heads --config=CONFIG, of "
-            "configs/reward_reddit_small.py for configs/reddit_small.py, configs/reward_own.py:NAME,NAME for your own pairs. "
-            "Those for harmless and helpful on SmolLM2 are shipped: leave config.reward.heads empty."
+            f"There are no reward heads at {path}. The package has {known}. "
+            "Others are fitted by python -m meal_jax.reward_training.heads --config=CONFIG, of your own pairs with "
+            "configs/reward_own.py:NAME,NAME."
         )
     try:
         with safe_open(path, framework="numpy") as file:

@@ -17,8 +17,6 @@ those counts gives a type's best response for any preference, and the mean over 
 
 from __future__ import annotations
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,7 +38,7 @@ FIRST, SECOND, FILLER, CONTENT = 3, 3 + MARKERS, 3 + 2 * MARKERS, 11 + 8  # firs
 VOCABULARY = 64
 FILLERS = 3  # at most; prompts differ in length, so padding is exercised
 SET = 3
-OBJECTIVES = (VOCABULARY - CONTENT) // SET  # at most
+OBJECTIVES = 10  # at most: the exact front weighs 352,716 answers of ten; the vocabulary has tokens for 15
 GAMMAS = (0.4, 0.5, 0.6, 1.0)
 PROMPT_LENGTH = 3 + FILLERS
 
@@ -100,14 +98,21 @@ def make_prompts(per_type: int, seed: int, first_id: int) -> Prompts:
     return Prompts(tokens, tokens != PAD, np.arange(first_id, first_id + rows, dtype=np.int32), text)
 
 
+def counts(objectives: int, longest: int) -> np.ndarray:
+    """Every way to have up to `longest` tokens serve the objectives, [C, K] float64 in lexical order."""
+    if objectives == 0:
+        return np.zeros((1, 0))
+    rest = [(n, counts(objectives - 1, longest - n)) for n in range(longest + 1)]
+    return np.concatenate([np.insert(rows, 0, n, axis=1) for n, rows in rest])
+
+
 def best_points(prompts: Prompts, preferences: np.ndarray, max_new: int) -> np.ndarray:
     """Average rewards [M, K] of an exact maximiser of each preference [M, K], by enumeration of counts.
 
     Responses that do not end are left out: ending doubles every reward, and at most one more token fits without it.
     """
     objectives, longest = preferences.shape[1], max_new - 1
-    counts = [c for c in itertools.product(range(longest + 1), repeat=objectives) if sum(c) <= longest]
-    share = np.array(counts, np.float64) / longest  # [counts, K]
+    share = counts(objectives, longest) / longest
     kinds = prompt_types(prompts.tokens, np)
     total = np.zeros((len(preferences), objectives))
     for gamma, rows in zip(*np.unique(gammas()[kinds], return_counts=True), strict=True):
@@ -122,7 +127,7 @@ def build(config) -> Task:
     """The toy benchmark for `config` (objectives, sizes of the policy, response length).
 
     Raises:
-      ValueError: too few test prompts, or too many objectives.
+      ValueError: too few test prompts, too many objectives, or answers too short to serve one.
     """
     c, objectives = config.policy, len(config.objectives)
     if config.eval.prompts < TYPES:
@@ -130,10 +135,13 @@ def build(config) -> Task:
             f"config.eval.prompts={config.eval.prompts}: the toy evaluates as many prompts of each of its {TYPES} types, so "
             f"take a multiple of {TYPES}."
         )
-    if objectives > OBJECTIVES:
+    if config.sampling.max_new < 2:
         raise ValueError(
-            f"config.objectives names {objectives} rewards: the toy's vocabulary serves {OBJECTIVES} at most."
+            f"config.sampling.max_new={config.sampling.max_new} leaves the toy's answers no token beside their end: take 2 or "
+            "more."
         )
+    if objectives > OBJECTIVES:
+        raise ValueError(f"config.objectives names {objectives} rewards: the toy has {OBJECTIVES} at most.")
     transformer = TransformerConfig(
         vocab_size=VOCABULARY,
         width=c.width,

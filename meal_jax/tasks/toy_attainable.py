@@ -17,8 +17,6 @@ configs/study/toy_attainable.py.
 
 from __future__ import annotations
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,8 +51,7 @@ def best_points(prompts, preferences: np.ndarray, max_new: int) -> np.ndarray:
     that costs nothing is served.
     """
     objectives, longest = preferences.shape[1], max_new - 1
-    counts = [c for c in itertools.product(range(longest + 1), repeat=objectives) if sum(c) <= longest]
-    share, reach, gamma = np.array(counts, np.float64) / longest, attainable(objectives), toy.gammas()
+    share, reach, gamma = toy.counts(objectives, longest) / longest, attainable(objectives), toy.gammas()
     total = np.zeros((len(preferences), objectives))
     for kind, rows in zip(*np.unique(toy.prompt_types(prompts.tokens, np), return_counts=True), strict=True):
         r = share ** gamma[kind] * reach[kind]

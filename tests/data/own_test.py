@@ -1,5 +1,7 @@
 """Prompts and pairs of one's own."""
 
+import json
+
 import pytest
 
 from meal_jax.data import own
@@ -82,3 +84,13 @@ def test_a_table_is_refused_with_the_command_that_makes_lines_of_it(tmp_path, co
     (tmp_path / "t.csv").write_text("question\nWhich tea?\n")
     with pytest.raises(ValueError, match=r"t\.csv is no JSON lines\. Make it some: python -c 'import csv"):
         own.read_rows(f"{tmp_path / 't.csv'}{column}")
+
+
+def test_upper_case_names_are_read_and_what_is_not_read_is_named(tmp_path, caplog):
+    for name in ("train.jsonl", "TEST.JSONL", "more.ndjson", "notes.txt", "README.md"):
+        (tmp_path / name).write_text(json.dumps({"prompt": f"Which tea does {name} like?"}) + "\n")
+    assert {split: len(pairs.prompts) for split, pairs in own.read_by_split(tmp_path).items()} == {
+        "train": 1,
+        "test": 1,
+    }
+    assert "not read are more.ndjson, notes.txt." in caplog.text

@@ -215,6 +215,8 @@ def test_unknown_choices_are_named():
         preference.accept(None, w, r, 1.0, "best")
     with pytest.raises(ValueError, match="targets='sobol'"):
         preference.draw_targets(jax.random.key(0), jnp.arange(2), 4, 2, "sobol")
+    with pytest.raises(ValueError, match="baseline='pol' is not one of none, pool"):
+        preference.control(w[..., 0], w, r, 1.0, "soft", "pol")
 
 
 def policy(theta, w):

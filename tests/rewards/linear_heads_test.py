@@ -165,7 +165,14 @@ def test_another_format_is_refused(heads):
         linear_heads.check_format(heads, "another")
 
 
-@pytest.mark.parametrize(("name", "objectives"), [("", ("harmless", "helpful")), ("stories", ("cheerful", "dialogue"))])
+@pytest.mark.parametrize(
+    ("name", "objectives"),
+    [
+        ("", ("harmless", "helpful")),
+        ("stories", ("cheerful", "dialogue")),
+        ("reddit_small", ("faithful", "summary")),
+    ],
+)
 def test_the_shipped_heads_load(name, objectives):
     heads = linear_heads.load(name)
     assert heads.objectives == objectives

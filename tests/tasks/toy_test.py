@@ -88,3 +88,19 @@ def test_the_benchmark_is_the_same_for_every_seed():
     a, b = build(), build()
     np.testing.assert_array_equal(a.train.tokens, b.train.tokens)
     np.testing.assert_array_equal(a.reward_params["values"], b.reward_params["values"])
+
+
+@pytest.mark.parametrize(("objectives", "longest"), [(1, 4), (2, 11), (3, 6), (4, 5)])
+def test_counts_are_all_that_fit_in_lexical_order(objectives, longest):
+    every = [c for c in itertools.product(range(longest + 1), repeat=objectives) if sum(c) <= longest]
+    np.testing.assert_array_equal(toy.counts(objectives, longest), every)
+
+
+def test_what_the_toy_cannot_do_is_refused():
+    config = default()
+    config.objectives = tuple(f"reward {k}" for k in range(toy.OBJECTIVES + 1))
+    with pytest.raises(ValueError, match="11 rewards: the toy has 10 at most"):
+        toy.build(config)
+    config.objectives, config.sampling.max_new = ("first", "second"), 1
+    with pytest.raises(ValueError, match=r"max_new=1 leaves the toy's answers no token"):
+        toy.build(config)
