@@ -121,7 +121,7 @@ def test_a_benchmarks_heads_read_cut_answers_under_plain_prompts(assistant_run, 
     hidden = np.random.default_rng(0).normal(size=(1, 1, len(ids) + 1, 16)).astype(np.float32)
     kept = len(ids) if marks == () else len(chat.tokenizer("yes.", add_special_tokens=False)["input_ids"])
     masks = (np.arange(len(ids)) < n for n in (len(ids), kept))
-    whole, short = (Responses(np.array([[ids]]), mask[None, None], None, None) for mask in masks)
+    whole, short = (Responses(np.array([[ids]]), mask[None, None], None, np.zeros((1, 1), bool)) for mask in masks)
     got = task.reward(task.reward_params, Batch(None, None, None), whole, hidden)
     own = heads.reward(heads.params, Batch(None, None, None), short, hidden)
     np.testing.assert_allclose(got, own, rtol=1e-6)
