@@ -243,7 +243,7 @@ def write(
     names, count, size = run.task.objectives, 0, batch_size(run)
     with (
         path.expanduser().open("x") as file,
-        progress(len(prompts.id), 0, "answers") as meter,
+        progress(len(prompts.id), 0, "answers", unit="prompt") as meter,
     ):
         for start in range(0, len(prompts.id), size):
             part = prompts.rows(np.arange(start, min(start + size, len(prompts.id))))

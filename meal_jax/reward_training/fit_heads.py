@@ -164,7 +164,7 @@ def extract(policy: Policy, params, rows: list[Encoded], *, max_new: int, batch_
         buckets.setdefault(-(-len(row.prompt) // BUCKET) * BUCKET, []).append(i)
     out = np.empty((len(rows), 2, 2 * policy.config.width), np.float32)
     done = 0
-    with progress(len(rows), start=0, description="pairs read") as bar:
+    with progress(len(rows), start=0, description="pairs read", unit="pair") as bar:
         for length, members in sorted(buckets.items()):
             for start in range(0, len(members), batch_size):
                 batch = members[start : start + batch_size]

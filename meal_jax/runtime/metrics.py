@@ -170,7 +170,9 @@ def _never() -> float:
 
 
 @contextlib.contextmanager
-def progress(total: int, start: int, description: str, compiling: Callable[[], float] = _never) -> Iterator[Meter]:
+def progress(
+    total: int, start: int, description: str, compiling: Callable[[], float] = _never, unit: str = "step"
+) -> Iterator[Meter]:
     """Shows the progress of a loop: a bar on a terminal, else a line every ten seconds and at the end. Process 0 only.
 
     Args:
@@ -179,12 +181,13 @@ def progress(total: int, start: int, description: str, compiling: Callable[[], f
       description: of the loop, in a word or two.
       compiling: gives the seconds spent on compilation so far. They are said, and count neither in the rate nor in the time
         left.
+      unit: what is counted, one of them.
 
     Yields:
       A Meter, to update after every step.
     """
     if jax.process_index() != 0:
-        yield Meter(total, start, description, compiling)
+        yield Meter(total, start, description, compiling, unit)
         return
     bar = None
     if sys.stdout.isatty():
@@ -192,7 +195,7 @@ def progress(total: int, start: int, description: str, compiling: Callable[[], f
         text = [TextColumn(column, markup=False) for column in ["{task.description}", *columns]]
         bar = _Bar(text[0], BarColumn(bar_width=24), *text[1:], console=Console())
     with bar or contextlib.nullcontext():
-        meter = Meter(total, start, description, compiling, bar=bar, lines=bar is None)
+        meter = Meter(total, start, description, compiling, unit, bar=bar, lines=bar is None)
         try:
             yield meter
         finally:
@@ -218,11 +221,12 @@ class Meter:
         start: int,
         description: str,
         compiling: Callable[[], float] = _never,
+        unit: str = "step",
         bar: Progress | None = None,
         lines: bool = False,
     ):
         self._total, self._description, self._bar, self._lines = total, description, bar, lines
-        self._compiling, self._compiled = compiling, compiling()
+        self._compiling, self._compiled, self._unit = compiling, compiling(), unit
         self._step, self._shown = start, ""
         self._begin = self._printed = time.monotonic()
         self._mark: tuple[int, float] | None = None  # step and time, without compilation, at the end of the first step
@@ -251,7 +255,7 @@ class Meter:
             console.say(f"{self._description}: {what} compiled in {_clock(seconds)}")
 
     def timing(self, now: float) -> str:
-        """Rate, time so far and time left, e.g. "12.3 steps/s  0:41 elapsed  2:10 left".
+        """Rate, time so far and time left, e.g. "12.3 steps/s  0:41 elapsed  2:10 left"; below one a second "2.4 s/step".
 
         The rate starts at the end of the first step and leaves compilation out; the time so far is all time.
         """
@@ -263,7 +267,8 @@ class Meter:
             return f"{elapsed} elapsed"
         rate = steps / seconds
         left = _clock((self._total - self._step) / rate)
-        return f"{rate:.3g} steps/s  {elapsed} elapsed  {left} left"
+        pace = f"{rate:.3g} {self._unit}s/s" if rate >= 1 else f"{1 / rate:.3g} s/{self._unit}"
+        return f"{pace}  {elapsed} elapsed  {left} left"
 
     def finish(self) -> None:
         """Shows the last step if it was not shown yet."""

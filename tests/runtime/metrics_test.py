@@ -163,6 +163,14 @@ def test_lines_where_there_is_no_terminal(clock, capsys):
     assert "1 steps/s  1:00 elapsed  1:00 left" in lines[-1]
 
 
+def test_below_one_a_second_it_is_seconds_for_one_of_what_is_counted(clock, capsys):
+    with metrics.progress(total=10, start=0, description="pairs read", unit="pair") as display:
+        for done in (1, 2, 3):
+            clock.now += 40.0
+            display.update(done)
+    assert capsys.readouterr().out.splitlines()[-1] == "pairs read  3/10  40 s/pair  2:00 elapsed  4:40 left"
+
+
 def test_compilation_is_said_and_timed_and_never_counted(clock, capsys):
     compiled = 0.0
     with metrics.progress(total=600, start=0, description="train", compiling=lambda: compiled) as shown:
