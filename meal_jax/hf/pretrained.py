@@ -348,12 +348,13 @@ def load_tokenizer(source: str | os.PathLike):
       FileNotFoundError: no tokenizer there.
       ValueError: it has neither a pad nor an end token.
     """
-    from transformers import AutoTokenizer  # takes seconds to import, and only text needs it
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # take seconds to import, and only text needs them
 
     directory = resolve(source)
     try:
         if (directory / PIECES).exists() and not (directory / "tokenizer.json").exists():
-            tokenizer = _from_pieces(directory)
+            backend, settings = sentencepiece.read_directory(directory, PIECES)
+            tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **settings)
         else:
             tokenizer = AutoTokenizer.from_pretrained(str(directory))
             rules.restore(tokenizer, directory)
@@ -370,19 +371,3 @@ def load_tokenizer(source: str | os.PathLike):
             )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def _from_pieces(directory: Path):
-    """The tokenizer of a directory that only has sentencepiece's file, as Llama 2's first repositories."""
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer, settings = sentencepiece.read_model(directory / PIECES)
-    file = directory / "tokenizer_config.json"
-    configured = read_json(file) if file.exists() else {}
-
-    def text(token):
-        return token["content"] if isinstance(token, dict) else token
-
-    keys = ("bos_token", "eos_token", "unk_token", "pad_token", "chat_template")
-    settings |= {key: text(configured[key]) for key in keys if configured.get(key)}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **settings)
