@@ -72,7 +72,7 @@ def answer_fn(setup: Setup, method: Method, sampling: Sampling, fluently: bool =
         likely = runs = None
         if fluently and setup.judge_of_fluency is not None:
             likely = fluency.log_likelihood(setup, frozen, batch, r, scores.reference)
-            runs = copied.longest_run(r.tokens, r.mask, batch.tokens, batch.mask)
+            runs = copied.longest_run(r.tokens, r.mask, batch.tokens, batch.mask, setup.end)
         return Answers(scores.rewards, r.tokens, r.mask, r.ended, rolled.w_hat, likely, runs)
 
     return answer
