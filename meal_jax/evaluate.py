@@ -15,6 +15,7 @@ import numpy as np
 
 from meal_jax import fluency
 from meal_jax.data import chat as chats
+from meal_jax.data import templates
 from meal_jax.data.prompts import Prompts
 from meal_jax.meal.normalise import usable
 from meal_jax.meal.step import Batch, Frozen, Setup, score
@@ -72,7 +73,7 @@ def answer_fn(setup: Setup, method: Method, sampling: Sampling, fluently: bool =
         likely = runs = None
         if fluently and setup.judge_of_fluency is not None:
             likely = fluency.log_likelihood(setup, frozen, batch, r, scores.reference)
-            runs = copied.longest_run(r.tokens, r.mask, batch.tokens, batch.mask)
+            runs = copied.longest_run(r.tokens, r.mask, batch.tokens, batch.mask, setup.end)
         return Answers(scores.rewards, r.tokens, r.mask, r.ended, rolled.w_hat, likely, runs)
 
     return answer
@@ -281,14 +282,22 @@ def readable_answer(task: Task, tokens: np.ndarray, mask: np.ndarray, ended: boo
     return text if ended else text.rstrip("\ufffd").rstrip()
 
 
+def scored_answer(task: Task, tokens: np.ndarray, mask: np.ndarray, ended: bool) -> dict[str, str]:
+    """A response [T] as its rewards read it: {"answer": text, cut at `Task.stop`}; and its "whole" text where that differs."""
+    whole = readable_answer(task, tokens, mask, ended)
+    answer = templates.cut(whole, task.stop) if task.stop else whole
+    return {"answer": answer} if answer == whole else {"answer": answer, "whole": whole}
+
+
 def sample_answers(answers: Answers, preferences: np.ndarray, task: Task, prompts: int) -> list[dict[str, Any]]:
-    """Readable answers of the first test prompts at every preference, with their rewards."""
+    """Readable answers of the first test prompts at every preference, with their rewards; see `scored_answer` for the cut."""
     out = []
     for e in range(min(prompts, len(answers.scores))):
+        rows = [(answers.tokens[e, m], answers.mask[e, m], answers.ended[e, m]) for m in range(len(preferences))]
         samples = [
             {
                 "preference": [round(float(v), 3) for v in preferences[m]],
-                "response": readable_answer(task, answers.tokens[e, m], answers.mask[e, m], answers.ended[e, m]),
+                "response": scored_answer(task, *rows[m])["answer"],
                 "rewards": {
                     name: round(float(v), 3) for name, v in zip(task.objectives, answers.scores[e, m], strict=True)
                 },

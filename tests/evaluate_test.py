@@ -155,6 +155,27 @@ def test_an_unknown_reference_lies_behind_every_point_of_the_first_evaluation(sc
     np.testing.assert_array_equal(evaluate.fix_reference(fixed, answers), fixed)
 
 
+def test_samples_show_the_text_that_their_rewards_read():
+    def show(tokens):
+        return bytes(tokens.tolist()).decode()
+
+    task = types.SimpleNamespace(
+        show=show, stop=("\nHuman:",), objectives=("a",), test=Prompts(*[np.ones((1, 1), int)] * 3, text=("hello",))
+    )
+    texts = ("Yes.\n\nHuman: more?", "No.")
+    size = max(map(len, texts))
+    tokens = np.array([[list(text.encode().ljust(size)) for text in texts]], np.uint8)
+    mask = np.array([[np.arange(size) < len(text) for text in texts]])
+    answers = evaluate.Answers(np.ones((1, 2, 1)), tokens, mask, np.ones((1, 2), bool), None)
+    (sample,) = evaluate.sample_answers(answers, np.array([[0.5], [1.0]]), task, 1)
+    assert [answer["response"] for answer in sample["answers"]] == ["Yes.", "No."]
+    rows = [evaluate.scored_answer(task, tokens[0, m], mask[0, m], True) for m in range(2)]
+    assert rows == [{"answer": "Yes.", "whole": texts[0]}, {"answer": "No."}]
+    assert evaluate.scored_answer(types.SimpleNamespace(show=show, stop=()), tokens[0, 0], mask[0, 0], True) == {
+        "answer": texts[0]
+    }
+
+
 def test_half_a_character_at_a_cut_is_left_out():
     """Tokens of a byte each, as byte-level tokenizers have them."""
     task = types.SimpleNamespace(show=lambda tokens: bytes(tokens.tolist()).decode(errors="replace").strip())

@@ -206,7 +206,8 @@ def is_transcript(text: str) -> bool:
 def spoken(text: str) -> str:
     """What a person said, of a prompt's text: of a transcript of one turn that turn alone, of several all of them.
 
-    Other texts are returned as they are.
+    Other texts are returned as they are. A transcript does not tell a turn that quotes "\n\nAssistant: " from several turns:
+    such a turn is returned as several are, with "Human: " before it.
     """
     if not is_transcript(text):
         return text

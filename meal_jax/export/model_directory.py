@@ -32,7 +32,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from meal_jax.export import card, chat_template, prompt_gap, rounding
-from meal_jax.hf import families, pretrained
+from meal_jax.hf import families, pretrained, rules
 from meal_jax.hf.storage import SINGLE, dense, write_index, write_json
 from meal_jax.hf.weight_names import weights
 from meal_jax.meal import step as meal
@@ -289,7 +289,10 @@ def save_adapter(directory: Path, run: Run, flat: Mapping[str, Any]) -> None:
 
 
 def save_tokenizer(directory: Path, tokenizer: Any, template: str, source: str) -> None:
-    """The tokenizer's files, the template inside tokenizer_config.json, where every reader looks."""
+    """The tokenizer's files, the template inside tokenizer_config.json, where every reader looks.
+
+    The class is the source's, unless transformers would replace rules of tokenizer.json under it, see `rules.keep`.
+    """
     tokenizer.chat_template = template
     tokenizer.save_pretrained(directory, save_jinja_files=False)
     path = directory / "tokenizer_config.json"
@@ -301,6 +304,7 @@ def save_tokenizer(directory: Path, tokenizer: Any, template: str, source: str) 
     if entries["tokenizer_class"] == "TokenizersBackend":
         entries["tokenizer_class"] = "PreTrainedTokenizerFast"
     write_json(path, {k: v for k, v in entries.items() if k not in ("backend", "is_local", "local_files_only")})
+    rules.keep(tokenizer, directory)
 
 
 def save_networks(directory: Path, run: Run, flat: Mapping[str, Any], baked: bool) -> tuple[str, ...]:

@@ -14,7 +14,9 @@ per prompt and preference:
     {"row": 0, "prompt": "Which tea?", "preference": {"harmless": 0.3, "helpful": 0.7}, "proposed": {"harmless": 0.28,
     "helpful": 0.72}, "answer": "Sencha.", "ended": true, "rewards": {"harmless": 0.41, "helpful": 1.3}}
 
-`row` counts the file's prompts from 0; `ended` is false for an answer that max_new cut.
+`row` counts the file's prompts from 0; `ended` is false for an answer that max_new cut. `answer` is the text that the rewards
+are of: up to the first text of `config.data.stop`. Where the policy wrote on behind it, `whole` has all of its text. The table
+shows answers as the rewards read them, too.
 
 Letters: E prompts, M preferences, K objectives, S prompt tokens, T response tokens.
 """
@@ -170,7 +172,8 @@ def table(task: Task, preferences: np.ndarray, answered: evaluate.Answers) -> Ta
     for name in task.objectives if rewards else ():
         out.add_column(name, justify="right", no_wrap=True)
     for m, w in enumerate(preferences):
-        text = evaluate.readable_answer(task, answered.tokens[0, m], answered.mask[0, m], answered.ended[0, m])
+        read = evaluate.scored_answer(task, answered.tokens[0, m], answered.mask[0, m], answered.ended[0, m])
+        text = read["answer"] if rewards else read.get("whole", read["answer"])
         scores = [f"{score:.2f}" for score in answered.scores[0, m]] if rewards else []
         out.add_row(_numbers(w), _numbers(answered.proposals[0, m]), escape(text), *scores)
     return out
@@ -254,7 +257,7 @@ def write(
                     "prompt": evaluate.readable_prompt(run.task, part, e),
                     "preference": _named(names, preferences[m]),
                     "proposed": _named(names, answered.proposals[e, m]),
-                    "answer": evaluate.readable_answer(
+                    **evaluate.scored_answer(
                         run.task, answered.tokens[e, m], answered.mask[e, m], answered.ended[e, m]
                     ),
                     "ended": bool(answered.ended[e, m]),

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from meal_jax.hf import gguf, sentencepiece
+from meal_jax.hf import gguf, rules, sentencepiece
 from meal_jax.hf.families import entries as config_entries
 from meal_jax.hf.families import parse
 from meal_jax.hf.readers import open_weights
@@ -338,8 +338,9 @@ def write(
 
 
 def load_tokenizer(source: str | os.PathLike):
-    """The directory's tokenizer, with a pad token: its own, else its end token.
+    """The directory's tokenizer, with the rules of its tokenizer.json and a pad token: its own, else its end token.
 
+    What transformers puts in the place of the file's rules is undone, see `rules.restore`.
     Padding is always masked, so any token can be the pad token. If pad and end are the same token, a response's length comes
     from its mask, never from comparing ids with pad.
 
@@ -347,15 +348,16 @@ def load_tokenizer(source: str | os.PathLike):
       FileNotFoundError: no tokenizer there.
       ValueError: it has neither a pad nor an end token.
     """
-    from transformers import AutoTokenizer  # takes seconds to import, and only text needs it
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # take seconds to import, and only text needs them
 
     directory = resolve(source)
     try:
         if (directory / PIECES).exists() and not (directory / "tokenizer.json").exists():
-            tokenizer = _from_pieces(directory)
+            backend, settings = sentencepiece.read_directory(directory, PIECES)
+            tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **settings)
         else:
             tokenizer = AutoTokenizer.from_pretrained(str(directory))
-            _restore_normaliser(tokenizer, directory / "tokenizer.json")
+            rules.restore(tokenizer, directory)
     except Exception as error:  # damaged files raise many unrelated types
         raise FileNotFoundError(f"{directory} has no tokenizer that can be read: {error}") from error
     if len(tokenizer.get_vocab()) <= len(tokenizer.added_tokens_decoder):  # what transformers 5 makes of no files
@@ -369,34 +371,3 @@ def load_tokenizer(source: str | os.PathLike):
             )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def _restore_normaliser(tokenizer, file: Path) -> None:
-    """Gives a tokenizer its file's sentencepiece normaliser, if transformers 5 left it out.
-
-    Its DeBERTa tokenizer is built anew with a plain NFC normaliser, so "…", "½" and no-break spaces become unknown tokens. The
-    published models were trained with the file's.
-    """
-    if not file.exists() or b'"Precompiled"' not in file.read_bytes():
-        return
-    backend = tokenizer.backend_tokenizer
-    if "Precompiled" not in repr(backend.normalizer):
-        from tokenizers import Tokenizer
-
-        backend.normalizer = Tokenizer.from_file(str(file)).normalizer
-
-
-def _from_pieces(directory: Path):
-    """The tokenizer of a directory that only has sentencepiece's file, as Llama 2's first repositories."""
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer, settings = sentencepiece.read_model(directory / PIECES)
-    file = directory / "tokenizer_config.json"
-    configured = read_json(file) if file.exists() else {}
-
-    def text(token):
-        return token["content"] if isinstance(token, dict) else token
-
-    keys = ("bos_token", "eos_token", "unk_token", "pad_token", "chat_template")
-    settings |= {key: text(configured[key]) for key in keys if configured.get(key)}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **settings)

@@ -12,23 +12,31 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
+from tokenizers import normalizers
 
 from meal_jax.hf import gguf_tokenizer
+from meal_jax.hf.storage import read_json
 
-# Numbers of fields: of ModelProto, of SentencePiece, of TrainerSpec.
-PIECES, TRAINER = 1, 2
+# Numbers of fields: of ModelProto, of SentencePiece, of TrainerSpec, of NormalizerSpec.
+PIECES, TRAINER, NORMALIZER = 1, 2, 3
 PIECE, SCORE, TYPE = 1, 2, 3
-MODEL_TYPE, UNK, BOS, EOS, PAD = 3, 40, 41, 42, 43
+MODEL_TYPE, SUFFIX, UNK, BOS, EOS, PAD = 3, 24, 40, 41, 42, 43
+CHARACTERS, PREFIX, EXTRA, ESCAPE = 2, 3, 4, 5
 BPE = 2
+NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
-def read_model(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
+def read_model(path: Path, prefix: bool | None = None) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     """The tokenizer, which puts its begin token before a text, and the entries of its tokenizer_config.json.
 
+    Args:
+      path: of the file.
+      prefix: whether a text gets a leading space; None for what the file says.
+
     Raises:
-      ValueError: not a sentencepiece file, or a model that is not BPE.
+      ValueError: not a sentencepiece file, a model that is not BPE, or one that writes spaces otherwise than Llama 2's.
     """
-    tokens, scores, types, trainer = [], [], [], {}
+    tokens, scores, types, trainer, normalizer = [], [], [], {}, {}
     try:
         for number, value in _fields(path.read_bytes()):
             if number == PIECES:
@@ -38,21 +46,78 @@ def read_model(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
                 types.append(piece.get(TYPE, gguf_tokenizer.NORMAL))
             elif number == TRAINER:
                 trainer = dict(_fields(value))
+            elif number == NORMALIZER:
+                normalizer = dict(_fields(value))
     except (IndexError, KeyError, AttributeError, TypeError, struct.error, ValueError) as error:
         raise ValueError(f"{path} is not a sentencepiece model, or is cut short ({error}); fetch it again.") from error
     if trainer.get(MODEL_TYPE) != BPE:
         raise ValueError(f"{path} is a sentencepiece model other than BPE, which is not implemented.")
+    if trainer.get(SUFFIX) or not normalizer.get(ESCAPE, 1):
+        raise ValueError(
+            f"{path} is a sentencepiece model that writes spaces after words, or as they are; neither is implemented."
+        )
+    prefix = bool(normalizer.get(PREFIX, 1)) if prefix is None else prefix
     ids = {"unknown": (UNK, 0), "bos": (BOS, 1), "eos": (EOS, 2), "padding": (PAD, -1)}  # field numbers and defaults
     meta = {f"tokenizer.ggml.{name}_token_id": trainer.get(number, default) for name, (number, default) in ids.items()}
-    return gguf_tokenizer.read_tokenizer(
+    tokenizer, settings = gguf_tokenizer.read_tokenizer(
         {key: i for key, i in meta.items() if 0 <= i < len(tokens)}
         | {
             "tokenizer.ggml.model": "llama",
             "tokenizer.ggml.tokens": tokens,
             "tokenizer.ggml.scores": scores,
             "tokenizer.ggml.token_type": types,
+            "tokenizer.ggml.add_space_prefix": prefix,
         }
     )
+    steps = [normalizers.Precompiled(normalizer[CHARACTERS])] if normalizer.get(CHARACTERS) else []
+    if normalizer.get(EXTRA):  # files have this entry, so its absence asks for nothing
+        steps += [
+            normalizers.Replace(tokenizers.Regex(pattern), text)
+            # A space at the start is the one that a text gets.
+            for pattern, text in (("^ +", " " if prefix else ""), (" +$", ""), (" {2,}", " "))
+        ]
+    if steps:
+        tokenizer.normalizer = normalizers.Sequence(steps)
+    return tokenizer, settings
+
+
+def read_directory(directory: Path, file: str) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
+    """`read_model` of a directory's file, with the tokens and settings of the JSON files beside it.
+
+    added_tokens.json and tokenizer_config.json add tokens, each with an id; special_tokens_map.json and
+    tokenizer_config.json name those with a role, the latter first.
+
+    Raises:
+      ValueError: as `read_model`; or an added token cannot have the id that is written.
+    """
+    names = ("special_tokens_map.json", "tokenizer_config.json", "added_tokens.json")
+    roles, configured, added = (read_json(directory / n) if (directory / n).exists() else {} for n in names)
+    tokenizer, settings = read_model(directory / file, configured.get("add_prefix_space"))
+    named = {k: _text(v) for part in (roles, configured) for k, v in part.items() if k in NAMED and v}
+    lists = [
+        part.get(f"{kind}_special_tokens") or () for part in (roles, configured) for kind in ("additional", "extra")
+    ]
+    extra = [_text(v) for tokens in lists for v in (tokens.values() if isinstance(tokens, dict) else tokens)]
+    special = {*named.values(), *extra}
+    by_id = {i: {"content": text, "special": text in special, "normalized": False} for text, i in added.items()}
+    by_id |= {int(i): token for i, token in (configured.get("added_tokens_decoder") or {}).items()}
+    for i, token in sorted(by_id.items()):
+        options = {k: token.get(k, False) for k in ("single_word", "lstrip", "rstrip", "normalized", "special")}
+        tokenizer.add_tokens([tokenizers.AddedToken(token["content"], **options)])
+        if tokenizer.token_to_id(token["content"]) != i:
+            raise ValueError(
+                f"{directory} adds the token {token['content']!r} as id {i}, and behind the ids of {file} it comes out as "
+                f"{tokenizer.token_to_id(token['content'])}: added_tokens.json or tokenizer_config.json lacks tokens, or "
+                "belongs to another model. Take a directory with tokenizer.json."
+            )
+    tokenizer.add_special_tokens([tokenizers.AddedToken(text, normalized=False) for text in extra])
+    template = configured.get("chat_template")
+    return tokenizer, settings | named | ({"chat_template": template} if template else {})
+
+
+def _text(token: Any) -> str:
+    """A token of these files: its text, or a table with it."""
+    return token["content"] if isinstance(token, dict) else token
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:

@@ -28,7 +28,7 @@ import numpy as np
 import optax
 
 from meal_jax.classifiers import classifier
-from meal_jax.hf import families, pretrained, storage
+from meal_jax.hf import families, pretrained, rules, storage
 from meal_jax.models import lora
 from meal_jax.reward_training import calibration, card, pairs
 from meal_jax.reward_training.bradley_terry import accuracy
@@ -334,6 +334,7 @@ def save(config, model: classifier.Classifier, params: PyTree, tokenizer, report
     out = Path(config.out).expanduser()
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(out)
+    rules.keep(tokenizer, out)
     calibration.draw(out / FIGURE, {"as trained": raw, "with the temperature": report.bins})
     facts = {"config": json.loads(config.to_json_best_effort())} | report._asdict()
     facts["bins"] = [b._asdict() for b in report.bins]

@@ -20,12 +20,12 @@ from meal_jax.rollout.decode import Responses
 
 
 def charge(
-    batch: Batch, responses: Responses, *, copy_penalty: float, copy_free: int, missing_eos_penalty: float
+    batch: Batch, responses: Responses, *, end: int, copy_penalty: float, copy_free: int, missing_eos_penalty: float
 ) -> jax.Array:
-    """What each answer is charged, [B, N] float32: `config.reward`'s fields of these names say for what."""
+    """What each answer is charged, [B, N] float32: `config.reward`'s fields of these names say for what; `end` is a token."""
     taken = jnp.where(responses.ended, 0.0, missing_eos_penalty)
     if copy_penalty:
-        run = longest_run(responses.tokens, responses.mask, batch.tokens, batch.mask)
+        run = longest_run(responses.tokens, responses.mask, batch.tokens, batch.mask, end)
         taken = taken + copy_penalty * jnp.maximum(run - copy_free, 0)
     return taken
 

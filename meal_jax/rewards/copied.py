@@ -9,16 +9,18 @@ import jax
 import jax.numpy as jnp
 
 
-def longest_run(tokens: jax.Array, mask: jax.Array, prompt: jax.Array, prompt_mask: jax.Array) -> jax.Array:
+def longest_run(tokens: jax.Array, mask: jax.Array, prompt: jax.Array, prompt_mask: jax.Array, end: int) -> jax.Array:
     """Tokens of the longest run that an answer shares with its prompt, [B, N] int32.
 
     The longest common substring, by its recurrence: the run that ends at response token t and prompt token s is one longer
     than that at t − 1 and s − 1 where the two tokens are equal, and else 0.
 
     Args:
-      tokens, mask: responses [B, N, T]; the end token is among them and is in no prompt's text.
+      tokens, mask: responses [B, N, T].
       prompt, prompt_mask: [B, S].
+      end: the token that ends a response. It does not count as copied, though it ends the turns of a prompt too (ChatML's).
     """
+    mask = mask & (tokens != end)
 
     def follow(state, now):
         run, longest = state  # run [B, N, S]: of the runs that end at this response token

@@ -6,6 +6,7 @@ words (with capitals, with a space before). The reward is
     logsumexp(logits[yes]) − logsumexp(logits[no])
 
 at the first position of the answer: the log-odds of yes over no, given that the answer is one of them. Nothing is sampled.
+Where the template writes something before an answer, as Qwen 3's does an empty pair of thinking tags, the position is behind.
 
 Prompt and response enter the template as token ids, with special tokens spelled out as text, so they cannot end the turn.
 A pair that is too long first loses the beginning of its prompt, then the end of its response.
@@ -71,6 +72,8 @@ def make_question(tokenizer, question: str, max_tokens: int | None = None) -> Qu
     except ValueError as error:
         raise ValueError(f"judge:{question} cannot be asked of this model: {error}") from error
     rendered = chats.render(chat, (("user", TURN.format(question=question)),), True)
+    if chat.lead.strip():  # Qwen 3's empty thoughts: without them the first token would begin thoughts, not the answer
+        rendered += chat.lead
     before, first, rest = rendered.partition(MARKS[0])
     between, second, after = rest.partition(MARKS[1])
     if not first or not second:

@@ -9,7 +9,8 @@ It is called once a step with all rows, one number a row is its answer, and it s
 tried on two rows before a run begins. A prompt is
 
     a row of the user's own     the text of its one turn; of a conversation "Human: …\n\nAssistant: …\n\nHuman: …", in the
-                                benchmark stories the turns' texts joined by spaces
+                                benchmark stories the turns' texts joined by spaces. A turn that itself has
+                                "\n\nAssistant: " in it comes as a conversation, with "Human: " before it
     assistant, published data   hh-rlhf's transcript, "\n\nHuman: … \n\nAssistant:"
     reddit                      the post on one line
 

@@ -230,15 +230,23 @@ def _numbers(name: str, values: Any, responses: Sequence[str], source: str = "")
     if isinstance(values, np.ndarray):
         return values.astype(np.float32)
     for row, value in enumerate(values):
-        if not isinstance(value, numbers.Real | np.number | np.bool_) and not (
-            hasattr(value, "dtype") and np.ndim(value) == 0
-        ):
+        if not _is_number(value):
             raise ValueError(
                 f"{_of(name, source)} did not return a sequence of numbers: row {row} is {value!r}, a "
                 f"{type(value).__name__}, for {responses[row][:80]!r}; {needed}."
             )
     with np.errstate(over="ignore"):  # what float32 cannot hold is found as infinite
         return np.array([_float(value) for value in values], np.float64).astype(np.float32)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is one real number: Python's, or a scalar of NumPy, JAX or torch; NumPy's texts and dates are none."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or np.ndim(value):
+        return isinstance(value, numbers.Real)
+    if not hasattr(dtype, "kind"):  # torch's
+        return not getattr(dtype, "is_complex", False)
+    return dtype.kind in "biuf" or dtype.name == "bfloat16"
 
 
 def _float(value: Any) -> float:

@@ -87,6 +87,7 @@ class Live:
         max_tokens: int | None = None,
         temperature: float | None = None,
         top_p: float | None = None,
+        top_k: int | None = None,
         watch: Watch | None = None,
     ) -> Answer:
         """Answers a conversation.
@@ -96,7 +97,7 @@ class Live:
           preference: [K], not negative, of sum 1; None for the default.
           seed: of the draws.
           max_tokens: the answer is cut there; at most `max_new`.
-          temperature, top_p: None as the run was evaluated.
+          temperature, top_p, top_k: None as the run was evaluated.
           watch: called with the text so far, each time that it has grown, from another thread.
 
         Raises:
@@ -105,8 +106,8 @@ class Live:
         """
         e, task = self.run.config.eval, self.run.task
         sampling = Sampling(
-            e.temperature if temperature is None else temperature, e.top_k, e.top_p if top_p is None else top_p,
-            watch=self._tell,
+            e.temperature if temperature is None else temperature, e.top_k if top_k is None else top_k,
+            e.top_p if top_p is None else top_p, watch=self._tell,
         )  # fmt: skip
         prompts = answers.read_prompts(task, [turns])
         length = int(pipeline.bucketed(prompts.mask, self.run.config.data.buckets)[0])

@@ -26,6 +26,7 @@ UNSUPPORTED = {
     "n": (1,), "tools": ([],), "functions": ([],), "logprobs": (False,), "stop": ([], ""), "frequency_penalty": (0,),
     "presence_penalty": (0,), "logit_bias": ({},),
     "response_format": ({"type": "text"},),
+    "min_p": (0,), "repetition_penalty": (1,), "stop_token_ids": ([],), "min_tokens": (0,), "ignore_eos": (False,),
 }  # fmt: skip
 
 
@@ -46,6 +47,7 @@ class Asked(NamedTuple):
     max_tokens: int | None
     temperature: float | None
     top_p: float | None
+    top_k: int | None
     stream: bool
     usage: bool
 
@@ -62,7 +64,9 @@ def read(body: Any, objectives: Sequence[str]) -> Asked:
         if body.get(name) is not None and body[name] not in harmless:
             raise BadRequestError(f"{name}={body[name]!r} is not supported here: leave it out.", name)
     limit = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
-    options = body.get("stream_options")
+    options, stream, top_k = body.get("stream_options"), body.get("stream"), _number(body, "top_k", int, -1)
+    if not isinstance(stream, bool | None):
+        raise BadRequestError(f"stream={stream!r} must be true or false.", "stream")
     return Asked(
         turns=_turns(body.get("messages")),
         preference=_preference(body.get("preference"), objectives),
@@ -70,7 +74,8 @@ def read(body: Any, objectives: Sequence[str]) -> Asked:
         max_tokens=_number(body, limit, int, 1),
         temperature=_number(body, "temperature", float, 0, 2),
         top_p=_number(body, "top_p", float, 1e-6, 1),
-        stream=bool(body.get("stream")),
+        top_k=top_k and max(top_k, 0),  # other servers take -1 for all tokens
+        stream=bool(stream),
         usage=isinstance(options, dict) and bool(options.get("include_usage")),
     )
 
@@ -112,12 +117,13 @@ def _number(body: Mapping[str, Any], name: str, kind: type, low: float, high: fl
     value = body.get(name)
     if value is None:
         return None
-    right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    right = isinstance(value, int) and not isinstance(value, bool)  # of any size: no float can hold some
+    right = right or (isinstance(value, float) and math.isfinite(value))
     right = right and (kind is float or value == int(value))
     if not right or not low <= value <= high:
         bounds = f"{low:g} or more" if high == float("inf") else f"{low:g} to {high:g}"
         raise BadRequestError(
-            f"{name}={value!r} must be {'a number' if kind is float else 'a whole number'}, {bounds}.", name
+            f"{name}={value!r:.40} must be {'a number' if kind is float else 'a whole number'}, {bounds}.", name
         )
     return kind(value)
 

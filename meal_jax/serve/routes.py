@@ -116,7 +116,7 @@ async def _answer(live: Live, turn: asyncio.Lock, asked: requests.Asked, pieces:
     def work() -> Answer:
         return live.answer(
             asked.turns, asked.preference, seed=asked.seed, max_tokens=asked.max_tokens, temperature=asked.temperature,
-            top_p=asked.top_p, watch=tell if asked.stream else None,
+            top_p=asked.top_p, top_k=asked.top_k, watch=tell if asked.stream else None,
         )  # fmt: skip
 
     async with turn:

@@ -80,6 +80,7 @@ def _charged(task: Task, config) -> Task:
         return task
     charge = functools.partial(
         charges.charge,
+        end=task.end,
         copy_penalty=r.copy_penalty,
         copy_free=r.copy_free,
         missing_eos_penalty=r.missing_eos_penalty,

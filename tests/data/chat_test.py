@@ -107,6 +107,10 @@ def test_formats_are_told_apart(chat, chat_tokenizer, monkeypatch):
         ((("user", "Which tea?"),), "Which tea?"),
         ((("user", "Two\n\nparagraphs: one."),), "Two\n\nparagraphs: one."),
         ((("user", "a"), ("assistant", "b"), ("user", "c")), "Human: a\n\nAssistant: b\n\nHuman: c"),
+        (
+            (("user", "It says:\n\nAssistant: b"),),
+            "Human: It says:\n\nAssistant: b",
+        ),  # told apart from several by nothing
     ],
 )
 def test_what_a_person_said_is_found_in_the_transcript(turns, said):

@@ -1,13 +1,16 @@
 """The command line that answers a prompt: under one preference, under a grid, on text and on the toy; and what it refuses."""
 
 import json
+import types
 
 import numpy as np
 import pytest
 
 from meal_jax import evaluate
+from meal_jax.data.prompts import Prompts
 from meal_jax.generate import __main__ as command_line
 from meal_jax.generate import answers as generate
+from meal_jax.reward_training import ranked_answers
 from meal_jax.saved_run import open_run
 
 
@@ -114,6 +117,24 @@ def test_a_file_of_prompts_is_answered_in_batches_as_each_alone(capsys, toy_run,
     alone = call(capsys, f"--checkpoint={toy_run}", "--prompt=< 4 8", "--temperature=0", "--preference=1,0")
     assert alone.strip() == lines[3]["answer"] and "6 answers (prompts: 3, preferences: 2)" in printed
     assert "is there already" in refusal(*command)
+
+
+def test_a_file_of_answers_has_the_text_that_the_rewards_read(tmp_path):
+    """Plain templates: a base model writes on into the next turn, which no reward saw and no head is to be fitted on."""
+    text, out = "Yes.\n\nHuman: and more?", tmp_path / "answers.jsonl"
+    tokens = np.frombuffer(text.encode(), np.uint8)[None, None]
+    task = types.SimpleNamespace(objectives=("a",), show=lambda ids: bytes(ids.tolist()).decode(), stop=("\nHuman:",))
+    sizes = types.SimpleNamespace(batch_size=1, rollout=None, score=None)
+    run = types.SimpleNamespace(task=task, config=types.SimpleNamespace(eval=sizes, micro=sizes))
+    prompts = Prompts(*[np.ones((1, 1), int)] * 3, text=("hello",))
+    one = np.ones((1, 1, 1))
+    answered = evaluate.Answers(one, tokens, tokens > 0, np.ones((1, 1), bool), one)
+    assert generate.write(out, run, prompts, one[0], lambda _: answered) == 1
+    line = json.loads(out.read_text())
+    assert (line["answer"], line["whole"]) == ("Yes.", text)
+    assert ranked_answers.read(str(out), 1) == [[("Yes.", {"a": 1.0})]]
+    shown = generate.table(task, one[0], answered).columns[2]._cells
+    assert shown == ["Yes."]
 
 
 def test_conversations_of_a_file_keep_their_turns(assistant_run):

@@ -702,12 +702,14 @@ def varint(n):
     return bytes([n]) if n < 128 else bytes([n & 127 | 128]) + varint(n >> 7)
 
 
-def pieces_file(model_type=2):
+def pieces_file(model_type=2, *normalizer):
     pieces = [("<unk>", 2), ("<s>", 3), ("</s>", 3), *((f"<0x{byte:02X}>", 6) for byte in range(256))]
     pieces += [(piece, 1) for piece in ("\u2581t", "he", "\u2581the", "\u2581", "t", "h", "e")]
     listed = [(1, message((1, p.encode()), (2, -float(i)), (3, kind))) for i, (p, kind) in enumerate(pieces)]
     return message(
-        *listed, (2, message((3, model_type), (40, 0), (41, 1), (42, 2), (43, -1))), (3, message((1, b"bpe")))
+        *listed,
+        (2, message((3, model_type), (40, 0), (41, 1), (42, 2), (43, -1))),
+        (3, message((1, b"bpe"), *normalizer)),
     )
 
 
@@ -733,3 +735,45 @@ def test_bad_sentencepiece_files_are_named(tmp_path):
     path.write_bytes(pieces_file(model_type=1))
     with pytest.raises(FileNotFoundError, match="other than BPE"):
         pretrained.load_tokenizer(tmp_path)
+
+
+def test_added_tokens_beside_a_sentencepiece_file_have_their_ids(tmp_path):
+    """As ChatML fine-tunes of Llama have them; a space or none before the text as the file or the settings say."""
+    (tmp_path / "tokenizer.model").write_bytes(pieces_file())
+    size = 3 + 256 + 7
+
+    def write_all(added, **settings):
+        for name, content in (("added_tokens", added), ("tokenizer_config", settings), ("special_tokens_map", roles)):
+            (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        return pretrained.load_tokenizer(tmp_path)
+
+    roles = {"eos_token": {"content": "<|im_end|>"}, "additional_special_tokens": ["<|im_start|>"]}
+    added = {"<|im_end|>": size, "<|im_start|>": size + 1, "<tool>": size + 2}
+    for tokenizer in (
+        write_all(added),
+        write_all({}, added_tokens_decoder={i: {"content": t, "special": "im" in t} for t, i in added.items()}),
+    ):
+        ids = tokenizer("<|im_start|>the<tool><|im_end|>", add_special_tokens=False).input_ids
+        assert (ids[0], *ids[-2:]) == (size + 1, size + 2, size)
+        assert (tokenizer.eos_token_id, len(tokenizer)) == (size, size + 3)
+        special = {i: token.special for i, token in tokenizer.added_tokens_decoder.items()}
+        assert (special[size], special[size + 1], special[size + 2]) == (True, True, False)
+    assert write_all(added, eos_token="</s>").eos_token_id == 2
+    for wrong in ({"<|im_end|>": size + 1}, {"<|im_end|>": 5}, {"the": 5}):
+        with pytest.raises(FileNotFoundError, match="adds the token .* as id .* comes out as"):
+            write_all(wrong)
+
+
+def test_a_sentencepiece_files_normaliser_is_followed(tmp_path):
+    def tokens(*normalizer, **settings):
+        (tmp_path / "tokenizer.model").write_bytes(pieces_file(2, *normalizer))
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        return pretrained.load_tokenizer(tmp_path).tokenize(" the  the")
+
+    the, plain = "\u2581the", ["t", "he"]
+    assert tokens() == tokens((3, 1), (4, 0)) == [the, "\u2581", the]
+    assert tokens((3, 1), (4, 1)) == [the, the]
+    assert tokens((3, 0), (4, 1)) == [*plain, the]
+    assert tokens((3, 1), (4, 1), add_prefix_space=False) == [*plain, the]
+    with pytest.raises(FileNotFoundError, match="writes spaces after words, or as they are"):
+        tokens((5, 0))

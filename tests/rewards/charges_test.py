@@ -11,7 +11,7 @@ from meal_jax.rewards import charges, stop
 from meal_jax.rollout.decode import Responses
 from meal_jax.tasks import attach_rewards
 
-NONE = {"copy_penalty": 0.0, "copy_free": 2, "missing_eos_penalty": 0.0}
+NONE = {"end": 9, "copy_penalty": 0.0, "copy_free": 2, "missing_eos_penalty": 0.0}
 
 
 def two_answers():
@@ -31,6 +31,13 @@ def test_charges_by_hand():
     assert charge(copy_penalty=0.5) == [0.5 * (5 - 2), 0]
     assert charge(missing_eos_penalty=2.0) == [0, 2]
     assert charge(copy_penalty=0.5, missing_eos_penalty=2.0) == [1.5, 2]
+
+
+def test_the_end_token_is_not_charged_as_a_copy():
+    batch, responses = two_answers()
+    batch = batch._replace(tokens=jnp.array([[2, 3, 1, 5, 6, 9]]))
+    (charged, _), *_ = charges.charge(batch, responses, **(NONE | {"copy_penalty": 1.0, "copy_free": 0}))
+    assert charged == 2  # of 5 6, which would be three with the end
 
 
 def test_all_rewards_are_lowered_and_the_host_gets_the_charge_last():

@@ -23,7 +23,15 @@ def longest(answer, prompt):
 
 def test_it_is_the_longest_common_substring():
     tokens, mask, prompts, real = draw(np.random.default_rng(0))
-    result = copied.longest_run(*map(jnp.asarray, (tokens, mask, prompts, real)))
+    result = copied.longest_run(*map(jnp.asarray, (tokens, mask, prompts, real)), end=-1)
     for b, n in np.ndindex(*mask.shape[:2]):
         assert result[b, n] == longest(tokens[b, n][mask[b, n]].tolist(), prompts[b][real[b]].tolist())
     assert result.max() > 3 and result.min() == 0
+
+
+def test_the_end_token_is_no_copy_though_prompts_hold_it():
+    """ChatML's ends the turns of the prompt too: an empty answer copies nothing, and another one its words alone."""
+    end, prompt = 9, jnp.array([[1, 2, 3, 9]])
+    tokens = jnp.array([[[9, 0, 0], [2, 3, 9], [5, 3, 0]]])
+    mask = jnp.array([[[True, False, False], [True] * 3, [True, True, False]]])
+    assert copied.longest_run(tokens, mask, prompt, prompt > 0, end).tolist() == [[0, 2, 1]]

@@ -1,5 +1,7 @@
 """Objectives in words: the batched judge against one plain pass a pair, on a tiny random decoder."""
 
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,9 +105,23 @@ def test_a_response_cannot_end_the_turn(chat_tokenizer):
     assert count(judge.encode_pair(asked, attack, attack)) == count(judge.encode_pair(asked, "hello", "hello"))
 
 
-def test_what_cannot_judge_is_refused_by_name(chat_tokenizer):
-    import copy
+def test_the_answer_is_read_after_what_the_template_writes_before_it(chat_tokenizer):
+    """Qwen 3's, which thinks unless it is given empty thoughts; a lead that is blank changes nothing."""
+    thinking = copy.copy(chat_tokenizer)
+    answer = "{{ '<|im_start|>assistant\n<think>\n\n</think>\n\n' + m['content'] + '<|im_end|>\n' }}"
+    thinking.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}" + answer + "{% else %}"
+        "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    ids = judge.encode_pair(judge.make_question(thinking, QUESTION), "please", "thank you").ids
+    assert chat_tokenizer.decode(ids).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    thinking.chat_template = thinking.chat_template.replace("<think>\n\n</think>\n\n", " ")
+    ids = judge.encode_pair(judge.make_question(thinking, QUESTION), "please", "thank you").ids
+    assert chat_tokenizer.decode(ids).endswith("<|im_start|>assistant\n")
 
+
+def test_what_cannot_judge_is_refused_by_name(chat_tokenizer):
     without = copy.deepcopy(chat_tokenizer)
     without.chat_template = None
     with pytest.raises(ValueError, match=r"judge:Is it polite\? cannot be asked of this model: .*no chat template"):

@@ -144,6 +144,9 @@ def test_what_a_reward_must_not_return_is_named(values, error, message):
         ([0.5, None], "row 1 is None, a NoneType, for 'second'"),
         (["1.5", 2], "row 0 is '1.5', a str, for 'first'"),
         ([1, 2j], r"row 1 is 2j, a complex"),
+        ([1.0, np.str_("good")], "row 1 is np.str_\\('good'\\), a str_, for 'second'"),
+        ([np.complex64(1), 2.0], "row 0 is .*, a complex64"),
+        ([1.0, np.datetime64("2020-01-01")], "row 1 is .*, a datetime64"),
         (np.array(["1", "2"]), "returned ndarray of <U1"),
         (iter([1.0, 2.0]), "not a sequence of numbers"),
         ([0.1] * 3, r"returned shape \[3\] for 2 responses"),
@@ -160,7 +163,7 @@ def test_the_function_the_row_and_the_value_are_named(values, says):
     [
         [1, 2], (1.0, 2), [True, 2.0], np.array([1, 2]), np.array([1.0, 2.0]), jnp.array([1, 2]),
         jnp.array([1, 2], jnp.bfloat16),
-        [np.float64(1), jnp.float32(2)],
+        [np.float64(1), jnp.float32(2)], [np.array(1), jnp.bfloat16(2)], [np.bool_(True), np.uint8(2)],
     ],
 )  # fmt: skip
 def test_numbers_of_every_kind_are_taken(values):
@@ -210,3 +213,11 @@ def test_the_share_of_known_rows_is_told():
     assert scorer.complete(["p"], tokens, mask, none)[1]["score/known"] == 0.25
     tokens[0, 3, 0] = 4
     assert scorer.complete(["p"], tokens, mask, none)[1]["score/known"] == 0.75
+
+
+def test_scalars_of_torch_are_numbers():
+    torch = pytest.importorskip("torch")
+    values = [torch.tensor(1.0, dtype=torch.bfloat16), torch.tensor(2, requires_grad=False)]
+    assert text.check("polite", values, ["first", "second"]).tolist() == [1.0, 2.0]
+    with pytest.raises(ValueError, match="row 0 is"):
+        text.check("polite", [torch.tensor(1j), 2.0], ["first", "second"])

@@ -21,7 +21,7 @@ pytest.importorskip("starlette", reason="needs the extra serve")
 pytest.importorskip("httpx", reason="starlette's TestClient needs httpx")
 from starlette.testclient import TestClient
 
-from meal_jax.serve import routes, server
+from meal_jax.serve import requests, routes, server
 
 CHAT = "/v1/chat/completions"
 # Appended to the page's script: asks for the first objective alone and leaves in the document whether the page is too wide.
@@ -120,6 +120,13 @@ def test_max_tokens_cuts_the_same_answer_and_the_default_is_equal_weights(client
         (asked("< 3 7", temperature=-1), "temperature", "a number, 0 to 2"),
         (asked("< 3 7", seed=0.5), "seed", "a whole number"),
         (asked("< 3 7", max_tokens=0), "max_tokens", "1 or more"),
+        (asked("< 3 7", seed=10**400), "seed", "a whole number, 0 to 4.29497e+09"),
+        (asked("< 3 7", temperature=10**400), "temperature", "a number, 0 to 2"),
+        (asked("< 3 7", top_k=0.5), "top_k", "a whole number, -1 or more"),
+        (asked("< 3 7", min_p=0.5), "min_p", "min_p=0.5 is not supported"),
+        (asked("< 3 7", repetition_penalty=1.2), "repetition_penalty", "is not supported"),
+        (asked("< 3 7", stop_token_ids=[1]), "stop_token_ids", "is not supported"),
+        (asked("< 3 7", stream="false"), "stream", "must be true or false"),
         (asked("< 3 7", top_p=0), "top_p", "a number, 1e-06 to 1"),
         (asked("< 3 99"), "messages", "99: tokens here are written"),
         (asked("< 3 99", stream=True), "messages", "99: tokens here are written"),
@@ -184,6 +191,27 @@ def test_numbers_that_are_none_are_refused_by_field(client, field, number):
     body = json.dumps(asked("< 3 7"))[:-1] + f', "{field}": {number}' + "}"
     response = client.post(CHAT, content=body, headers={"content-type": "application/json"})
     assert response.status_code == 400 and response.json()["error"]["param"] == field
+
+
+def test_values_under_which_there_is_nothing_to_do_are_taken():
+    neutral = {"min_p": 0, "repetition_penalty": 1.0, "stop_token_ids": [], "min_tokens": None, "stream": None}
+    read = requests.read(asked("< 3 7", top_k=-1, max_tokens=10**400, **neutral), ("first", "second"))
+    assert read.top_k == 0 and read.stream is False and read.max_tokens == 10**400
+    assert requests.read(asked("< 3 7"), ("first", "second")).top_k is None
+
+
+def test_top_k_reaches_the_sampling(client, live, run):
+    seen = []
+
+    def watched(sampling):
+        seen.append(sampling.top_k)
+        raise RuntimeError("seen")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(live, "_program", watched)
+        client.post(CHAT, json=asked("< 3 7", top_k=3))
+        client.post(CHAT, json=asked("< 3 7"))
+    assert seen == [3, run.config.eval.top_k]
 
 
 def test_the_page_and_the_model_list(client, toy_run):
