@@ -53,6 +53,12 @@ MEASURES = (
     "hypervolume", "share_of_true_hypervolume", "mean_inner_product", "sparsity", "spacing", "non_dominated", "monotonicity",
     "truncated", "repetitive", "log_likelihood", "distinct_2", "copied",
 )  # fmt: skip
+# Fields that each run of a comparison gets from a flag, which would hide the values of a sweep.
+SET_BY_FLAGS = {
+    "method": "--methods=NAME,NAME",
+    "compare_with": "--methods=NAME,NAME",
+    "seed": "--seeds=COUNT, which counts from --config.seed",
+}
 
 
 class Variant(NamedTuple):
@@ -68,7 +74,8 @@ def variants(config: ml_collections.ConfigDict, methods: Sequence[str], sweep: s
     """What is to be compared, by name: the methods, or each at a sweep's values.
 
     Raises:
-      ValueError: no method or an unknown one, or a sweep that is not FIELD:VALUES of a field that there is.
+      ValueError: no method or an unknown one, or a sweep that is not FIELD:VALUES of a field that there is, or of one that a
+        flag sets.
     """
     from meal_jax import methods as known
     from meal_jax.saved_run import apply_change
@@ -80,6 +87,8 @@ def variants(config: ml_collections.ConfigDict, methods: Sequence[str], sweep: s
     if sweep is None:
         return {name: Variant(label[name], known.configure(name, config), label[name]) for name in names}
     field, _, values = sweep.partition(":")
+    if field in SET_BY_FLAGS:
+        raise ValueError(f"--sweep={sweep}: the comparison sets {field} itself; use {SET_BY_FLAGS[field]} instead.")
     out = {}
     for name in names:
         for value in filter(None, values.split(",")):

@@ -171,5 +171,9 @@ def test_all_means_all_and_what_cannot_be_is_named():
         compare.variants(toy.get_config(), ["meal"], "meal.tua:1")
     with pytest.raises(ValueError, match="cannot be set to 'warm'"):
         compare.variants(toy.get_config(), ["meal"], "meal.tau:warm")
+    with pytest.raises(ValueError, match="sets method itself; use --methods=NAME,NAME instead"):
+        compare.variants(toy.get_config(), ["meal"], "method:static,raft")
+    with pytest.raises(ValueError, match="sets seed itself; use --seeds=COUNT"):
+        compare.variants(toy.get_config(), ["meal"], "seed:1,2")
     with pytest.raises(ValueError, match="names no values"):
         compare.variants(toy.get_config(), ["meal"], "meal.tau:")
