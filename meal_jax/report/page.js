@@ -26,7 +26,7 @@ $("title").textContent = data.title;
 $("summary").textContent = [
   data.evaluation_set && `evaluated on ${data.evaluation_set.prompts} prompts of ${data.evaluation_set.name}`,
   data.seeds > 1 ? `points and measures are means of ${data.seeds} seeds; answers and curves are of the first` : `seed ${show(M[0].seed)}`,
-].filter(Boolean).join("; ");
+].filter(Boolean).join("; ") + (data.note ? `. ${data.note}` : "");
 
 // ------------------------------------------------------------------------------------------------ the preference
 const grid = M[0].preferences.map((w, i) => i).sort((a, b) => {
