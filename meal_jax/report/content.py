@@ -190,7 +190,7 @@ def _curves(path: Path, objectives: Sequence[str]) -> dict[str, Any]:
         *(f"weight/{name}/{which}" for name in objectives for which in ("target", "proposed", "adapted")),
     ]
     rows = {}
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
             rows[row["step"]] = rows.get(row["step"], {}) | row  # a step may have two rows, one of an evaluation
