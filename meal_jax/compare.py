@@ -53,6 +53,12 @@ MEASURES = (
     "hypervolume", "share_of_true_hypervolume", "mean_inner_product", "sparsity", "spacing", "non_dominated", "monotonicity",
     "truncated", "repetitive", "log_likelihood", "distinct_2", "copied",
 )  # fmt: skip
+# Fields that each run of a comparison gets from a flag, which would hide the values of a sweep.
+SET_BY_FLAGS = {
+    "method": "--methods=NAME,NAME",
+    "compare_with": "--methods=NAME,NAME",
+    "seed": "--seeds=COUNT, which counts from --config.seed",
+}
 
 
 class Variant(NamedTuple):
@@ -68,7 +74,8 @@ def variants(config: ml_collections.ConfigDict, methods: Sequence[str], sweep: s
     """What is to be compared, by name: the methods, or each at a sweep's values.
 
     Raises:
-      ValueError: no method or an unknown one, or a sweep that is not FIELD:VALUES of a field that there is.
+      ValueError: no method or an unknown one, or a sweep that is not FIELD:VALUES of a field that there is, or of one that a
+        flag sets.
     """
     from meal_jax import methods as known
     from meal_jax.saved_run import apply_change
@@ -80,6 +87,8 @@ def variants(config: ml_collections.ConfigDict, methods: Sequence[str], sweep: s
     if sweep is None:
         return {name: Variant(label[name], known.configure(name, config), label[name]) for name in names}
     field, _, values = sweep.partition(":")
+    if field in SET_BY_FLAGS:
+        raise ValueError(f"--sweep={sweep}: the comparison sets {field} itself; use {SET_BY_FLAGS[field]} instead.")
     out = {}
     for name in names:
         for value in filter(None, values.split(",")):
@@ -112,10 +121,11 @@ def run(
     from meal_jax import build, evaluate, train
     from meal_jax import methods as known
     from meal_jax.config import check
+    from meal_jax.pareto import one_point
     from meal_jax.report import write as report
     from meal_jax.rewards import sources
     from meal_jax.runtime import identity
-    from meal_jax.saved_run import need_no_run
+    from meal_jax.saved_run import need_no_run, recorded_reference
 
     distributed.refuse_several("python -m meal_jax.compare")
     root = Path(workdir).expanduser()
@@ -139,32 +149,40 @@ def run(
         folder for folder, run_config in runs.items() if train.finished(folder, run_config) is None
     ]  # refuses other runs
     task = build.build_task(config)
+    unknown = task.reference  # NaN where a run's first evaluation fixes it; then new runs take that of an earlier one
+    for folder in runs:
+        task = task._replace(reference=recorded_reference(folder, task.reference))
     # No benchmark reads a field of these sections; of any other a sweep builds it anew at every value.
     apart = {"meal", "optim", *(method.section[0] for method in known.METHODS.values() if method.section)}
     rebuilt = sweep is not None and sweep.partition(".")[0] not in apart
     with identity.hold(root) if left else contextlib.nullcontext():
         for folder, run_config in runs.items():
             if folder not in left:
-                task = task._replace(
-                    reference=np.array(train.read_json(folder / "pareto.json").get("reference", task.reference))
-                )
                 continue
-            own = build.build_task(run_config)._replace(reference=task.reference) if rebuilt else task
+            reference = recorded_reference(folder, unknown)  # of a run that resumes: its history has one point
+            reference = np.where(np.isnan(reference), task.reference, reference)
+            own = (build.build_task(run_config) if rebuilt else task)._replace(reference=reference)
             done = train.train_and_evaluate(
                 run_config, known.get(run_config.method), build.for_method(own, run_config), folder
             )
             if done is None:
                 return None
-            task = task._replace(reference=np.array(done.get("reference", task.reference)))  # one point for all
+            task = task._replace(reference=np.array(done.get("reference", task.reference)))
     results = read(folders, equal)
+    by_folder = {f: r for name, some in folders.items() for f, r in zip(some, results[name], strict=True)}
+    by_folder, reference = one_point.of_folders(by_folder)
+    results = {name: [by_folder[f] for f in some] for name, some in folders.items()}
     summary = {
         "task": task.name,
         "seeds": seeds,
         "equal": equal,
+        "reference": reference,
+        "runs": {plan[name].label: [str(f.relative_to(root)) for f in some] for name, some in folders.items()},
         "methods": {name: summarise(runs) for name, runs in results.items()},
     }
     labels = {name: variant.label for name, variant in plan.items()}
     summary["paired"], sentences = against_first(summary["methods"], labels, seeds)
+    sentences += [] if reference is None else [one_point.sentence(reference)]
     root.mkdir(parents=True, exist_ok=True)
     ending = BASES[equal].ending
     (root / f"compare{ending}.json").write_text(json.dumps(summary, indent=1) + "\n")
@@ -231,6 +249,13 @@ def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return out
 
 
+def estimate(summary: dict[str, Any], measure: str) -> tuple[float, float, float]:
+    """A measure of `summarise` with the ends of its interval; where it has none, both ends are the measure itself."""
+    value = summary[measure]
+    low, high = summary.get(f"{measure}_interval", (value, value))
+    return value, low, high
+
+
 def against_first(
     methods: dict[str, dict[str, Any]], labels: dict[str, str], seeds: int
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
@@ -259,6 +284,8 @@ def as_table(methods: dict[str, dict[str, Any]], labels: dict[str, str]) -> str:
     def cell(m: dict[str, Any], field: str) -> str:
         if field not in m:
             return "–"
+        if f"{field}_interval" not in m:  # of one seed whose reference point was moved
+            return f"{m[field]:.3f}"
         low, high = m[f"{field}_interval"]
         return f"{m[field]:.3f} ({low:.3f} … {high:.3f})"
 
@@ -337,7 +364,7 @@ def draw_sweep(methods: dict[str, dict[str, Any]], plan: dict[str, Variant], fie
         panels[label] = {}
         for method in dict.fromkeys(variant.method for variant in plan.values()):
             swept = [methods[name] for name, variant in plan.items() if variant.method == method]
-            panels[label][method] = [(m[measure], *m[f"{measure}_interval"]) for m in swept]
+            panels[label][method] = [estimate(m, measure) for m in swept]
     figures.draw_sweep(root / "sweep.png", values, panels, f"config.{field}")
     return root / "sweep.png"
 

@@ -1,12 +1,15 @@
 """The comparison: what is run and what is not, the table's figures, sweeps. Training is replaced by canned results."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from configs import toy
-from meal_jax import compare, methods, train
+from meal_jax import build, compare, methods, train
+from meal_jax.pareto import front
+from meal_jax.report import write as report
 
 
 @pytest.fixture
@@ -51,11 +54,36 @@ def canned(monkeypatch):
     return asked
 
 
+@pytest.fixture
+def unknown_scale(canned, monkeypatch):
+    """As `canned`, with rewards whose scale nobody knows: a run's own first evaluation fixes the point -(1 + seed). Gives
+    the list of (seed, the point that a run was given)."""
+    given, fake, build_task = [], train.train_and_evaluate, build.build_task
+
+    def measured(config, method, task, folder):
+        given.append((config.seed, task.reference.tolist()))
+        result = fake(config, method, task, folder)
+        point = {"reference": np.where(np.isnan(task.reference), -1.0 - config.seed, task.reference).tolist()}
+        for path in (*(folder / "evals").iterdir(), folder / "pareto.json"):
+            path.write_text(json.dumps(json.loads(path.read_text()) | point))
+        return result | point
+
+    def built(config):
+        return build_task(config)._replace(reference=np.full(2, np.nan), truth=None)
+
+    monkeypatch.setattr(train, "train_and_evaluate", measured)
+    monkeypatch.setattr(build, "build_task", built)
+    monkeypatch.setattr(report, "write_and_say", lambda root: None)
+    return given
+
+
 def test_every_method_meets_every_seed_once_and_what_is_done_is_not_run_again(canned, tmp_path):
     config = toy.get_config()
     compare.run(config, str(tmp_path), ["meal", "static"], 3)
     assert [(method, seed) for method, seed, _ in canned] == [(m, s) for s in range(3) for m in ("meal", "static")]
     canned.clear()
+    out = compare.run(config, str(tmp_path), ["static"], 2, equal="tokens")
+    assert out["runs"] == {"static targets": ["0/static", "1/static"]} and not canned
     compare.run(config, str(tmp_path), ["meal", "static"], 4)
     assert [(method, seed) for method, seed, _ in canned] == [("meal", 3), ("static", 3)]
 
@@ -99,6 +127,59 @@ def test_at_equal_spending_each_is_taken_at_its_last_evaluation_within_it(canned
     for stem in ("compare_tokens.json", "compare_tokens.md", "fronts_tokens.png", "curves_updates.png"):
         assert (tmp_path / stem).exists()
     assert not (tmp_path / "compare.md").exists()
+
+
+def test_new_runs_take_the_reference_point_of_finished_ones(unknown_scale, tmp_path):
+    config = toy.get_config()
+    config.seed = 1
+    compare.run(config, str(tmp_path), ["static"], 1)
+    config.seed = 0
+    out = compare.run(config, str(tmp_path), ["static"], 2)  # seed 0 comes first in the loop, seed 1 has the point
+    assert unknown_scale[1:] == [(0, [-2.0, -2.0])] and out["reference"] is None
+    assert "Hypervolumes are from" not in (tmp_path / "compare.md").read_text()
+
+
+def test_a_run_that_resumes_keeps_the_point_of_its_earlier_evaluations(unknown_scale, tmp_path):
+    config = toy.get_config()
+    for seed in (0, 1):  # each alone, so that each has its own point
+        config.seed = seed
+        compare.run(config, str(tmp_path / str(seed)), ["static"], 1)
+    shutil.copytree(tmp_path / "1" / "1", tmp_path / "0" / "1")
+    (tmp_path / "0" / "1" / "static" / "pareto.json").unlink()
+    config.seed = 0
+    with pytest.raises(FileExistsError):  # the canned training begins anew
+        compare.run(config, str(tmp_path / "0"), ["static"], 2)
+    assert unknown_scale[-1] == (1, [-2.0, -2.0])
+
+
+@pytest.mark.parametrize("sweep", [None, "meal.tau:0.1"])
+def test_fronts_measured_from_different_points_are_moved_to_one(unknown_scale, tmp_path, sweep):
+    config = toy.get_config()
+    for method, seed in (("static", 0), ("raft", 1)):  # another seed in the same folder has another point
+        config.seed = seed
+        compare.run(config, str(tmp_path / method), [method], 1, sweep)
+    both = tmp_path / "both" / "0"
+    name = "raft" if sweep is None else "raft_meal.tau=0.1"
+    shutil.copytree(tmp_path / "static" / "0", both)
+    shutil.copytree(tmp_path / "raft" / "1" / name, both / name)
+    for path in (*both.glob(f"{name}/evals/*.json"), both / name / "pareto.json"):  # the same front from another point
+        static = both / name.replace("raft", "static") / path.relative_to(both / name)
+        path.write_text(json.dumps(json.loads(static.read_text()) | {"reference": [-2.0, -3.0]}))
+    (both / name / "config.json").write_text(
+        (both / name / "config.json").read_text().replace('"seed": 1', '"seed": 0')
+    )
+    config.seed = 0
+    out = compare.run(config, str(tmp_path / "both"), ["static", "raft"], 1, sweep)
+    assert out["reference"] == [-2.0, -3.0]
+    points = 0.5 * np.array([[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]])
+    expected = front.hypervolume(points, np.array([-2.0, -3.0]))
+    for method in out["methods"].values():
+        assert method["hypervolume"] == pytest.approx(expected) and "hypervolume_interval" not in method
+        assert method["mean_inner_product_interval"] == pytest.approx([0.35, 0.45])
+    text = (tmp_path / "both" / "compare.md").read_text()
+    assert f"| {expected:.3f} | – | 0.400 (" in text  # the number alone; the share was of another point
+    assert "- Hypervolumes are from (-2, -3), the lowest of the points" in text
+    assert (tmp_path / "both" / "sweep.png").exists() == (sweep is not None)
 
 
 def test_one_seed_has_the_intervals_over_its_prompts(canned, tmp_path):
@@ -171,6 +252,10 @@ def test_all_means_all_and_what_cannot_be_is_named():
         compare.variants(toy.get_config(), ["meal"], "meal.tua:1")
     with pytest.raises(ValueError, match="cannot be set to 'warm'"):
         compare.variants(toy.get_config(), ["meal"], "meal.tau:warm")
+    with pytest.raises(ValueError, match="sets method itself; use --methods=NAME,NAME instead"):
+        compare.variants(toy.get_config(), ["meal"], "method:static,raft")
+    with pytest.raises(ValueError, match="sets seed itself; use --seeds=COUNT"):
+        compare.variants(toy.get_config(), ["meal"], "seed:1,2")
     with pytest.raises(ValueError, match="names no values"):
         compare.variants(toy.get_config(), ["meal"], "meal.tau:")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from meal_jax.pareto.figures import AS_WRITTEN, COLOURS, DPI, GREY, INK, MARKERS
 
 Estimate = tuple[float, float, float]
+LABEL = 45  # characters of a line of a row's label
 
 
 @matplotlib.rc_context(AS_WRITTEN)
@@ -32,7 +34,11 @@ def draw_differences(
       xlabel: what the estimates are.
       title: of the figure.
     """
-    figure = Figure(figsize=(7.2, 1.2 + 0.34 * len(rows)), layout="constrained")
+    wrapped = [
+        textwrap.wrap(row, LABEL, break_on_hyphens=False) for row in rows
+    ]  # longer ones leave the estimates no room
+    tall = max(0.34, 0.1 + 0.14 * max(map(len, wrapped), default=1))
+    figure = Figure(figsize=(7.2, 1.2 + tall * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.axvline(0, color=GREY, linewidth=1)
@@ -43,7 +49,7 @@ def draw_differences(
         spread = np.maximum([middle - low, high - middle], 0)
         axes.errorbar(middle, y, xerr=spread, fmt=MARKERS[n], color=COLOURS[n], markersize=4.5, elinewidth=1.2, capsize=2,
                       label=label)  # fmt: skip
-    axes.set_yticks(range(len(rows)), rows, fontsize=8, color=INK)
+    axes.set_yticks(range(len(rows)), ["\n".join(lines) for lines in wrapped], fontsize=8, color=INK)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel(xlabel, fontsize=9, color=INK)
     axes.tick_params(axis="x", labelsize=8, colors=INK)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
 
@@ -19,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from meal_jax.pareto.front import non_dominated
@@ -79,7 +82,7 @@ def draw_fronts(
     Args:
       path: .png, .pdf or .svg; or a file opened for bytes, which gets a PNG.
       fronts: in the order of the legend.
-      objectives: K names; 2 or 3.
+      objectives: K names, 2 or 3; or names with what computes the reward, as of `rewards.sources.describe`, for the axes.
       truth: [M, K] points of the true front, if known.
       title: of the figure.
       reference: [K], the hypervolume's reference point; drawn as a cross if it is near the points.
@@ -98,9 +101,9 @@ def draw_fronts(
         _draw_panel(axes, fronts, i, j, truth, reference)
         _frame(axes, _axis_name(objectives[i]), _axis_name(objectives[j]))
     if count == 2:
-        notes = [f"numbers: weight of {objectives[0]}"]
+        notes = [f"numbers: weight of {_name(objectives[0])}"]
     else:
-        notes = ["lines: points not dominated in the pair", f"numbers: weights of {', '.join(objectives)}"]
+        notes = ["lines: points not dominated in the pair", f"numbers: weights of {', '.join(map(_name, objectives))}"]
     notes += ["bars: 95 % intervals"] if any(front.low is not None for front in fronts) else []
     _finish(figure, title, "  ·  ".join(notes))
     for axes, (i, j) in zip(figure.axes, pairs, strict=True):
@@ -120,7 +123,8 @@ def draw_curves(
     figure = Figure(figsize=(5.6, 4.2), layout="constrained")
     axes = figure.subplots()
     for n, (label, (x, y)) in enumerate(curves.items()):
-        axes.plot(x, y, label=label, markevery=(n / len(curves) / 8, 1 / 8), linewidth=1.5, **_look(n))
+        marked = (n / len(curves) / 8, 1 / 8) if len(x) > 1 else 1  # of a run that was evaluated once, its one point
+        axes.plot(x, y, label=label, markevery=marked, linewidth=1.5, **_look(n))
     _frame(axes, xlabel, ylabel)
     axes.margins(x=0.02, y=0.08)
     _finish(figure, title, None)
@@ -286,6 +290,11 @@ def _axis_name(objective: str) -> str:
     return objective if "reward" in objective else f"{objective} reward"
 
 
+def _name(objective: str) -> str:
+    """An objective's name without what `rewards.sources.describe` adds to it."""
+    return re.sub(r" reward( \(.*\))?$", "", objective, flags=re.DOTALL) or objective
+
+
 def _frame(axes: Axes, xlabel: str, ylabel: str) -> None:
     axes.set_xlabel(xlabel, fontsize=10, color=INK)
     axes.set_ylabel(ylabel, fontsize=10, color=INK)
@@ -298,21 +307,46 @@ def _frame(axes: Axes, xlabel: str, ylabel: str) -> None:
 
 
 def _finish(figure: Figure, title: str | None, note: str | None) -> None:
-    """Adds a title above and one legend for all panels below, outside the data; then fixes the layout."""
+    """Adds a title above and one legend for all panels below, outside the data; wraps what is too long; fixes the layout."""
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
+    whole = 0.96 * figure.bbox.width
     if title:
-        figure.suptitle(title, fontsize=11, color=INK)
+        wrap(figure.suptitle(title, fontsize=11, color=INK), title, whole)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     for columns in range(min(len(handles), 4 if len(figure.axes) == 1 else 8), 0, -1):
         balanced = -(-len(handles) // -(-len(handles) // columns))  # no row much shorter than the others
-        legend = figure.legend(
-            handles, labels, loc="outside lower center", ncols=balanced, frameon=False, fontsize=9, title=note or None
-        )
-        legend.get_title().set(fontsize=8, color=GREY)
+        legend = figure.legend(handles, labels, loc="outside lower center", ncols=balanced, frameon=False, fontsize=9)
         figure.draw_without_rendering()
         if columns == 1 or legend.get_window_extent().width < 0.98 * figure.bbox.width:
             break
         legend.remove()
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        wrap(text, label, 0.85 * whole)  # the rest is the line and the marker
+    if note:
+        legend.set_title(note)
+        legend.get_title().set(fontsize=8, color=GREY, multialignment="center")
+        wrap(legend.get_title(), note, whole)
+    names = [(axes, axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes]
+    for _ in range(3):  # a label of more lines makes the panels smaller
+        figure.draw_without_rendering()
+        for axes, xlabel, ylabel in names:
+            box = axes.get_window_extent()
+            wrap(axes.xaxis.label, xlabel, box.width)
+            wrap(axes.yaxis.label, ylabel, box.height)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
+
+
+def wrap(artist: Text, text: str, room: float, lines: int = 3) -> None:
+    """Sets a text in lines that are at most `room` pixels long, whatever its angle; "…" stands for what needs more lines."""
+    renderer, font = artist.figure.canvas.get_renderer(), artist.get_fontproperties()
+
+    def length(line: str) -> float:
+        return renderer.get_text_width_height_descent(line, font, ismath=False)[0]
+
+    pieces, most = [text], len(text)
+    while max(map(length, pieces), default=0) > room and most > 1:
+        most = min(most - 1, int(most * room / max(map(length, pieces))) + 1)
+        pieces = textwrap.wrap(text, most, max_lines=lines, placeholder=" …")
+    artist.set_text("\n".join(pieces))

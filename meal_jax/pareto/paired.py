@@ -71,7 +71,12 @@ def family(pairs: Mapping[str, tuple[Sequence[float], Sequence[float]]], draws: 
 
 
 def difference(values: np.ndarray, draws: int = 10_000) -> Difference:
-    """What S paired differences say; `adjusted` is p."""
+    """What S paired differences say; `adjusted` is p.
+
+    Raises:
+      ValueError: a difference is not a finite number.
+    """
+    _need_finite(values)
     seeds = len(values)
     means = values[np.random.default_rng(0).integers(0, seeds, (draws, seeds))].mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
@@ -90,7 +95,11 @@ def effect_size(values: np.ndarray, level: float = 0.95) -> tuple[float, float, 
 
     Returns:
       (d_z, low, high); NaN for one seed and for differences that do not vary.
+
+    Raises:
+      ValueError: a difference is not a finite number.
     """
+    _need_finite(values)
     seeds, spread = len(values), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     if spread <= 1e-12 * float(np.max(np.abs(values), initial=0.0)) or spread == 0:
         return (float("nan"),) * 3
@@ -111,6 +120,12 @@ def effect_size(values: np.ndarray, level: float = 0.95) -> tuple[float, float, 
 
     ends = [np.sign(t or 1.0) * bound(share) / np.sqrt(seeds) for share in ((1 + level) / 2, (1 - level) / 2)]
     return float(t / np.sqrt(seeds)), float(min(ends)), float(max(ends))
+
+
+def _need_finite(values: np.ndarray) -> None:
+    """The search for an interval would not end otherwise."""
+    if not np.all(np.isfinite(values)):
+        raise ValueError(f"differences must be finite numbers, not {np.asarray(values).tolist()}.")
 
 
 def smallest_p(seeds: int, comparisons: int) -> float:

@@ -9,10 +9,12 @@ training rewards and targets), by step. The first fifth of the steps, in which a
     utility_noise        half the mean squared change from one step to the next (von Neumann), in which a slow rise counts
                          little: for independent noise around a constant it equals the variance
     steps_to_90          first step by which 90 % of the rise from the first level to the last is reached, in a running mean
-    lost                 share of its largest rise that the run had lost at its end: 0 at its best, 1 back where it began
+    lost                 share of its largest rise that the run had lost at its end: 0 at its best, 1 back where it began, more
+                         below that; 1 too, a lower bound, where it never rose and ended clearly below its first level
     collapsed            whether it lost more than half
 
-Levels are running means over a twentieth of the steps: the first, the last, and the largest.
+Levels are running means over a twentieth of the steps: the first, the last, and the largest. One is clearly below another
+if the gap is more than two standard errors, given the noise.
 
 Letters: T steps.
 """
@@ -34,7 +36,7 @@ NAN = float("nan")
 
 
 class Steadiness(NamedTuple):
-    """The measures, as defined above; NaN where the series is missing, too short or never rises."""
+    """The measures, as defined above; NaN where a series is missing or too short, or has no such rise."""
 
     grad_norm_variance: float
     utility_variance: float
@@ -61,7 +63,7 @@ def measure(metrics: Sequence[Mapping[str, Any]]) -> Steadiness:
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl by step, several rows of a step merged; a damaged line is left out, no file is []."""
     path, rows = Path(path), {}
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
             rows[row["step"]] = rows.get(row["step"], {}) | row
@@ -100,16 +102,31 @@ def steps_to(steps: np.ndarray, values: np.ndarray, share: float = 0.9) -> float
 
 
 def lost(values: np.ndarray) -> float:
-    """Share of its largest rise that a series [T] had lost at its end, in its running mean; NaN if it never rises."""
+    """Share of its largest rise that a series [T] had lost at its end, in its running mean.
+
+    A series that never rises above its first level has no rise to lose a share of: 1 if its last level is clearly below the
+    first, else NaN.
+    """
     levels = running_mean(values)
-    if len(levels) < 2 or not levels.max() > levels[0]:
+    if len(levels) < 2:
         return NAN
+    if not levels.max() > levels[0]:
+        return 1.0 if levels[0] - levels[-1] > 2 * _level_error(values) else NAN
     return float((levels.max() - levels[-1]) / (levels.max() - levels[0]))
+
+
+def _level_error(values: np.ndarray) -> float:
+    """Standard error of the difference of two levels, if values [T] are levels with independent noise."""
+    return float(np.sqrt(np.mean(np.diff(values) ** 2) / _level_width(values)))
+
+
+def _level_width(values: np.ndarray) -> int:
+    return max(1, round(LEVEL_PART * len(values)))
 
 
 def running_mean(values: np.ndarray) -> np.ndarray:
     """Means of every window of a twentieth of the values [T], at least one value wide."""
-    width = max(1, round(LEVEL_PART * len(values)))
+    width = _level_width(values)
     return np.convolve(values, np.full(width, 1 / width), "valid") if len(values) else values
 
 

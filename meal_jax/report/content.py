@@ -15,6 +15,7 @@ import numpy as np
 
 from meal_jax import config as defaults
 from meal_jax import methods
+from meal_jax.pareto import one_point
 from meal_jax.rewards import sources
 from meal_jax.saved_run import fine_tuned, read_json, recorded_config
 from meal_jax.tasks import toy_explanation
@@ -38,7 +39,7 @@ class Entry(NamedTuple):
 
 
 def find(workdir: Path) -> list[Entry]:
-    """What finished runs a directory holds: a run's methods, a comparison's with their seeds, or a study's variants.
+    """What finished runs a directory holds: a run's methods, those of its last comparison, or a study's variants.
 
     Raises:
       FileNotFoundError: it holds none.
@@ -50,12 +51,16 @@ def find(workdir: Path) -> list[Entry]:
         names = [n for n in config.compare_with if n != config.method and (workdir / n / "pareto.json").exists()]
         return [Entry(_label(config.method), [workdir]), *(Entry(_label(n), [workdir / n]) for n in names)]
     variants = (read_json(workdir / "study.json") or {}).get("variants", {})
+    compared = _newest_comparison(workdir)
     if variants:
-        folders = {variant["label"]: _seeds(workdir / name) for name, variant in variants.items()}
+        folders = {variant["label"]: _seeds(workdir / name, variant.get("seeds")) for name, variant in variants.items()}
+    elif "runs" in compared:
+        folders = {label: [workdir / path for path in paths] for label, paths in compared["runs"].items()}
     else:
         seeds = _seeds(workdir)
-        known = list((read_json(workdir / "compare.json") or {}).get("methods", {}))
-        known = known or sorted({path.parent.name for seed in seeds for path in seed.glob("*/pareto.json")})
+        known = list(compared.get("methods", {})) or sorted(
+            {path.parent.name for seed in seeds for path in seed.glob("*/pareto.json")}
+        )
         folders = {_label(name): [seed / name.replace(" ", "_") for seed in seeds] for name in known}
     finished = {label: [path for path in paths if (path / "pareto.json").exists()] for label, paths in folders.items()}
     runs = [Entry(label, paths) for label, paths in finished.items() if paths]
@@ -67,18 +72,28 @@ def find(workdir: Path) -> list[Entry]:
     return runs
 
 
-def _seeds(workdir: Path) -> list[Path]:
-    return sorted((path for path in workdir.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
+def _newest_comparison(workdir: Path) -> dict[str, Any]:
+    """What the last command of `meal_jax.compare` wrote here; {} for none. Each --equal has a file of its own."""
+    paths = sorted(workdir.glob("compare*.json"), key=lambda path: path.stat().st_mtime_ns)
+    return (read_json(paths[-1]) if paths else None) or {}
+
+
+def _seeds(workdir: Path, seeds: Sequence[int] | None = None) -> list[Path]:
+    """The folders of these seeds, or of all that there are."""
+    known = [int(path.name) for path in workdir.glob("*") if path.name.isdigit()] if seeds is None else seeds
+    return [workdir / str(seed) for seed in sorted(known)]
 
 
 def gather(entries: Sequence[Entry]) -> dict[str, Any]:
     """The report's content as JSON values.
 
     Several seeds of a method are one front: its points are the seeds' means, without intervals. Answers, curves and
-    configuration are those of the first seed.
+    configuration are those of the first seed. Hypervolumes are from one reference point; "note" says so if they were moved.
     """
     first = entries[0].folders[0]
-    head = json.loads((first / "pareto.json").read_text())
+    results = {f: json.loads((f / "pareto.json").read_text()) for entry in entries for f in entry.folders}
+    results, reference = one_point.of_folders(results)
+    head = results[first]
     config = recorded_config(first) if (first / "config.json").exists() else None
     k = len(head["preferences"][0])
     objectives = head.get("objectives") or [f"objective {i + 1}" for i in range(k)]
@@ -90,7 +105,8 @@ def gather(entries: Sequence[Entry]) -> dict[str, Any]:
         "seeds": seeds,
         "objectives": list(objectives),
         "axes": list(sources.describe(config)) if config is not None else list(objectives),
-        "methods": [_method(entry, objectives, config) for entry in entries],
+        "methods": [_method(entry, results, objectives, config) for entry in entries],
+        "note": None if reference is None else one_point.sentence(reference),
         "rule": toy_explanation.rule(objectives, config.sampling.max_new) if _own_toy(config) else None,
         "before": _front(head["before"]) if head.get("before") else None,
         "exact": _rounded(head["exact_points"]) if "exact_points" in head else None,
@@ -106,8 +122,10 @@ def _own_toy(config: Any) -> tuple[int, ...]:
     return tuple(sources.own_objectives(config)) if config is not None and config.task == "toy" else ()
 
 
-def _method(entry: Entry, objectives: Sequence[str], config: Any) -> dict[str, Any]:
-    runs = [json.loads((folder / "pareto.json").read_text()) for folder in entry.folders]
+def _method(
+    entry: Entry, results: Mapping[Path, dict[str, Any]], objectives: Sequence[str], config: Any
+) -> dict[str, Any]:
+    runs = [results[folder] for folder in entry.folders]
     head = runs[0]
     out = {"label": entry.label, "seed": head.get("seed"), **_front(head)}
     if len(runs) > 1:
@@ -172,7 +190,7 @@ def _curves(path: Path, objectives: Sequence[str]) -> dict[str, Any]:
         *(f"weight/{name}/{which}" for name in objectives for which in ("target", "proposed", "adapted")),
     ]
     rows = {}
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
             rows[row["step"]] = rows.get(row["step"], {}) | row  # a step may have two rows, one of an evaluation

@@ -26,7 +26,7 @@ $("title").textContent = data.title;
 $("summary").textContent = [
   data.evaluation_set && `evaluated on ${data.evaluation_set.prompts} prompts of ${data.evaluation_set.name}`,
   data.seeds > 1 ? `points and measures are means of ${data.seeds} seeds; answers and curves are of the first` : `seed ${show(M[0].seed)}`,
-].filter(Boolean).join("; ");
+].filter(Boolean).join("; ") + (data.note ? `. ${data.note}` : "");
 
 // ------------------------------------------------------------------------------------------------ the preference
 const grid = M[0].preferences.map((w, i) => i).sort((a, b) => {
@@ -147,7 +147,9 @@ function drawFront(a, b) {
   const xs = [...new Set(fronts.flatMap((f) => f.points.map((p) => p[a])))].sort((p, q) => p - q);
   const bounds = [a, b].map((k) => {
     const all = fronts.flatMap((f) => [...f.points, ...(f.low || []), ...(f.high || []), ...(f.evaluations || []).flatMap((e) => e[1])].map((p) => p[k]));
-    const low = Math.min(...all), high = Math.max(...all), pad = 0.06 * (high - low) || 0.5;
+    // Not as the arguments of Math.min: a long run has more points than a call may have.
+    const [low, high] = all.reduce(([low, high], v) => [Math.min(low, v), Math.max(high, v)], [Infinity, -Infinity]);
+    const pad = 0.06 * (high - low) || 0.5;
     return [low - pad, high + pad];
   });
   // The data only carries the ranges; all marks are drawn by `paint`, since fronts are ordered by preference and not by x.
@@ -216,7 +218,8 @@ function drawFront(a, b) {
   u = new uPlot({
     width: width(parent), height, legend: { show: false },
     scales: { x: { time: false, range: range(0) }, y: { range: range(1) } },
-    axes: [{ label: data.axes[a], stroke: "#333" }, { label: data.axes[b], stroke: "#333", size: 60 }],
+    // Axes have room for names, the upright one for less; the caption has the model or the question too.
+    axes: [{ label: shortened(data.objectives[a], 36), stroke: "#333" }, { label: shortened(data.objectives[b], 30), stroke: "#333", size: 60 }],
     cursor: { drag: { x: true, y: true, uni: 30 }, points: { show: false } },
     series: [{}, { paths: () => null, points: { show: false } }],
     hooks: { draw: [paint], setCursor: [hover] },
@@ -239,8 +242,8 @@ prompts.forEach((text, i) => { make("option", `${i + 1}: ${text.replace(/\s+/g, 
   .forEach(([value, text]) => { make("option", text, $("against")).value = value; });
 $("against").value = M.length > 1 ? "first" : "previous";
 const answerOf = (m, w) => {
-  const sample = m.samples.find((s) => s.prompt === prompts[+$("prompt").value]);
-  return sample && sample.answers[nearest(sample.answers.map((a) => a.preference), w)];
+  const place = +$("prompt").value, sample = m.samples[place];  // by its place: two prompts may read the same
+  return sample && sample.prompt === prompts[place] && sample.answers[nearest(sample.answers.map((a) => a.preference), w)];
 };
 
 // Words of `text` that are not of the longest common subsequence with `other`.

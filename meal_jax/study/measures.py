@@ -14,7 +14,7 @@ import numpy as np
 
 from meal_jax.compare import BASES
 from meal_jax.limits import is_interval
-from meal_jax.pareto import front, steadiness
+from meal_jax.pareto import front, one_point, steadiness
 
 # Name → label, and whether lower is better. Of an evaluation, so that they are compared at equal spending:
 EVALUATED = {
@@ -67,7 +67,7 @@ def read(folder: Path, gap: Sequence[float] = ()) -> Record:
     """
     final = json.loads((folder / "pareto.json").read_text())
     history = final["history"]
-    evaluations = [json.loads((folder / "evals" / f"{h['step']:06d}.json").read_text()) for h in history]
+    evaluations = one_point.read_evaluations(folder, final)
     for evaluation in (*evaluations, final):
         evaluation["gap_inner_product"] = gap_inner_product(evaluation, gap)
     budgets = {key: np.array([h["budget"][key] for h in history], float) for key in history[0]["budget"]}
@@ -79,25 +79,21 @@ def read(folder: Path, gap: Sequence[float] = ()) -> Record:
 def from_one_point(records: dict[str, dict[int, Record]]) -> tuple[dict[str, dict[int, Record]], list[float] | None]:
     """The runs with all hypervolumes from one reference point, and that point; None where they have one already.
 
-    With rewards whose scale nobody knew each run's first evaluation fixed a point. The lowest of each objective lies behind
-    them all. Intervals over prompts are of the runs' own points and left out.
+    See `pareto.one_point`. Intervals over prompts and shares of the true hypervolume are of the runs' own points and left out.
     """
-    references = [r.final["reference"] for runs in records.values() for r in runs.values() if "reference" in r.final]
-    if all(reference == references[0] for reference in references):
+    lowest = one_point.lowest(r.final for runs in records.values() for r in runs.values())
+    if lowest is None:
         return records, None
-    lowest = np.min(references, axis=0)
 
     def moved(record: Record) -> Record:
-        volumes = np.array([front.hypervolume(points, lowest) for points in record.points])
-        final = {key: value for key, value in record.final.items() if key != "hypervolume_interval"}
-        final["history"] = [h | {"hypervolume": v} for h, v in zip(final["history"], volumes.tolist(), strict=True)]
-        final |= {
-            "hypervolume": front.hypervolume(np.array(final["points"], float), lowest),
-            "reference": lowest.tolist(),
-        }
-        return record._replace(final=final, values=record.values | {"hypervolume": volumes})
+        final = one_point.moved(record.final, record.points, lowest)
+        volumes = np.array([h["hypervolume"] for h in final["history"]])
+        shares = np.full(len(volumes), np.nan)
+        return record._replace(
+            final=final, values=record.values | {"hypervolume": volumes, "share_of_true_hypervolume": shares}
+        )
 
-    return {name: {seed: moved(r) for seed, r in runs.items()} for name, runs in records.items()}, lowest.tolist()
+    return {name: {seed: moved(r) for seed, r in runs.items()} for name, runs in records.items()}, lowest
 
 
 def gap_inner_product(evaluation: Mapping[str, Any], gap: Sequence[float]) -> float:

@@ -14,6 +14,13 @@ from meal_jax.config import check
 from meal_jax.saved_run import apply_change, finished
 from meal_jax.study.plan import Variant
 
+# Fields that the study gives each run, which would hide a change of them.
+SET_BY_STUDY = {
+    "method": "Variant(…, method=NAME)",
+    "compare_with": "a Variant for each method",
+    "seed": "config.seed and config.seeds of the study, whose runs have seeds seed, seed + 1 …",
+}
+
 
 class Run(NamedTuple):
     """One run.
@@ -66,6 +73,9 @@ def configuration(study: ml_collections.ConfigDict, variant: Variant) -> ml_coll
         )
     try:
         for change in (*study.changes, *variant.changes):
+            field = change.partition("=")[0]
+            if field in SET_BY_STUDY:
+                raise ValueError(f"changes={change}: the study sets {field} itself; use {SET_BY_STUDY[field]} instead.")
             apply_change(config, change, flag="changes")
         config.method, config.compare_with = variant.method, ()
         check(config)

@@ -10,8 +10,8 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from meal_jax.compare import as_table, common_history
-from meal_jax.pareto import differences_figure, figures, paired
+from meal_jax.compare import as_table, common_history, estimate
+from meal_jax.pareto import differences_figure, figures, one_point, paired
 from meal_jax.saved_run import write_json, write_text
 from meal_jax.study.analysis import Records, ahead, analyse
 from meal_jax.study.measures import EQUAL, MEASURES, TRAINING
@@ -89,11 +89,7 @@ def markdown(study: ml_collections.ConfigDict, content: dict[str, Any], figure_n
             lack = f"Not answered at equal {label}, for want of two runs of one seed that were evaluated there"
             parts.append(f"{lack}: {', '.join(unasked)}.")
     if content["reference"]:
-        point = ", ".join(f"{v:.4g}" for v in content["reference"])
-        parts.append(
-            f"Hypervolumes are from ({point}), the lowest of the points that the runs' first evaluations fixed, so that they "
-            "can be compared; the runs' own files have them from their own points."
-        )
+        parts.append(one_point.sentence(content["reference"]))
     if content["variants"]:
         labels = {name: variant["label"] for name, variant in content["variants"].items()}
         parts += [
@@ -194,7 +190,7 @@ def draw(study: ml_collections.ConfigDict, content: dict[str, Any], records: Rec
         points = [(value, content["variants"][name]) for value, name in curve.points if name in content["variants"]]
         if len(points) > 1:
             panels = {
-                label: {"Meal": [(variant[measure], *variant[f"{measure}_interval"]) for _, variant in points]}
+                label: {"Meal": [estimate(variant, measure) for _, variant in points]}
                 for measure, label in (("hypervolume", "hypervolume"), ("mean_inner_product", "mean inner product"))
             }
             drawn.append(root / f"curve_{curve.name}.png")

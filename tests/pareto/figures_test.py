@@ -136,6 +136,50 @@ def test_far_reference_does_not_stretch_the_axes(tmp_path, drawn):
     assert drawn[0].axes[0].get_xlim() == drawn[1].axes[0].get_xlim()
 
 
+QUESTION = (
+    "friendly and welcoming tone reward (judge: Is this response friendly, and does it avoid all kinds of sarcasm?)"
+)
+MODELS = (
+    QUESTION,
+    "harmless reward (Ray2333/gpt2-large-harmless-reward_model)",
+    f"short reward ({'number_of_words_' * 9})",
+)
+
+
+@pytest.mark.parametrize("objectives", [MODELS[:2], MODELS[1:], MODELS])
+def test_long_descriptions_and_titles_stay_at_their_axes(tmp_path, drawn, objectives):
+    fronts = [make_front("Meal", 0.9, len(objectives), 0.02), make_front("static", 0.7, len(objectives))]
+    title = "own, mean of 5 seeds, at equal optimizer steps" * 4
+    figures.draw_fronts(tmp_path / "f.png", fronts, objectives, title=title, reference=[0.0] * len(objectives))
+    (figure,) = drawn
+    _, panels, legend = boxes(figure)
+    for axes, panel in zip(figure.axes, panels, strict=True):
+        x, y = (label.get_window_extent() for label in (axes.xaxis.label, axes.yaxis.label))
+        assert panel.x0 <= x.x0 + 5 and x.x1 <= panel.x1 + 5 and x.y1 < panel.y0  # pixels, 100 per inch
+        assert panel.y0 <= y.y0 + 5 and y.y1 <= panel.y1 + 5 and y.x1 < panel.x0
+        assert x.y0 > legend.y1 and y.x0 >= 0 and not any(overlap(y, other) for other in panels)
+        assert panel.height > 200 and panel.width > 200  # what is left for the points
+    top = figure._suptitle.get_window_extent()
+    assert 0 <= top.x0 and top.x1 <= figure.bbox.width and top.y1 <= figure.bbox.height
+    assert all(top.y0 > panel.y1 for panel in panels)
+    assert 0 <= legend.x0 and legend.x1 <= figure.bbox.width
+    assert figure.legends[0]._ncols == 3  # not as few as the note's width would leave room for
+    note = figure.legends[0].get_title().get_text()
+    assert not any(origin in note for origin in ("judge", "Ray2333", "number_of_words"))
+
+
+def test_what_needs_more_lines_than_there_are_ends_in_an_ellipsis(tmp_path, drawn):
+    figures.draw_fronts(tmp_path / "f.png", [make_front("Meal", 0.9)], ["a", f"b reward (judge: {'Is it so? ' * 60})"])
+    lines = drawn[0].axes[0].get_ylabel().splitlines()
+    assert len(lines) == 3 and lines[0].startswith("b reward (judge: Is it so?") and lines[2].endswith(" …")
+
+
+def test_a_single_evaluation_is_a_point(tmp_path, drawn):
+    figures.draw_curves(tmp_path / "c.png", {"Meal": ([0], [1.0]), "static": ([0], [0.5])}, "updates", "hypervolume")
+    assert [line.get_markevery() for line in drawn[0].axes[0].lines] == [1, 1]
+    assert np.mean(matplotlib.image.imread(tmp_path / "c.png")[:600, 200:, 0] < 0.5) > 1e-4  # a mark, above the legend
+
+
 def test_a_dollar_sign_in_a_question_is_a_dollar_sign(tmp_path, drawn):
     names = ("price (judge: Is it worth $5 or 6_$?)", "b $x$ reward")
     figures.draw_fronts(tmp_path / "a.png", [make_front("at $5_$6", 1.0)], names, title="for $1_$2")

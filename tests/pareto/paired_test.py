@@ -68,6 +68,14 @@ def test_the_effect_size_is_the_mean_in_standard_deviations_with_the_t_tests_own
     assert np.isnan(paired.effect_size(np.full(5, 0.3))).all() and np.isnan(paired.effect_size(values[:1])).all()
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_differences_that_are_no_numbers_are_refused(value):
+    values = np.array([0.1, value, 0.3])
+    for test in (paired.difference, paired.effect_size):
+        with pytest.raises(ValueError, match="must be finite numbers, not"):
+            test(values)
+
+
 @pytest.mark.parametrize("spread", [1e-1, 1e-2, 1e-4, 1e-7])
 def test_the_effect_sizes_interval_of_nearly_equal_differences_is_that_of_their_deviation(spread):
     """With a mean of many deviations only the deviation's own error counts: s² (n − 1) / σ² is chi-squared."""

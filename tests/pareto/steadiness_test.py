@@ -53,6 +53,21 @@ def test_a_fall_after_a_rise_is_its_share_of_the_rise(end, lost):
     assert measured.lost == pytest.approx(lost) and measured.collapsed == (lost > 0.5)
 
 
+@pytest.mark.parametrize(
+    "values", [np.linspace(1, -5, 100), np.r_[np.ones(50), np.zeros(50)], np.r_[9.0, np.zeros(99)]]
+)
+def test_a_run_that_only_falls_has_collapsed(values):
+    measured = steadiness.measure(rows(values + 0.01 * np.random.default_rng(0).normal(size=100) * (values < 1)))
+    assert measured.lost == 1 and measured.collapsed and np.isnan(measured.steps_to_90)
+
+
+def test_noise_alone_is_no_fall():
+    noise = np.random.default_rng(0).normal(size=(400, 100))
+    falls = [lost for values in noise if (lost := steadiness.lost(values)) == 1.0]
+    assert len(falls) < 0.05 * len(noise)  # of all; most have a highest level that is not the first
+    assert np.isnan(steadiness.lost(np.r_[1e-9, np.zeros(1)])) and np.isnan(steadiness.lost(np.ones(50)))
+
+
 def test_a_step_function_reaches_its_level_at_the_step():
     values = np.r_[np.zeros(30), np.ones(70)]
     assert steadiness.measure(rows(values)).steps_to_90 == 34  # the first window of 5 that is all after the step
@@ -72,5 +87,7 @@ def test_rows_are_read_by_name_and_missing_ones_are_nan(tmp_path):
     assert metrics == [{"step": 0, "utility": 1.0}, {"step": 1, "utility": 2.0, "eval/hypervolume": 0.5}]
     measured = steadiness.measure(metrics)
     assert np.isnan(measured.grad_norm_variance) and np.isnan(measured.utility_variance)
+    path.write_bytes(path.read_bytes() + b"\n\xff\xfe\x00")
+    assert steadiness.read_metrics(path) == metrics
     assert steadiness.read_metrics(tmp_path / "none.jsonl") == []
     assert np.isnan(steadiness.measure([]).utility_noise)

@@ -1,12 +1,15 @@
 """What a report reads from a stored run, and the page around it: no tag from a text, the same bytes every time, no network."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from meal_jax.pareto import front
 from meal_jax.report import content, page, write
 
 SAVED = Path(__file__).parents[1] / "saved" / "toy"
@@ -103,6 +106,46 @@ def test_seeds_are_averaged_and_answers_are_the_first_ones(stored, tmp_path):
     assert result["low"] is None and result["samples"][0]["prompt"] == "seed 0"
 
 
+def test_hypervolumes_from_different_points_are_moved_to_one(stored, tmp_path):
+    (tmp_path / "study.json").write_text(json.dumps({"variants": {n: {"label": n} for n in ("a", "b")}}))
+    for variant, reference in (("a", [-1.0, 0.0]), ("b", [0.0, -2.0])):
+        path = shutil.copytree(stored, tmp_path / variant / "0") / "pareto.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"reference": reference}))
+    result = content.gather(content.find(tmp_path))
+    points = np.array(json.loads((stored / "pareto.json").read_text())["points"])
+    expected = front.hypervolume(points, np.array([-1.0, -2.0]))
+    for method in result["methods"]:
+        assert method["measures"]["hypervolume"] == pytest.approx(expected, rel=1e-4)
+        assert method["history"][-1][1] == pytest.approx(expected, rel=1e-4)
+        assert "hypervolume" not in method["intervals"] and "share_of_true_hypervolume" not in method["measures"]
+    assert result["note"].startswith("Hypervolumes are from (-1, -2), the lowest of the points")
+    assert content.gather(content.find(stored))["note"] is None
+
+
+def test_a_comparisons_report_is_of_its_last_command(stored, tmp_path):
+    for seed in (0, 1, 2):
+        for method in ("meal", "static"):
+            shutil.copytree(stored, tmp_path / str(seed) / method)
+    written = {
+        "compare.json": {"Meal": ["0/meal", "1/meal", "2/meal"]},
+        "compare_tokens.json": {"Meal": ["1/meal"], "static targets": ["1/static"]},
+    }
+    for time, (name, runs) in enumerate(written.items()):
+        (tmp_path / name).write_text(json.dumps({"methods": {}, "runs": runs}))
+        os.utime(tmp_path / name, (time, time))
+    found = {e.label: [str(f.relative_to(tmp_path)) for f in e.folders] for e in content.find(tmp_path)}
+    assert found == written["compare_tokens.json"]
+    os.utime(tmp_path / "compare.json", (9, 9))
+    assert [len(e.folders) for e in content.find(tmp_path)] == [3]
+
+
+def test_a_studys_report_is_of_its_own_seeds(stored, tmp_path):
+    for seed in (0, 1, 10):
+        shutil.copytree(stored, tmp_path / "meal" / str(seed))
+    (tmp_path / "study.json").write_text(json.dumps({"variants": {"meal": {"label": "Meal", "seeds": [10, 1]}}}))
+    assert [f.name for f in content.find(tmp_path)[0].folders] == ["1", "10"]
+
+
 def test_a_studys_variants_stand_side_by_side_under_their_labels(stored, tmp_path):
     labels = {"no_net": "Meal without its net", "meal": "Meal", "unfinished": "static targets"}
     variants = {name: {"label": label} for name, label in labels.items()}
@@ -118,6 +161,7 @@ def test_a_studys_variants_stand_side_by_side_under_their_labels(stored, tmp_pat
 def test_long_curves_are_thinned_by_averages(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"step": i, "utility": float(i)}) + "\n" for i in range(480)))
+    path.write_bytes(path.read_bytes() + b"\xff\xfe\x00")  # as a disk that is full may leave it
     curves = content._curves(path, ())
     assert curves["step"][:2] == [1, 3] and curves["utility"][:2] == [0.5, 2.5] and len(curves["step"]) == 240
 

@@ -1,10 +1,13 @@
 """Verdicts for a difference that is known, for none, and where the seeds could not have told."""
 
+import shutil
+
 import numpy as np
 import pytest
 
 from meal_jax.study import analysis, measures, plan
 from meal_jax.study.plan import Question, Variant
+from tests.study.conftest import write_run
 
 
 def study_of(*questions):
@@ -88,3 +91,19 @@ def test_a_question_without_runs_is_left_out(write_runs):
     study = study_of(Question("static", "meal", "static", "hypervolume"))
     content = analysis.analyse(study, read(root, {"meal": 2}))
     assert content["questions"] == {"updates": {}, "tokens": {}} and list(content["variants"]) == ["meal"]
+
+
+def test_a_run_that_only_falls_counts_and_seeds_without_a_value_are_said(write_runs):
+    rise, fall, flat = np.linspace(0, 1, 20), np.linspace(1, -5, 20), np.zeros(20)
+    root = write_runs("meal", BASE, utility=rise)
+    write_runs("static", BASE, utility=fall)
+    for seed in (6, 7):
+        shutil.rmtree(root / "static" / str(seed))
+        write_run(root / "static" / str(seed), [0.0, 0.1], (0, 100), utility=flat)
+    content = analysis.analyse(
+        study_of(Question("lost", "meal", "static", "lost")), read(root, {"meal": 8, "static": 8})
+    )
+    row = content["questions"]["updates"]["lost"]
+    assert row["mean"] == -1 and row["seeds"] == list(range(6)) and row["without_value"] == [6, 7]
+    assert row["sentence"].endswith("Left out: 2 seeds in which a run has no value.")
+    assert content["variants"]["static"]["steadiness"]["collapse_rate"] == pytest.approx(6 / 8)

@@ -82,6 +82,18 @@ def test_a_study_is_trained_reported_and_resumed(study, tmp_path, capsys):
         assert f"({name}.png)" in text and (tmp_path / f"{name}.png").stat().st_size > 5000
 
 
+def test_one_seed_from_different_reference_points_has_numbers_without_intervals(study, tmp_path, write_runs):
+    write_runs("meal", [0.8])
+    write_runs("static", [0.8], reference=(-1.0, -1.0))
+    study.seeds = 1
+    assert command.run(study, tmp_path, ["static", "lam"], 1, True) == 0
+    text, content = (tmp_path / "study.md").read_text(), json.loads((tmp_path / "study.json").read_text())
+    assert content["reference"] == [-1.0, -1.0] and content["questions"]["updates"]["static"]["mean"] == 0
+    volume = content["variants"]["meal"]["hypervolume"]
+    assert volume == content["variants"]["static"]["hypervolume"]
+    assert f"| Meal | {volume:.3f} | – | 0.400 (" in text and (tmp_path / "curve_lam.png").exists()
+
+
 def test_report_trains_nothing_and_says_what_is_missing(study, tmp_path, capsys):
     (tmp_path / "fails").write_text("static/0")
     study.seeds = 1

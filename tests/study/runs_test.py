@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import sys
 
 import pytest
@@ -92,6 +93,23 @@ def test_a_wrong_variant_or_base_is_named(study, tmp_path):
         runs.table(study, tmp_path)
     study.base = "configs/toi.py"
     with pytest.raises(FileNotFoundError, match=r"configs/toi\.py' is not a configuration file here"):
+        runs.table(study, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "instead"),
+    [
+        ("method=raft", r"Variant\(…, method=NAME\)"),
+        ("seed=7", "config.seeds"),
+        ("compare_with=('raft',)", "a Variant"),
+    ],
+)
+def test_a_change_that_the_study_would_override_is_refused(study, tmp_path, change, instead):
+    study.variants = (Variant("raft", "RAFT", changes=(change,)),)
+    with pytest.raises(ValueError, match=rf"variant raft: changes={re.escape(change)}: the study sets .*{instead}"):
+        runs.table(study, tmp_path)
+    study.variants, study.changes = (Variant("meal", "Meal"),), (change,)
+    with pytest.raises(ValueError, match=rf"variant meal: .*{instead}"):
         runs.table(study, tmp_path)
 
 
