@@ -453,7 +453,7 @@ def test_told_to_stop_in_an_evaluation_it_saves_the_state_before_it(tmp_path, st
         ({"objectives": ("only",), "task": "broken"}, "broken"),
         ({"method": "ppo"}, "'ppo' is not one of"),
         ({"batch_size": 3}, "must be even"),
-        ({"method": "static", "compare_with": ("ric",), "meal": {"gap": (0.4, 0.6)}}, "'ric' does not draw"),
+        ({"method": "static", "compare_with": ("ric",), "meal__gap": (0.4, 0.6)}, "'ric' does not draw"),
         ({"batch_size": 4096}, "training prompts are fewer than the 4096"),
     ],
 )
