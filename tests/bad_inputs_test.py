@@ -88,7 +88,7 @@ def test_a_configuration(fields, says):
 
 BUILDS = [
     ({"eval.prompts": 4}, r"config\.eval\.prompts=4: the toy .* a multiple of 16"),
-    ({"objectives": tuple("abcdefghijklmnop")}, "16 rewards: the toy's vocabulary serves 15"),
+    ({"objectives": tuple("abcdefghijklmnop")}, "16 rewards: the toy has 10 at most"),
     ({"task": "toy_base"}, r"config\.task='toy_base' is not one of"),
     ({"batch_size": 4096}, r"fewer than the 4096 needed \(config\.batch_size for training"),
 ]
