@@ -18,7 +18,8 @@ then fit heads with --config=configs/reward_reddit_small.py and --config.source=
 model before it are refused.
 
 Under an hour for Meal on one CPU core, and 4.4 GB. Expect the mean inner product to rise from -0.49 to 0.51, and with
-static targets to 0.49, without copies of the post (docs/reddit_small.md, one seed).
+static targets to 0.49, without copies of the post; every answer is then cut at sampling.max_new. With
+--config.reward.missing_eos_penalty=1 most answers end, at lower rewards (docs/reddit_small.md, one seed).
 """
 
 from meal_jax import config as base
