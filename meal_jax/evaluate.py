@@ -276,28 +276,28 @@ def readable_prompt(task: Task, prompts: Prompts, row: int) -> str:
     return chats.spoken(prompts.text[row])
 
 
-def readable_answer(task: Task, tokens: np.ndarray, mask: np.ndarray, ended: bool) -> str:
-    """A response [T] as text. One that was cut may end within a character, whose bytes no text can show: they are left out."""
+def whole_answer(task: Task, tokens: np.ndarray, mask: np.ndarray, ended: bool) -> str:
+    """All of a response [T] as text. One that was cut may end within a character, whose bytes no text can show: they are left
+    out."""
     text = task.show(tokens[mask])
     return text if ended else text.rstrip("\ufffd").rstrip()
 
 
-def scored_answer(task: Task, tokens: np.ndarray, mask: np.ndarray, ended: bool) -> dict[str, str]:
-    """A response [T] as its rewards read it: {"answer": text, cut at `Task.stop`}; and its "whole" text where that differs."""
-    whole = readable_answer(task, tokens, mask, ended)
-    answer = templates.cut(whole, task.stop) if task.stop else whole
-    return {"answer": answer} if answer == whole else {"answer": answer, "whole": whole}
+def readable_answer(task: Task, tokens: np.ndarray, mask: np.ndarray, ended: bool) -> str:
+    """A response [T] as its rewards, and people, read it: its text up to the first of `Task.stop`."""
+    whole = whole_answer(task, tokens, mask, ended)
+    return templates.cut(whole, task.stop) if task.stop else whole
 
 
 def sample_answers(answers: Answers, preferences: np.ndarray, task: Task, prompts: int) -> list[dict[str, Any]]:
-    """Readable answers of the first test prompts at every preference, with their rewards; see `scored_answer` for the cut."""
+    """Readable answers of the first test prompts at every preference, with their rewards."""
     out = []
     for e in range(min(prompts, len(answers.scores))):
         rows = [(answers.tokens[e, m], answers.mask[e, m], answers.ended[e, m]) for m in range(len(preferences))]
         samples = [
             {
                 "preference": [round(float(v), 3) for v in preferences[m]],
-                "response": scored_answer(task, *rows[m])["answer"],
+                "response": readable_answer(task, *rows[m]),
                 "rewards": {
                     name: round(float(v), 3) for name, v in zip(task.objectives, answers.scores[e, m], strict=True)
                 },

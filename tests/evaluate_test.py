@@ -169,16 +169,14 @@ def test_samples_show_the_text_that_their_rewards_read():
     answers = evaluate.Answers(np.ones((1, 2, 1)), tokens, mask, np.ones((1, 2), bool), None)
     (sample,) = evaluate.sample_answers(answers, np.array([[0.5], [1.0]]), task, 1)
     assert [answer["response"] for answer in sample["answers"]] == ["Yes.", "No."]
-    rows = [evaluate.scored_answer(task, tokens[0, m], mask[0, m], True) for m in range(2)]
-    assert rows == [{"answer": "Yes.", "whole": texts[0]}, {"answer": "No."}]
-    assert evaluate.scored_answer(types.SimpleNamespace(show=show, stop=()), tokens[0, 0], mask[0, 0], True) == {
-        "answer": texts[0]
-    }
+    assert evaluate.whole_answer(task, tokens[0, 0], mask[0, 0], True) == texts[0]
+    plain = types.SimpleNamespace(show=show, stop=())
+    assert evaluate.readable_answer(plain, tokens[0, 0], mask[0, 0], True) == texts[0]
 
 
 def test_half_a_character_at_a_cut_is_left_out():
     """Tokens of a byte each, as byte-level tokenizers have them."""
-    task = types.SimpleNamespace(show=lambda tokens: bytes(tokens.tolist()).decode(errors="replace").strip())
+    task = types.SimpleNamespace(show=lambda tokens: bytes(tokens.tolist()).decode(errors="replace").strip(), stop=())
 
     def read(text, count, ended):
         data = np.frombuffer(text.encode(), np.uint8)

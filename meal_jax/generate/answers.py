@@ -14,9 +14,9 @@ per prompt and preference:
     {"row": 0, "prompt": "Which tea?", "preference": {"harmless": 0.3, "helpful": 0.7}, "proposed": {"harmless": 0.28,
     "helpful": 0.72}, "answer": "Sencha.", "ended": true, "rewards": {"harmless": 0.41, "helpful": 1.3}}
 
-`row` counts the file's prompts from 0; `ended` is false for an answer that max_new cut. `answer` is the text that the rewards
-are of: up to the first text of `config.data.stop`. Where the policy wrote on behind it, `whole` has all of its text. The table
-shows answers as the rewards read them, too.
+`row` counts the file's prompts from 0; `ended` is false for an answer that max_new cut. An answer is the text that the rewards
+are of, up to the first text of `config.data.stop`, here and in the table. Where the policy wrote on behind it, `whole` has all
+of its text.
 
 Letters: E prompts, M preferences, K objectives, S prompt tokens, T response tokens.
 """
@@ -172,8 +172,7 @@ def table(task: Task, preferences: np.ndarray, answered: evaluate.Answers) -> Ta
     for name in task.objectives if rewards else ():
         out.add_column(name, justify="right", no_wrap=True)
     for m, w in enumerate(preferences):
-        read = evaluate.scored_answer(task, answered.tokens[0, m], answered.mask[0, m], answered.ended[0, m])
-        text = read["answer"] if rewards else read.get("whole", read["answer"])
+        text = evaluate.readable_answer(task, answered.tokens[0, m], answered.mask[0, m], answered.ended[0, m])
         scores = [f"{score:.2f}" for score in answered.scores[0, m]] if rewards else []
         out.add_row(_numbers(w), _numbers(answered.proposals[0, m]), escape(text), *scores)
     return out
@@ -252,15 +251,16 @@ def write(
             part = prompts.rows(np.arange(start, min(start + size, len(prompts.id))))
             answered = answer(part)
             for e, m in np.ndindex(answered.ended.shape):
+                response = answered.tokens[e, m], answered.mask[e, m], answered.ended[e, m]
+                text, whole = (show(run.task, *response) for show in (evaluate.readable_answer, evaluate.whole_answer))
                 line = {
                     "row": start + e,
                     "prompt": evaluate.readable_prompt(run.task, part, e),
                     "preference": _named(names, preferences[m]),
                     "proposed": _named(names, answered.proposals[e, m]),
-                    **evaluate.scored_answer(
-                        run.task, answered.tokens[e, m], answered.mask[e, m], answered.ended[e, m]
-                    ),
-                    "ended": bool(answered.ended[e, m]),
+                    "answer": text,
+                    **({} if text == whole else {"whole": whole}),
+                    "ended": bool(answered.ended[e, m]) or text != whole,
                     "rewards": _named(names, answered.scores[e, m]),
                 }
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -125,8 +125,10 @@ class Live:
         tokens, mask = answered.tokens[0, 0][:limit], answered.mask[0, 0][:limit]
         ended = bool(answered.ended[0, 0]) and int(answered.mask[0, 0].sum()) <= limit
         scores = answered.scores[0, 0] if self.rewards and limit == self.max_new else ()
+        text = evaluate.readable_answer(task, tokens, mask, ended)
+        ended = ended or text != evaluate.whole_answer(task, tokens, mask, ended)  # at a stop text
         return Answer(
-            evaluate.readable_answer(task, tokens, mask, ended), ended, self._named(w),
+            text, ended, self._named(w),
             self._named(answered.proposals[0, 0]), self._named(scores), int(prompts.mask.sum()), int(mask.sum()),
         )  # fmt: skip
 
@@ -135,7 +137,7 @@ class Live:
 
 
 class _Growing:
-    """Turns the tokens of one answer into its text so far; tokens may come out of order."""
+    """Turns the tokens of an answer, in any order, into its text so far, without what may become a stop text."""
 
     def __init__(self, task, limit: int, watch: Watch):
         self.task, self.limit, self.watch = task, limit, watch
@@ -149,6 +151,14 @@ class _Growing:
             self.count += 1
         ids = np.array([self.tokens[i] for i in range(self.count)], np.int32)
         text = evaluate.readable_answer(self.task, ids, np.ones(len(ids), bool), ended=False)
+        text = text.removesuffix(_begun(text, self.task.stop)).rstrip()
         if len(text) > len(self.text) and text.startswith(self.text):
             self.text = text
             self.watch(text)
+
+
+def _begun(text: str, stop: Sequence[str]) -> str:
+    """The longest end of a text that begins a stop text; white space before one does not tell, since it is cut too."""
+    marks = [mark.lstrip() for mark in stop]
+    longest = max(map(len, marks), default=0)
+    return next((text[-n:] for n in range(longest, 0, -1) if any(mark.startswith(text[-n:]) for mark in marks)), "")

@@ -225,12 +225,31 @@ def test_the_page_and_the_model_list(client, toy_run):
 
 
 def test_text_grows_in_order_and_half_a_character_waits():
-    task = types.SimpleNamespace(end=9, show=lambda ids: bytes(ids.tolist()).decode(errors="replace").strip())
+    task = types.SimpleNamespace(end=9, stop=(), show=lambda ids: bytes(ids.tolist()).decode(errors="replace").strip())
     seen = []
     grow = lives._Growing(task, 6, seen.append)
     for t, token in [(0, 0x61), (2, 0xA9), (1, 0xC3), (3, 0x62), (4, 9), (5, 0x63)]:
         grow(t, np.array([[token]]))
     assert seen == ["a", "aé", "aéb"]
+
+
+def test_no_part_of_a_stop_text_is_streamed_and_what_only_began_one_comes_with_the_next_token():
+    task = types.SimpleNamespace(
+        end=0, stop=("\nHuman:", "\nAssistant:"), show=lambda ids: bytes(ids.tolist()).decode().strip()
+    )
+    seen = []
+    grow = lives._Growing(task, 99, seen.append)
+    for t, token in enumerate(b"He said Hum.\n\nHuman: more"):
+        grow(t, np.array([[token]]))
+    assert seen[-1] == "He said Hum." and "He said" in seen and "He said H" not in seen
+    assert all("He said Hum.".startswith(text) for text in seen)
+
+
+def test_an_answer_ends_where_its_rewards_stop_reading(run):
+    first = lives.Live(run).answer((("user", "< 3 7"),), [1, 0])
+    mark = f" {first.text.split()[1]}"
+    cut = lives.Live(run._replace(task=run.task._replace(stop=(mark,)))).answer((("user", "< 3 7"),), [1, 0])
+    assert cut.text == first.text.split(mark)[0] and cut.ended and len(cut.text) < len(first.text)
 
 
 def test_a_short_prompt_is_padded_to_its_bucket_and_answered_alike(run):
