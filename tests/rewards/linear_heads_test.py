@@ -1,5 +1,7 @@
 """Reward heads: what they read of a response, their file, and the refusal of a base they do not know."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -179,6 +181,7 @@ def test_the_shipped_heads_load(name, objectives):
     assert np.isfinite(heads.w).all() and (heads.temperature > 0).all() and heads.w.any(axis=1).all()
     file = linear_heads.SHIPPED / f"{name or linear_heads.DEFAULT}.safetensors"
     assert file.stat().st_size < 2**20
+    assert '"/' not in json.dumps(heads.facts)  # no path of the machine that fitted them
     text = file.with_suffix(".md").read_text(encoding="utf-8")
     for name, report in heads.facts["reports"].items():
         assert f"| {name} | {report['fitted']} | {report['tested']} | {report['accuracy']:.3f} |" in text
