@@ -156,9 +156,8 @@ def run(
     apart = {"meal", "optim", *(method.section[0] for method in known.METHODS.values() if method.section)}
     rebuilt = sweep is not None and sweep.partition(".")[0] not in apart
     with identity.hold(root) if left else contextlib.nullcontext():
-        for folder, run_config in runs.items():
-            if folder not in left:
-                continue
+        for folder in left:
+            run_config = runs[folder]
             reference = recorded_reference(folder, unknown)  # of a run that resumes: its history has one point
             reference = np.where(np.isnan(reference), task.reference, reference)
             own = (build.build_task(run_config) if rebuilt else task)._replace(reference=reference)

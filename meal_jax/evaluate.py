@@ -285,7 +285,11 @@ def whole_answer(task: Task, tokens: np.ndarray, mask: np.ndarray, ended: bool) 
 
 def readable_answer(task: Task, tokens: np.ndarray, mask: np.ndarray, ended: bool) -> str:
     """A response [T] as its rewards, and people, read it: its text up to the first of `Task.stop`."""
-    whole = whole_answer(task, tokens, mask, ended)
+    return cut_answer(task, whole_answer(task, tokens, mask, ended))
+
+
+def cut_answer(task: Task, whole: str) -> str:
+    """The part of `whole_answer` that rewards read."""
     return templates.cut(whole, task.stop) if task.stop else whole
 
 
@@ -293,11 +297,10 @@ def sample_answers(answers: Answers, preferences: np.ndarray, task: Task, prompt
     """Readable answers of the first test prompts at every preference, with their rewards."""
     out = []
     for e in range(min(prompts, len(answers.scores))):
-        rows = [(answers.tokens[e, m], answers.mask[e, m], answers.ended[e, m]) for m in range(len(preferences))]
         samples = [
             {
                 "preference": [round(float(v), 3) for v in preferences[m]],
-                "response": readable_answer(task, *rows[m]),
+                "response": readable_answer(task, answers.tokens[e, m], answers.mask[e, m], answers.ended[e, m]),
                 "rewards": {
                     name: round(float(v), 3) for name, v in zip(task.objectives, answers.scores[e, m], strict=True)
                 },

@@ -251,8 +251,10 @@ def write(
             part = prompts.rows(np.arange(start, min(start + size, len(prompts.id))))
             answered = answer(part)
             for e, m in np.ndindex(answered.ended.shape):
-                response = answered.tokens[e, m], answered.mask[e, m], answered.ended[e, m]
-                text, whole = (show(run.task, *response) for show in (evaluate.readable_answer, evaluate.whole_answer))
+                whole = evaluate.whole_answer(
+                    run.task, answered.tokens[e, m], answered.mask[e, m], answered.ended[e, m]
+                )
+                text = evaluate.cut_answer(run.task, whole)
                 line = {
                     "row": start + e,
                     "prompt": evaluate.readable_prompt(run.task, part, e),

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from meal_jax.pareto.figures import AS_WRITTEN, COLOURS, DPI, GREY, INK, MARKERS
 
 Estimate = tuple[float, float, float]
-LABEL = 45  # characters of a line of a row's label
+LABEL = 45  # characters of a line of a row's label; longer ones leave the estimates no room
 
 
 @matplotlib.rc_context(AS_WRITTEN)
@@ -34,9 +34,7 @@ def draw_differences(
       xlabel: what the estimates are.
       title: of the figure.
     """
-    wrapped = [
-        textwrap.wrap(row, LABEL, break_on_hyphens=False) for row in rows
-    ]  # longer ones leave the estimates no room
+    wrapped = [textwrap.wrap(row, LABEL, break_on_hyphens=False) for row in rows]
     tall = max(0.34, 0.1 + 0.14 * max(map(len, wrapped), default=1))
     figure = Figure(figsize=(7.2, 1.2 + tall * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)

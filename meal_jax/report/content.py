@@ -15,7 +15,7 @@ import numpy as np
 
 from meal_jax import config as defaults
 from meal_jax import methods
-from meal_jax.pareto import one_point
+from meal_jax.pareto import one_point, steadiness
 from meal_jax.rewards import sources
 from meal_jax.saved_run import fine_tuned, read_json, recorded_config
 from meal_jax.tasks import toy_explanation
@@ -189,14 +189,8 @@ def _curves(path: Path, objectives: Sequence[str]) -> dict[str, Any]:
         *(f"reward/{name}/mean" for name in objectives),
         *(f"weight/{name}/{which}" for name in objectives for which in ("target", "proposed", "adapted")),
     ]
-    rows = {}
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
-        try:
-            row = json.loads(line)
-            rows[row["step"]] = rows.get(row["step"], {}) | row  # a step may have two rows, one of an evaluation
-        except (ValueError, KeyError, TypeError):
-            continue
-    steps = sorted(step for step, row in rows.items() if "utility" in row)
+    rows = {row["step"]: row for row in steadiness.read_metrics(path)}
+    steps = [step for step, row in rows.items() if "utility" in row]
     groups = [
         steps[i : i + math.ceil(len(steps) / POINTS)] for i in range(0, len(steps), math.ceil(len(steps) / POINTS) or 1)
     ]

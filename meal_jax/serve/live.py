@@ -125,8 +125,9 @@ class Live:
         tokens, mask = answered.tokens[0, 0][:limit], answered.mask[0, 0][:limit]
         ended = bool(answered.ended[0, 0]) and int(answered.mask[0, 0].sum()) <= limit
         scores = answered.scores[0, 0] if self.rewards and limit == self.max_new else ()
-        text = evaluate.readable_answer(task, tokens, mask, ended)
-        ended = ended or text != evaluate.whole_answer(task, tokens, mask, ended)  # at a stop text
+        whole = evaluate.whole_answer(task, tokens, mask, ended)
+        text = evaluate.cut_answer(task, whole)
+        ended = ended or text != whole  # at a stop text
         return Answer(
             text, ended, self._named(w),
             self._named(answered.proposals[0, 0]), self._named(scores), int(prompts.mask.sum()), int(mask.sum()),
