@@ -60,7 +60,7 @@ def default() -> ml_collections.ConfigDict:
     p.pretrain = 0  # toy: steps in which the base first learns the language (tasks/toy_base.py); 0 = random weights
     p.lora_rank = 0  # rank of the adapters; 0 trains all weights
     p.lora_alpha = 32.0  # adapters are scaled by lora_alpha / lora_rank
-    p.lora_dropout = 0.0  # on the adapters' input, in training passes only, and not of methods that use PPO
+    p.lora_dropout = 0.0  # on the adapters' input, where the policy learns; in no ratio of probabilities: L_meta, PPO
     p.lora_targets = r"attention/(q|k|v|o)$"  # regular expression on layer paths: attention/q … mlp/down
     p.dtype = "float32"  # compute type: float32 or bfloat16 (softmax, norms, logits and losses stay float32)
     p.param_dtype = "float32"  # storage of base weights; float32 where all are trained (lora_rank=0)

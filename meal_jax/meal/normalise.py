@@ -14,6 +14,8 @@ import jax.numpy as jnp
 SCALE = ("running", "pool")
 LEAST = 0.1  # of a pool's standard deviation, in running ones: what hardly differs is not blown up more than tenfold
 
+ROUNDING = 1e-6  # of a mean in float32, some units in the last place
+
 LARGEST = 1e15  # magnitude of a reward: sums of squares of larger ones are beyond float32
 
 
@@ -61,8 +63,9 @@ def absorb(stats: RunningStats, rewards: jax.Array, window: float) -> RunningSta
 
 
 def normalise(stats: RunningStats, rewards: jax.Array) -> jax.Array:
-    """(rewards − mean) / standard deviation, [..., K]; a reward that never varies maps to 0."""
-    return (rewards - stats.mean) * jax.lax.rsqrt(stats.var + 1e-8)
+    """(rewards − mean) / standard deviation, [..., K], whatever a reward's scale; one that never varies maps to 0."""
+    rounding = ROUNDING * stats.mean  # what is as small beside the mean counts as nothing
+    return (rewards - stats.mean) * jax.lax.rsqrt(stats.var + rounding**2 + jnp.finfo(jnp.float32).tiny)
 
 
 def scale_by_pool(r: jax.Array) -> jax.Array:

@@ -239,7 +239,7 @@ def update(
         if m.meta_fraction < 1:  # independently in both halves; the keys that the rest of a step uses stay as they are
             drawn = tuple(subset.draw(key, len(batch.id) // 2, m.meta_fraction) for key in step_keys(state, 6)[4:])
         h = bilevel.hypergradient(
-            base_level(inner, given, read_base), _meta_level(setup, frozen, dropout_key, outer), theta, phi,
+            base_level(inner, given, read_base), _meta_level(setup, frozen, outer), theta, phi,
             setup.policy_tx, opt, through_update=m.hypergradient != "none", drawn=drawn,
         )  # fmt: skip
         updates, net_opt = setup.net_tx.update(h.grad, net_opt, phi)
@@ -308,9 +308,9 @@ def _read_before(setup: Setup, frozen: Frozen, key: jax.Array, theta: PyTree, ha
 
 
 def _read_pool(
-    setup: Setup, frozen: Frozen, key: jax.Array, theta: PyTree, w: jax.Array, pool: _Pool, **how
+    setup: Setup, frozen: Frozen, key: jax.Array | None, theta: PyTree, w: jax.Array, pool: _Pool, **how
 ) -> TokenStats:
-    dropout = jax.random.fold_in(key, pool.batch.id[0])
+    dropout = None if key is None else jax.random.fold_in(key, pool.batch.id[0])
     return read(setup, theta, frozen, pool.batch, w, pool.rollout.responses.tokens, dropout_key=dropout, **how)[0]
 
 
@@ -337,13 +337,13 @@ def _base_level(
     return bilevel.Level(reads, loss, (half, given), _pieces(half.batch.id.shape[0], setup.micro.gradient))
 
 
-def _meta_level(setup: Setup, frozen: Frozen, key: jax.Array, half: _Pool) -> bilevel.Level:
-    """L_meta of the other half; φ reaches it through the proposals."""
+def _meta_level(setup: Setup, frozen: Frozen, half: _Pool) -> bilevel.Level:
+    """L_meta of the other half; φ reaches it through the proposals. Read without dropout, whose masks would move the ratio."""
     m, targets = setup.meal, half.rollout.w
     over = targets[..., 0].size, jnp.sum(jnp.exp(log_accept(targets, half.r, _tau(m, half))))
 
     def loss(theta: PyTree, w_hat: jax.Array, pool: _Pool) -> jax.Array:
-        token = _read_pool(setup, frozen, key, theta, w_hat, pool, temperature=setup.sampling.temperature or 1.0)
+        token = _read_pool(setup, frozen, None, theta, w_hat, pool, temperature=setup.sampling.temperature or 1.0)
         responses = pool.rollout.responses
         return bilevel.meta_loss(
             pool.rollout.w, w_hat, pool.r, token.logp, responses.logp, responses.mask, kind=m.meta,

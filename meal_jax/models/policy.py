@@ -13,8 +13,9 @@ answer, conditioning that is not trained yet disturbs a pretrained model little.
 
 Alone or beside prefix or text, "adapter" has every adapter scaled by w, per candidate (`lora.block_scale`): no new
 parameters, no new tokens, differentiable in w. The prompt is read at the uniform preference, where the scales are 1, so one
-prefill still serves all candidates. By choice (`Conditioning.prompt`) it is read at the candidate's own preference: that takes
-a prefill per candidate and makes the policy at one preference a plain model.
+prefill still serves all candidates; where nothing stands between it and the answer, each candidate reads its last token, which
+predicts the answer's first, again. By choice (`Conditioning.prompt`) the prompt is read at the candidate's own preference:
+that takes a prefill per candidate and makes the policy at one preference a plain model.
 """
 
 from __future__ import annotations
@@ -82,14 +83,19 @@ class Conditioning:
         return self.scales_adapters and self.prompt == "preference"
 
     @property
+    def rereads(self) -> bool:
+        """Candidates read the prompt's last token anew: nothing else that reads their preference stands before their first."""
+        return self.scales_adapters and self.inserted == "none" and not self.tail and not self.prompt_per_candidate
+
+    @property
     def length(self) -> int:
-        """P."""
+        """P, what a candidate reads before its first token."""
         widths = {
             "prefix": self.slots,
             "none": 0,
             "text": self.inserted == "text" and self.objectives * len(self.table[0][0]),
         }
-        return widths[self.inserted] + len(self.tail)
+        return widths[self.inserted] + len(self.tail) + self.rereads
 
 
 def inserted(kind: str) -> str:
@@ -102,8 +108,9 @@ class Prefilled(NamedTuple):
 
     Attributes:
       kv: KeyValues [L, B, S, G, C].
-      mask: [B, S] bool.
-      length: [B] int32, real tokens of each prompt.
+      mask: [B, S] bool, of the tokens that candidates see; the last is out where they read it anew.
+      length: [B] int32, the number of those.
+      token: [B] int32, the last.
       last: [B, D], last hidden state of the last token.
       pooled: [B, D], mean of the last hidden states of the real tokens, in float32.
     """
@@ -111,6 +118,7 @@ class Prefilled(NamedTuple):
     kv: KeyValues
     mask: jax.Array
     length: jax.Array
+    token: jax.Array
     last: jax.Array
     pooled: jax.Array
 
@@ -153,7 +161,8 @@ class Policy(nn.Module):
         weight = mask[..., None].astype(jnp.float32)
         pooled = jnp.sum(hidden.astype(jnp.float32) * weight, axis=1) / jnp.maximum(jnp.sum(weight, axis=1), 1.0)
         kv = jax.tree.map(lambda a: a[:, :, 0], kv)
-        return Prefilled(kv, mask, jnp.sum(mask, axis=-1, dtype=jnp.int32), hidden[:, -1], pooled)
+        seen = mask.at[:, -1].set(False) if self.conditioning.rereads else mask
+        return Prefilled(kv, seen, jnp.sum(seen, axis=-1, dtype=jnp.int32), tokens[:, -1], hidden[:, -1], pooled)
 
     def condition(self, w: jax.Array) -> jax.Array:
         """Preferences [B, N, K] to conditioning embeddings [B, N, P, D]."""
@@ -166,6 +175,14 @@ class Policy(nn.Module):
             tail = jnp.concatenate([numerals.reshape(*lead, -1), tail], axis=-1)
         embedded = self.transformer.embed(tail)
         return jnp.concatenate([self.conditioner(w), embedded], axis=-2) if c.inserted == "prefix" else embedded
+
+    def _before_answer(self, prompt: Prefilled, w: jax.Array) -> jax.Array:
+        """Embeddings [B, N, P, D] of what a candidate reads between the shared prompt and its answer."""
+        if not self.conditioning.rereads:
+            return self.condition(w)
+        return jnp.broadcast_to(
+            self.transformer.embed(prompt.token)[:, None, None], (*w.shape[:2], 1, self.config.width)
+        )
 
     def adapter_scale(self, w: jax.Array) -> jax.Array | None:
         """What adapters are scaled by at preferences [B, N, K]: [B, N, 1, R], or None where they do not read them."""
@@ -183,7 +200,7 @@ class Policy(nn.Module):
         Returns:
           [B, N, T, D]: position t predicts tokens[..., t].
         """
-        slots = self.condition(w)
+        slots = self._before_answer(prompt, w)
         x = jnp.concatenate([slots, self.transformer.embed(tokens[..., :-1])], axis=2)
         steps = x.shape[2]
         hidden = jnp.zeros((*tokens.shape[:2], 0, self.config.width), x.dtype)
@@ -203,7 +220,7 @@ class Policy(nn.Module):
 
     def start(self, prompt: Prefilled, w: jax.Array, cache: KeyValues) -> tuple[jax.Array, KeyValues]:
         """Reads the conditioning into an empty cache [L, B, N, S, G, C]; returns [B, N, D], which predicts the first token."""
-        slots = self.condition(w)
+        slots = self._before_answer(prompt, w)
         if not slots.shape[2]:
             return jnp.broadcast_to(prompt.last[:, None], (*w.shape[:2], self.config.width)), cache
         return self._extend(prompt, w, slots, cache, 0)

@@ -66,7 +66,7 @@ def answer(study: ml_collections.ConfigDict, records: Records, equal: str) -> di
             "first_median": float(np.median(columns[q.name][0])),
             "other_median": float(np.median(columns[q.name][1])),
             **paired.as_dict(differences[q.name]),
-            "smallest_p": paired.smallest_p(len(both), len(columns)),
+            "smallest_p": paired.smallest_p(differences[q.name], len(columns)),
             "sentence": sentence(q, labels, differences[q.name], len(both), len(columns), len(lacking[q.name])),
         }
         for q, both in values.items()
@@ -76,12 +76,12 @@ def answer(study: ml_collections.ConfigDict, records: Records, equal: str) -> di
 def sentence(
     question: Question, labels: dict[str, str], d: paired.Difference, seeds: int, questions: int, lacking: int = 0
 ) -> str:
-    """The verdict on a question. Says so where no result of so few seeds could have been significant, and how many further
-    seeds are left out because a run has no value of the measure."""
+    """The verdict on a question. Says so where no result of so few seeds that differ could have been significant, and how
+    many further seeds are left out because a run has no value of the measure."""
     label, lower = MEASURES[question.measure]
     text = paired.verdict(labels[question.first], labels[question.other], label, d, seeds, lower_is_better=lower)
-    if seeds >= paired.MIN_SEEDS and paired.smallest_p(seeds, questions) >= 0.05:
-        text = text.removesuffix(".") + f"; {seeds} seeds are too few for {questions} questions at once."
+    if seeds >= paired.MIN_SEEDS and paired.smallest_p(d, questions) >= 0.05:
+        text = text.removesuffix(".") + f"; {d.wins + d.losses} seeds are too few for {questions} questions at once."
     return text + f" Left out: {lacking} seeds in which a run has no value." * bool(lacking)
 
 

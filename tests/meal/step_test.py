@@ -102,6 +102,16 @@ def test_no_pull_and_no_net_is_the_static_method():
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), actual.policy, reference)
 
 
+def test_dropout_leaves_the_meta_objectives_ratio_alone():
+    """Of a policy that does not move every ratio is 1, however many of its adapters' inputs drop out where it learns."""
+    losses = {}
+    for dropout in (0.0, 0.5):
+        run = tiny(adapters=Lora(4, dropout=dropout, targets=""), policy_tx=optax.sgd(0.0), rho=0.0, lam=0.5, tau=0.5)
+        theta = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(1), x.shape), run.state.policy)
+        losses[dropout] = float(jitted(run)(run.state.replace(policy=theta), run.frozen, run.batch)[1]["loss/meta"])
+    assert losses[0.5] == pytest.approx(losses[0.0], rel=1e-5) and abs(losses[0.0]) > 1e-3
+
+
 @pytest.mark.slow
 def test_a_pool_that_serves_twice_is_the_static_method_again_with_ratios():
     run = tiny(net=False, adapt=False, tau=0.5, baseline="pool", passes=2, policy_tx=optax.sgd(20.0))

@@ -21,6 +21,7 @@ KINDS = {
     "none": Conditioning("none"),
     "prefix and tail": Conditioning("prefix", slots=3, hidden=8, tail=(4, 5)),
     "none and tail": Conditioning("none", tail=(4, 5)),
+    "adapter": Conditioning("adapter"),
     "adapter and tail": Conditioning("adapter", tail=(4,)),
     "adapter and prefix": Conditioning("adapter+prefix", slots=3, hidden=8),
     "adapter and text": Conditioning("adapter+text", table=TABLE, tail=(2,)),
@@ -114,12 +115,12 @@ def test_conditioning_has_its_length_and_ends_in_its_tail(random_params, kind):
     conditioning = KINDS[kind]
     params = random_params(config_of(conditioning), conditioning)
     slots = condition(conditioning, params, [[[0.3, 0.7]] * 4])
-    assert slots.shape == (1, 4, conditioning.length, 16)
-    lengths = {"prefix": 3, "text": 5, "none": 0, "prefix and tail": 5, "none and tail": 2}
+    assert slots.shape == (1, 4, conditioning.length - conditioning.rereads, 16)
+    lengths = {"prefix": 3, "text": 5, "none": 0, "prefix and tail": 5, "none and tail": 2, "adapter": 1}
     lengths |= {"adapter and tail": 1, "adapter and prefix": 3, "adapter and text": 5}
     assert conditioning.length == lengths[kind]
     tail = params["transformer"]["embedding"][jnp.asarray(conditioning.tail, int)]
-    np.testing.assert_array_equal(slots[0, 3, conditioning.length - len(tail) :], tail)
+    np.testing.assert_array_equal(slots[0, 3, slots.shape[2] - len(tail) :], tail)
 
 
 def test_a_tail_stands_between_prompt_and_response(random_params):

@@ -23,6 +23,7 @@ KINDS = {
     "text": Conditioning("text", table=TABLE, tail=(2,)),
     "none": Conditioning("none"),
     "adapter": Conditioning("adapter", tail=(4,)),
+    "adapter without tail": Conditioning("adapter"),
     "adapter+prefix": Conditioning("adapter+prefix", slots=3, hidden=8),
 }
 ADAPTED = dataclasses.replace(SMALL, lora=Lora(rank=4, alpha=6.0))
