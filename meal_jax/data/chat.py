@@ -29,6 +29,7 @@ from meal_jax.data.prompts import Prompts
 Turns = Sequence[tuple[str, str]]
 DATE = "2024-07-26"  # the date that Llama 3.1's template takes where it cannot ask
 CODES = ("%d", "%b", "%B", "%Y", "%m", "%y", "%A", "%a", "%H", "%M", "%S")  # of dates, in chat templates
+MARKS = (("user", "mark-one"), ("assistant", "mark-two"), ("user", "mark-three"))  # a template has to write each text
 SPLITS = {"reward": 0.7, "policy": 0.15, "eval": 0.15}  # shares of first human turns; docs and heads files name them
 
 
@@ -64,7 +65,8 @@ def make(tokenizer, system: str | None = "", date: str = DATE) -> Chat:
       date: that the template is given for today's, YYYY-MM-DD.
 
     Raises:
-      ValueError: no chat template, or one that refuses the system message, or that ends a turn with plain text.
+      ValueError: no chat template, or one that refuses the system message, or that leaves out the text of a turn, or that
+        ends a turn with plain text.
     """
     tokenizer = with_one_template(tokenizer)
     if not getattr(tokenizer, "chat_template", None):
@@ -73,11 +75,12 @@ def make(tokenizer, system: str | None = "", date: str = DATE) -> Chat:
     text = "meal"
     turns = (("user", "x"), ("assistant", text))
     try:
-        closed = render(chat, turns, False)
+        closed, marked = render(chat, turns, False), render(chat, MARKS, False)
     except Exception as error:  # templates raise whatever jinja2 and their authors like
         given = f"the system message {system!r}" if system else "a user's turn and an answer"
         advice = " A template without a system role needs config.data.system=''." if system else ""
         raise ValueError(f"The tokenizer's chat template fails on {given}: {error}.{advice}") from error
+    _need_every_turn(chat, marked)
     if system and system not in closed:
         raise ValueError(
             f"The tokenizer's chat template leaves the system message {system!r} out: set config.data.system=''."
@@ -116,6 +119,33 @@ def with_one_template(tokenizer):
     tokenizer = copy.copy(tokenizer)
     tokenizer.chat_template = templates["default"]
     return tokenizer
+
+
+def _need_every_turn(chat: Chat, marked: str) -> None:
+    """Refuses a template that leaves out what was said: different conversations would silently become equal prompts.
+
+    Args:
+      chat: with the template.
+      marked: MARKS as the template writes them.
+
+    Raises:
+      ValueError: names the turns that are missing, or says that the template takes lists of parts.
+    """
+    lost = [f"{i} ({role})" for i, (role, text) in enumerate(MARKS, 1) if text not in marked]
+    if not lost:
+        return
+    parts, in_parts = [(role, [{"type": "text", "text": text}]) for role, text in MARKS], ""
+    with contextlib.suppress(Exception):  # a template that takes texts may fail on parts
+        in_parts = render(chat, parts, False)
+    if all(text in in_parts for _, text in MARKS):
+        raise ValueError(
+            "The tokenizer's chat template takes a message's content as a list of parts, as those of image models do, and "
+            "leaves out a content that is a text. Give the tokenizer a template that writes message['content'] itself."
+        )
+    raise ValueError(
+        "The tokenizer's chat template leaves out the text of some turns: of a conversation of three turns it does not write "
+        f"turn {', '.join(lost)}. Give the tokenizer a template that writes every turn."
+    )
 
 
 def _is_special(tokenizer, token: int) -> bool:
