@@ -45,6 +45,7 @@ class Chat(NamedTuple):
       date: what the template's `strftime_now` says, YYYY-MM-DD.
       begins: the begin token is put before a prompt's ids, not into its text. After a begin token in the text, tokenizers
         with a dummy prefix (Llama 2's) spell the first word without its leading space; the published code feeds it with one.
+      opened: text that an answer follows, as the template writes it after a short turn: an answer's first token depends on it.
     """
 
     tokenizer: object
@@ -54,6 +55,7 @@ class Chat(NamedTuple):
     lead: str = ""
     date: str = DATE
     begins: bool = False
+    opened: str = ""
 
 
 def make(tokenizer, system: str | None = "", date: str = DATE) -> Chat:
@@ -99,7 +101,7 @@ def make(tokenizer, system: str | None = "", date: str = DATE) -> Chat:
         )
     opened = render(chat, (("user", "x"),), True)
     lead = closed.removeprefix(opened).partition(text)[0] if closed.startswith(opened) else ""
-    return chat._replace(end=ids[0], lead=lead)
+    return chat._replace(end=ids[0], lead=lead, opened=opened)
 
 
 def with_one_template(tokenizer):
@@ -211,11 +213,8 @@ def tail_ids(chat: Chat) -> list[int]:
 
 def response_ids(chat: Chat, text: str, limit: int | None = None) -> list[int]:
     """Token ids of an answer and the end-of-turn token, cut to `limit` tokens; None keeps all. A cut answer has no end."""
-    if chat.lead:  # sentencepiece and byte-level tokenizers spell a leading space differently at the start of a text
-        ids = _continued(chat, ":", chat.lead + text)
-    else:
-        ids = chat.tokenizer(text, add_special_tokens=False)["input_ids"]
-    ids = [*ids, chat.end]
+    # After the generation prompt and not as a text of its own: sentencepiece would put a space before it.
+    ids = [*_continued(chat, chat.opened, chat.lead + text), chat.end]
     return ids[:limit]
 
 
@@ -373,13 +372,19 @@ def hash_of(name: str) -> int:
 
 
 def _continued(chat: Chat, before: str, text: str) -> list[int]:
-    """Token ids of `text` after `before`; if the two share a token, those of `text` alone."""
+    """Token ids of `text` after `before`; if the two share a token, those of `text` after a newline, or else alone.
+
+    Alone, a tokenizer with a dummy prefix (Llama 2's) would put a space before the text. It never merges newlines.
+    """
 
     def encode(text: str) -> list[int]:
         return chat.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    head, joined = encode(before), encode(before + text)
-    return joined[len(head) :] if joined[: len(head)] == head else encode(text)
+    for start in (before, "\n"):
+        head, joined = encode(start), encode(start + text)
+        if joined[: len(head)] == head:
+            return joined[len(head) :]
+    return encode(text)
 
 
 def _digest(text: str) -> str:
