@@ -46,6 +46,7 @@ class Chat(NamedTuple):
       begins: the begin token is put before a prompt's ids, not into its text. After a begin token in the text, tokenizers
         with a dummy prefix (Llama 2's) spell the first word without its leading space; the published code feeds it with one.
       opened: text that an answer follows, as the template writes it after a short turn: an answer's first token depends on it.
+      closing: what the template puts at a conversation's end and the prompt leaves to the tail, such as Vicuna's space.
     """
 
     tokenizer: object
@@ -56,6 +57,7 @@ class Chat(NamedTuple):
     date: str = DATE
     begins: bool = False
     opened: str = ""
+    closing: str = ""
 
 
 def make(tokenizer, system: str | None = "", date: str = DATE) -> Chat:
@@ -101,7 +103,7 @@ def make(tokenizer, system: str | None = "", date: str = DATE) -> Chat:
         )
     opened = render(chat, (("user", "x"),), True)
     lead = closed.removeprefix(opened).partition(text)[0] if closed.startswith(opened) else ""
-    return chat._replace(end=ids[0], lead=lead, opened=opened)
+    return chat._replace(end=ids[0], lead=lead, opened=opened, closing=_closing(chat))
 
 
 def with_one_template(tokenizer):
@@ -150,6 +152,20 @@ def _need_every_turn(chat: Chat, marked: str) -> None:
     )
 
 
+def _closing(chat: Chat) -> str:
+    """White space at a conversation's end that belongs to the tail: a tokenizer may join it with the text that follows."""
+    plain, opened = (render(chat, (("user", "x"),), more) for more in (False, True))
+    space = plain[len(plain.rstrip()) :]
+    whole = chat.tokenizer(opened, add_special_tokens=False)["input_ids"]
+
+    def agrees(closing: str) -> bool:
+        said = plain.removesuffix(closing)
+        head = chat.tokenizer(said, add_special_tokens=False)["input_ids"]
+        return [*head, *_continued(chat, said, opened.removeprefix(said))] == whole
+
+    return space if space and not agrees("") and agrees(space) else ""
+
+
 def _is_special(tokenizer, token: int) -> bool:
     """Whether text cannot spell the token: it has a role, or the tokenizer's files call it special (Gemma's end of turn)."""
     added = tokenizer.added_tokens_decoder.get(token)
@@ -163,8 +179,8 @@ def describe(chat: Chat) -> str:
 
 
 def prompt_ids(chat: Chat, turns: Turns) -> list[int]:
-    """Token ids of a conversation, without the generation prompt. The template decides on begin tokens."""
-    text, first = render(chat, turns, False), chat.tokenizer.bos_token
+    """Token ids of a conversation, without `closing` and the generation prompt. The template decides on begin tokens."""
+    text, first = render(chat, turns, False).removesuffix(chat.closing), chat.tokenizer.bos_token
     if chat.begins and first and text.startswith(first):
         ids = chat.tokenizer(text.removeprefix(first), add_special_tokens=False)["input_ids"]
         return [chat.tokenizer.bos_token_id, *ids]
@@ -203,7 +219,7 @@ def tail_ids(chat: Chat) -> list[int]:
       ValueError: the template changes the conversation itself when it adds the generation prompt.
     """
     turns = (("user", "x"),)
-    plain, opened = render(chat, turns, False), render(chat, turns, True)
+    plain, opened = render(chat, turns, False).removesuffix(chat.closing), render(chat, turns, True)
     if not opened.startswith(plain):
         raise ValueError(
             "The chat template rewrites a conversation when an answer is to follow; it cannot be used here."

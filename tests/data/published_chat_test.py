@@ -179,6 +179,14 @@ ZEPHYR = (
 )
 
 
+# Vicuna's, but for the words: the small tokenizer joins a space with "the" alone.
+VICUNA = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ 'the user: ' + m['content'] + ' ' }}"
+    "{% else %}{{ 'the assistant: ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'the assistant:' }}{% endif %}"
+)
+
+
 def whole_ids(tokenizer, template, turns, opened):
     """What transformers makes of a conversation in one piece."""
     messages = [{"role": role, "content": text} for role, text in turns]
@@ -195,6 +203,23 @@ def test_an_answer_is_spelled_as_it_is_within_its_conversation(spaced, answer):
     ids = chats.prompt_ids(chat, HELLO) + chats.tail_ids(chat) + chats.response_ids(chat, answer)
     newline = tokenizer.convert_tokens_to_ids("<0x0A>")
     assert [*ids, newline] == whole_ids(tokenizer, ZEPHYR, (*HELLO, ("assistant", answer)), False)
+
+
+@pytest.mark.parametrize("template", [VICUNA, ZEPHYR])
+@pytest.mark.parametrize("turns", [HELLO, chat_template.EXAMPLE])
+def test_prompt_and_tail_are_what_the_conversation_is_in_one_piece(spaced, template, turns):
+    """A space at the conversation's end is joined with what follows, as is the space that the exported template writes."""
+    tokenizer = copy.copy(spaced)
+    tokenizer.chat_template = template
+    chat = chats.make(tokenizer)
+    assert chat.closing == (" " if template is VICUNA else "")
+    ids = chats.prompt_ids(chat, turns)
+    assert ids + chats.tail_ids(chat) == whole_ids(tokenizer, template, turns, True)
+    for conditioning, given in (("", []), ("{{- eos_token -}}\n", [tokenizer.eos_token_id])):
+        wrapped = chat_template.wrap(chat, conditioning)
+        assert chat_template.spells(chat, wrapped, given)
+        assert whole_ids(tokenizer, wrapped, turns, True) == [*ids, *given, *chats.tail_ids(chat)]
+        assert whole_ids(tokenizer, wrapped, turns, False) == whole_ids(tokenizer, template, turns, False)
 
 
 def test_plain_prompts_have_the_published_ids_under_llama_2s_tokenizer(llama_2):

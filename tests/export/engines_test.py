@@ -41,7 +41,11 @@ GEMMA_2 = (
     "{{ '<|im_start|>' + role + '\n' + message['content'] | trim + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{'<|im_start|>model\n'}}{% endif %}"
 )
-BASES = {"turns": TURNS, "folds": FOLDS, "refuses": REFUSES, "dated": DATED, "gemma 2": GEMMA_2}
+SPACE = (  # a byte-level tokenizer joins the space with what follows
+    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}"
+    "{% else %}{{ ' ' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+)
+BASES = {"turns": TURNS, "folds": FOLDS, "refuses": REFUSES, "dated": DATED, "gemma 2": GEMMA_2, "space": SPACE}
 READS = ("text", "prefix", "adapter+text", "adapter", "none")
 
 
