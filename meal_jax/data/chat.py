@@ -46,7 +46,8 @@ class Chat(NamedTuple):
       begins: the begin token is put before a prompt's ids, not into its text. After a begin token in the text, tokenizers
         with a dummy prefix (Llama 2's) spell the first word without its leading space; the published code feeds it with one.
       opened: text that an answer follows, as the template writes it after a short turn: an answer's first token depends on it.
-      closing: what the template puts at a conversation's end and the prompt leaves to the tail, such as Vicuna's space.
+      closing: what the template writes at a conversation's end and a prompt does not have: Vicuna's space, which the tail
+        has instead, or Phi 3's end token.
     """
 
     tokenizer: object
@@ -153,17 +154,24 @@ def _need_every_turn(chat: Chat, marked: str) -> None:
 
 
 def _closing(chat: Chat) -> str:
-    """White space at a conversation's end that belongs to the tail: a tokenizer may join it with the text that follows."""
-    plain, opened = (render(chat, (("user", "x"),), more) for more in (False, True))
-    space = plain[len(plain.rstrip()) :]
-    whole = chat.tokenizer(opened, add_special_tokens=False)["input_ids"]
+    """What stands at a conversation's end and not in the prompt.
 
-    def agrees(closing: str) -> bool:
-        said = plain.removesuffix(closing)
+    An end token that no generation prompt follows (Phi 3's template writes either), and white space that belongs to the tail,
+    since the tokenizer joins it with the text that follows.
+    """
+    plain, opened = (render(chat, (("user", "x"),), more) for more in (False, True))
+    ended = "" if opened.startswith(plain) else chat.tokenizer.eos_token or ""
+    said = plain.removesuffix(ended)
+    if not opened.startswith(said):  # `tail_ids` refuses the template
+        return ""
+    whole, space = chat.tokenizer(opened, add_special_tokens=False)["input_ids"], said[len(said.rstrip()) :]
+
+    def agrees(said: str) -> bool:
         head = chat.tokenizer(said, add_special_tokens=False)["input_ids"]
         return [*head, *_continued(chat, said, opened.removeprefix(said))] == whole
 
-    return space if space and not agrees("") and agrees(space) else ""
+    moved = space and not agrees(said) and agrees(said.removesuffix(space))
+    return (space if moved else "") + plain[len(said) :]
 
 
 def _is_special(tokenizer, token: int) -> bool:

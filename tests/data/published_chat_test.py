@@ -186,6 +186,12 @@ VICUNA = (
     "{% if add_generation_prompt %}{{ 'the assistant:' }}{% endif %}"
 )
 
+# Phi 3's and Phi 4 mini's: where no answer is to follow, an end token does.
+PHI_3 = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '</s>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
+
 
 def whole_ids(tokenizer, template, turns, opened):
     """What transformers makes of a conversation in one piece."""
@@ -205,14 +211,14 @@ def test_an_answer_is_spelled_as_it_is_within_its_conversation(spaced, answer):
     assert [*ids, newline] == whole_ids(tokenizer, ZEPHYR, (*HELLO, ("assistant", answer)), False)
 
 
-@pytest.mark.parametrize("template", [VICUNA, ZEPHYR])
+@pytest.mark.parametrize(("template", "closing"), [(VICUNA, " "), (ZEPHYR, ""), (PHI_3, "</s>")])
 @pytest.mark.parametrize("turns", [HELLO, chat_template.EXAMPLE])
-def test_prompt_and_tail_are_what_the_conversation_is_in_one_piece(spaced, template, turns):
-    """A space at the conversation's end is joined with what follows, as is the space that the exported template writes."""
+def test_prompt_and_tail_are_what_the_conversation_is_in_one_piece(spaced, template, closing, turns):
+    """A space at the conversation's end is joined with what follows, and Phi 3's end token is no part of the prompt."""
     tokenizer = copy.copy(spaced)
     tokenizer.chat_template = template
     chat = chats.make(tokenizer)
-    assert chat.closing == (" " if template is VICUNA else "")
+    assert chat.closing == closing
     ids = chats.prompt_ids(chat, turns)
     assert ids + chats.tail_ids(chat) == whole_ids(tokenizer, template, turns, True)
     for conditioning, given in (("", []), ("{{- eos_token -}}\n", [tokenizer.eos_token_id])):
@@ -220,6 +226,17 @@ def test_prompt_and_tail_are_what_the_conversation_is_in_one_piece(spaced, templ
         assert chat_template.spells(chat, wrapped, given)
         assert whole_ids(tokenizer, wrapped, turns, True) == [*ids, *given, *chats.tail_ids(chat)]
         assert whole_ids(tokenizer, wrapped, turns, False) == whole_ids(tokenizer, template, turns, False)
+
+
+def test_a_template_that_rewrites_a_conversation_before_an_answer_is_refused(with_template):
+    for other in ("{{ '!' + m['content'] }}", "{{ eos_token + m['content'] }}"):
+        text = (
+            "{% for m in messages %}{% if add_generation_prompt %}{{ m['content'] }}{% else %}" + other + "{% endif %}"
+        )
+        chat = chats.make(with_template(text + "<|im_end|>{% endfor %}"))
+        assert chat.closing == ""
+        with pytest.raises(ValueError, match="rewrites a conversation when an answer is to follow"):
+            chats.tail_ids(chat)
 
 
 def test_plain_prompts_have_the_published_ids_under_llama_2s_tokenizer(llama_2):
