@@ -142,10 +142,24 @@ def _sentencepiece(meta: Mapping[str, Any], tokens: list[str], types: list[int])
         tokenizer.normalizer = normalizers.Replace(" ", SPACE)
     else:
         prefix = meta.get("tokenizer.ggml.add_space_prefix", True)
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, "first" if prefix else "never", split=False)
+        tokenizer.normalizer = normalizers.Replace(" ", SPACE)
+        tokenizer.pre_tokenizer = prefixed("first" if prefix else "never")
         steps += [decoders.Strip(" ", 1, 0)] if prefix else []
     tokenizer.decoder = decoders.Sequence(steps)
     return tokenizer
+
+
+def prefixed(scheme: str) -> pre_tokenizers.PreTokenizer:
+    """Puts sentencepiece's space before a text whose spaces are SPACE already, also if it begins with one.
+
+    One Metaspace alone would leave out the space where the text begins with SPACE.
+
+    Args:
+      scheme: "first" for the start of the text, "always" for each part between added tokens too, "never".
+    """
+    return pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(" ", scheme, split=False), pre_tokenizers.Metaspace(SPACE, "never", split=False)]
+    )
 
 
 def merges_of(tokens: list[str], types: list[int], order) -> list[tuple[str, str]]:

@@ -70,14 +70,15 @@ def read_model(path: Path, prefix: bool | None = None) -> tuple[tokenizers.Token
         }
     )
     steps = [normalizers.Precompiled(normalizer[CHARACTERS])] if normalizer.get(CHARACTERS) else []
-    if normalizer.get(EXTRA):  # files have this entry, so its absence asks for nothing
+    if not normalizer.get(EXTRA):
+        steps.append(normalizers.Replace(" ", gguf_tokenizer.SPACE))
+    else:  # files have this entry, so its absence asks for nothing
         steps += [
             normalizers.Replace(tokenizers.Regex(pattern), text)
-            # A space at the start is the one that a text gets.
+            # A space at the start is the one that a text gets, so it must still be a space.
             for pattern, text in (("^ +", " " if prefix else ""), (" +$", ""), (" {2,}", " "))
         ]
-    if steps:
-        tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.normalizer = normalizers.Sequence(steps)
     return tokenizer, settings
 
 

@@ -771,7 +771,8 @@ def test_a_sentencepiece_files_normaliser_is_followed(tmp_path):
         return pretrained.load_tokenizer(tmp_path).tokenize(" the  the")
 
     the, plain = "\u2581the", ["t", "he"]
-    assert tokens() == tokens((3, 1), (4, 0)) == [the, "\u2581", the]
+    assert tokens() == tokens((3, 1), (4, 0)) == ["\u2581", the, "\u2581", the]  # a space of the text and one before it
+    assert tokens((3, 0)) == [the, "\u2581", the]
     assert tokens((3, 1), (4, 1)) == [the, the]
     assert tokens((3, 0), (4, 1)) == [*plain, the]
     assert tokens((3, 1), (4, 1), add_prefix_space=False) == [*plain, the]
