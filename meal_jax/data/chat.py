@@ -29,6 +29,7 @@ from meal_jax.data.prompts import Prompts
 Turns = Sequence[tuple[str, str]]
 DATE = "2024-07-26"  # the date that Llama 3.1's template takes where it cannot ask
 CODES = ("%d", "%b", "%B", "%Y", "%m", "%y", "%A", "%a", "%H", "%M", "%S")  # of dates, in chat templates
+MARKS = (("user", "mark-one"), ("assistant", "mark-two"), ("user", "mark-three"))  # a template has to write each text
 SPLITS = {"reward": 0.7, "policy": 0.15, "eval": 0.15}  # shares of first human turns; docs and heads files name them
 
 
@@ -44,6 +45,9 @@ class Chat(NamedTuple):
       date: what the template's `strftime_now` says, YYYY-MM-DD.
       begins: the begin token is put before a prompt's ids, not into its text. After a begin token in the text, tokenizers
         with a dummy prefix (Llama 2's) spell the first word without its leading space; the published code feeds it with one.
+      opened: text that an answer follows, as the template writes it after a short turn: an answer's first token depends on it.
+      closing: what the template writes at a conversation's end and a prompt does not have: Vicuna's space, which the tail
+        has instead, or Phi 3's end token.
     """
 
     tokenizer: object
@@ -53,6 +57,8 @@ class Chat(NamedTuple):
     lead: str = ""
     date: str = DATE
     begins: bool = False
+    opened: str = ""
+    closing: str = ""
 
 
 def make(tokenizer, system: str | None = "", date: str = DATE) -> Chat:
@@ -64,7 +70,8 @@ def make(tokenizer, system: str | None = "", date: str = DATE) -> Chat:
       date: that the template is given for today's, YYYY-MM-DD.
 
     Raises:
-      ValueError: no chat template, or one that refuses the system message, or that ends a turn with plain text.
+      ValueError: no chat template, or one that refuses the system message, or that leaves out the text of a turn, or that
+        ends a turn with plain text.
     """
     tokenizer = with_one_template(tokenizer)
     if not getattr(tokenizer, "chat_template", None):
@@ -73,11 +80,12 @@ def make(tokenizer, system: str | None = "", date: str = DATE) -> Chat:
     text = "meal"
     turns = (("user", "x"), ("assistant", text))
     try:
-        closed = render(chat, turns, False)
+        closed, marked = render(chat, turns, False), render(chat, MARKS, False)
     except Exception as error:  # templates raise whatever jinja2 and their authors like
         given = f"the system message {system!r}" if system else "a user's turn and an answer"
         advice = " A template without a system role needs config.data.system=''." if system else ""
         raise ValueError(f"The tokenizer's chat template fails on {given}: {error}.{advice}") from error
+    _need_every_turn(chat, marked)
     if system and system not in closed:
         raise ValueError(
             f"The tokenizer's chat template leaves the system message {system!r} out: set config.data.system=''."
@@ -96,7 +104,7 @@ def make(tokenizer, system: str | None = "", date: str = DATE) -> Chat:
         )
     opened = render(chat, (("user", "x"),), True)
     lead = closed.removeprefix(opened).partition(text)[0] if closed.startswith(opened) else ""
-    return chat._replace(end=ids[0], lead=lead)
+    return chat._replace(end=ids[0], lead=lead, opened=opened, closing=_closing(chat))
 
 
 def with_one_template(tokenizer):
@@ -118,6 +126,54 @@ def with_one_template(tokenizer):
     return tokenizer
 
 
+def _need_every_turn(chat: Chat, marked: str) -> None:
+    """Refuses a template that leaves out what was said: different conversations would silently become equal prompts.
+
+    Args:
+      chat: with the template.
+      marked: MARKS as the template writes them.
+
+    Raises:
+      ValueError: names the turns that are missing, or says that the template takes lists of parts.
+    """
+    lost = [f"{i} ({role})" for i, (role, text) in enumerate(MARKS, 1) if text not in marked]
+    if not lost:
+        return
+    parts, in_parts = [(role, [{"type": "text", "text": text}]) for role, text in MARKS], ""
+    with contextlib.suppress(Exception):  # a template that takes texts may fail on parts
+        in_parts = render(chat, parts, False)
+    if all(text in in_parts for _, text in MARKS):
+        raise ValueError(
+            "The tokenizer's chat template takes a message's content as a list of parts, as those of image models do, and "
+            "leaves out a content that is a text. Give the tokenizer a template that writes message['content'] itself."
+        )
+    raise ValueError(
+        "The tokenizer's chat template leaves out the text of some turns: of a conversation of three turns it does not write "
+        f"turn {', '.join(lost)}. Give the tokenizer a template that writes every turn."
+    )
+
+
+def _closing(chat: Chat) -> str:
+    """What stands at a conversation's end and not in the prompt.
+
+    An end token that no generation prompt follows (Phi 3's template writes either), and white space that belongs to the tail,
+    since the tokenizer joins it with the text that follows.
+    """
+    plain, opened = (render(chat, (("user", "x"),), more) for more in (False, True))
+    ended = "" if opened.startswith(plain) else chat.tokenizer.eos_token or ""
+    said = plain.removesuffix(ended)
+    if not opened.startswith(said):  # `tail_ids` refuses the template
+        return ""
+    whole, space = chat.tokenizer(opened, add_special_tokens=False)["input_ids"], said[len(said.rstrip()) :]
+
+    def agrees(said: str) -> bool:
+        head = chat.tokenizer(said, add_special_tokens=False)["input_ids"]
+        return [*head, *_continued(chat, said, opened.removeprefix(said))] == whole
+
+    moved = space and not agrees(said) and agrees(said.removesuffix(space))
+    return (space if moved else "") + plain[len(said) :]
+
+
 def _is_special(tokenizer, token: int) -> bool:
     """Whether text cannot spell the token: it has a role, or the tokenizer's files call it special (Gemma's end of turn)."""
     added = tokenizer.added_tokens_decoder.get(token)
@@ -131,8 +187,8 @@ def describe(chat: Chat) -> str:
 
 
 def prompt_ids(chat: Chat, turns: Turns) -> list[int]:
-    """Token ids of a conversation, without the generation prompt. The template decides on begin tokens."""
-    text, first = render(chat, turns, False), chat.tokenizer.bos_token
+    """Token ids of a conversation, without `closing` and the generation prompt. The template decides on begin tokens."""
+    text, first = render(chat, turns, False).removesuffix(chat.closing), chat.tokenizer.bos_token
     if chat.begins and first and text.startswith(first):
         ids = chat.tokenizer(text.removeprefix(first), add_special_tokens=False)["input_ids"]
         return [chat.tokenizer.bos_token_id, *ids]
@@ -171,7 +227,7 @@ def tail_ids(chat: Chat) -> list[int]:
       ValueError: the template changes the conversation itself when it adds the generation prompt.
     """
     turns = (("user", "x"),)
-    plain, opened = render(chat, turns, False), render(chat, turns, True)
+    plain, opened = render(chat, turns, False).removesuffix(chat.closing), render(chat, turns, True)
     if not opened.startswith(plain):
         raise ValueError(
             "The chat template rewrites a conversation when an answer is to follow; it cannot be used here."
@@ -181,11 +237,8 @@ def tail_ids(chat: Chat) -> list[int]:
 
 def response_ids(chat: Chat, text: str, limit: int | None = None) -> list[int]:
     """Token ids of an answer and the end-of-turn token, cut to `limit` tokens; None keeps all. A cut answer has no end."""
-    if chat.lead:  # sentencepiece and byte-level tokenizers spell a leading space differently at the start of a text
-        ids = _continued(chat, ":", chat.lead + text)
-    else:
-        ids = chat.tokenizer(text, add_special_tokens=False)["input_ids"]
-    ids = [*ids, chat.end]
+    # After the generation prompt and not as a text of its own: sentencepiece would put a space before it.
+    ids = [*_continued(chat, chat.opened, chat.lead + text), chat.end]
     return ids[:limit]
 
 
@@ -343,13 +396,19 @@ def hash_of(name: str) -> int:
 
 
 def _continued(chat: Chat, before: str, text: str) -> list[int]:
-    """Token ids of `text` after `before`; if the two share a token, those of `text` alone."""
+    """Token ids of `text` after `before`; if the two share a token, those of `text` after a newline, or else alone.
+
+    Alone, a tokenizer with a dummy prefix (Llama 2's) would put a space before the text. It never merges newlines.
+    """
 
     def encode(text: str) -> list[int]:
         return chat.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    head, joined = encode(before), encode(before + text)
-    return joined[len(head) :] if joined[: len(head)] == head else encode(text)
+    for start in (before, "\n"):
+        head, joined = encode(start), encode(start + text)
+        if joined[: len(head)] == head:
+            return joined[len(head) :]
+    return encode(text)
 
 
 def _digest(text: str) -> str:

@@ -31,10 +31,19 @@ def wrap(chat: Chat, conditioning: str = "") -> str:
     if chat.system is not None:
         system = f"[{{'role': 'system', 'content': {quote(chat.system)}}}]"
         turns = f"messages if messages[0]['role'] == 'system' else {system} + messages"
+    cut = ""
+    if chat.closing:  # the tail writes it, behind the conditioning
+        cut = (
+            "{%- if add_generation_prompt -%}\n"
+            f"{{%- set end = said|length - {len(chat.closing)} -%}}\n"
+            "{%- set said = said[:end] -%}\n"
+            "{%- endif -%}\n"
+        )
     return (
         f"{{%- macro conversation(messages, add_generation_prompt) -%}}{own}{{%- endmacro -%}}\n"
         f"{{%- set turns = {turns} -%}}\n"
         "{%- set said = conversation(turns, false) -%}\n"
+        f"{cut}"
         "{{- said -}}\n"
         "{%- if add_generation_prompt -%}\n"
         f"{conditioning}"

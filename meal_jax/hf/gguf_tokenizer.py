@@ -97,7 +97,8 @@ def read_tokenizer(meta: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, dict[
             settings[f"{name}_token"] = tokens[meta[key]]
     if "tokenizer.chat_template" in meta:
         settings["chat_template"] = meta["tokenizer.chat_template"]
-    _add_ends(tokenizer, meta, settings, begins)
+    begins = meta.get("tokenizer.ggml.add_bos_token", begins and "bos_token" in settings)
+    add_ends(tokenizer, settings, begins, meta.get("tokenizer.ggml.add_eos_token", False))
     return tokenizer, settings
 
 
@@ -142,10 +143,24 @@ def _sentencepiece(meta: Mapping[str, Any], tokens: list[str], types: list[int])
         tokenizer.normalizer = normalizers.Replace(" ", SPACE)
     else:
         prefix = meta.get("tokenizer.ggml.add_space_prefix", True)
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, "first" if prefix else "never", split=False)
+        tokenizer.normalizer = normalizers.Replace(" ", SPACE)
+        tokenizer.pre_tokenizer = prefixed("first" if prefix else "never")
         steps += [decoders.Strip(" ", 1, 0)] if prefix else []
     tokenizer.decoder = decoders.Sequence(steps)
     return tokenizer
+
+
+def prefixed(scheme: str) -> pre_tokenizers.PreTokenizer:
+    """Puts sentencepiece's space before a text whose spaces are SPACE already, also if it begins with one.
+
+    One Metaspace alone would leave out the space where the text begins with SPACE.
+
+    Args:
+      scheme: "first" for the start of the text, "always" for each part between added tokens too, "never".
+    """
+    return pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(" ", scheme, split=False), pre_tokenizers.Metaspace(SPACE, "never", split=False)]
+    )
 
 
 def merges_of(tokens: list[str], types: list[int], order) -> list[tuple[str, str]]:
@@ -160,17 +175,10 @@ def merges_of(tokens: list[str], types: list[int], order) -> list[tuple[str, str
     return [(a, b) for *_, a, b in sorted(merges, key=lambda merge: merge[0])]
 
 
-def _add_ends(
-    tokenizer: tokenizers.Tokenizer, meta: Mapping[str, Any], settings: Mapping[str, str], begins: bool
-) -> None:
-    """Makes the tokenizer put begin and end tokens around a text, if the file says so."""
-
-    def added(end: str, default: bool) -> list[str]:
-        return [settings[f"{end}_token"]] if meta.get(f"tokenizer.ggml.add_{end}_token", default) else []
-
-    before, after = added("bos", begins and "bos_token" in settings), added("eos", False)
-    if before or after:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=[*before, "$A", *after],
-            special_tokens=[(token, tokenizer.token_to_id(token)) for token in dict.fromkeys(before + after)],
-        )
+def add_ends(tokenizer: tokenizers.Tokenizer, settings: Mapping[str, str], begins: bool, ends: bool) -> None:
+    """Makes the tokenizer put begin and end tokens, those that `settings` name, around a text or not."""
+    before, after = ([settings[f"{end}_token"]] * wanted for end, wanted in (("bos", begins), ("eos", ends)))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=[*before, "$A", *after],
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in dict.fromkeys(before + after)],
+    )

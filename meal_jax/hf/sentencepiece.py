@@ -26,12 +26,15 @@ BPE = 2
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
-def read_model(path: Path, prefix: bool | None = None) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
+def read_model(
+    path: Path, prefix: bool | None = None, legacy: bool = False
+) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     """The tokenizer, which puts its begin token before a text, and the entries of its tokenizer_config.json.
 
     Args:
       path: of the file.
       prefix: whether a text gets a leading space; None for what the file says.
+      legacy: each part between added tokens gets it too, as transformers' `legacy=True` has it.
 
     Raises:
       ValueError: not a sentencepiece file, a model that is not BPE, or one that writes spaces otherwise than Llama 2's.
@@ -70,14 +73,17 @@ def read_model(path: Path, prefix: bool | None = None) -> tuple[tokenizers.Token
         }
     )
     steps = [normalizers.Precompiled(normalizer[CHARACTERS])] if normalizer.get(CHARACTERS) else []
-    if normalizer.get(EXTRA):  # files have this entry, so its absence asks for nothing
+    if not normalizer.get(EXTRA):
+        steps.append(normalizers.Replace(" ", gguf_tokenizer.SPACE))
+    else:  # files have this entry, so its absence asks for nothing
         steps += [
             normalizers.Replace(tokenizers.Regex(pattern), text)
-            # A space at the start is the one that a text gets.
+            # A space at the start is the one that a text gets, so it must still be a space.
             for pattern, text in (("^ +", " " if prefix else ""), (" +$", ""), (" {2,}", " "))
         ]
-    if steps:
-        tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    if prefix and legacy:
+        tokenizer.pre_tokenizer = gguf_tokenizer.prefixed("always")
     return tokenizer, settings
 
 
@@ -85,14 +91,17 @@ def read_directory(directory: Path, file: str) -> tuple[tokenizers.Tokenizer, di
     """`read_model` of a directory's file, with the tokens and settings of the JSON files beside it.
 
     added_tokens.json and tokenizer_config.json add tokens, each with an id; special_tokens_map.json and
-    tokenizer_config.json name those with a role, the latter first.
+    tokenizer_config.json name those with a role, the latter first. Its `add_bos_token` and `add_eos_token` say which of them
+    surround a text: where it does not, only a begin token does.
 
     Raises:
       ValueError: as `read_model`; or an added token cannot have the id that is written.
     """
     names = ("special_tokens_map.json", "tokenizer_config.json", "added_tokens.json")
     roles, configured, added = (read_json(directory / n) if (directory / n).exists() else {} for n in names)
-    tokenizer, settings = read_model(directory / file, configured.get("add_prefix_space"))
+    tokenizer, settings = read_model(
+        directory / file, configured.get("add_prefix_space"), bool(configured.get("legacy"))
+    )
     named = {k: _text(v) for part in (roles, configured) for k, v in part.items() if k in NAMED and v}
     lists = [
         part.get(f"{kind}_special_tokens") or () for part in (roles, configured) for kind in ("additional", "extra")
@@ -111,6 +120,9 @@ def read_directory(directory: Path, file: str) -> tuple[tokenizers.Tokenizer, di
                 "belongs to another model. Take a directory with tokenizer.json."
             )
     tokenizer.add_special_tokens([tokenizers.AddedToken(text, normalized=False) for text in extra])
+    known = settings | {k: text for k, text in named.items() if tokenizer.token_to_id(text) is not None}
+    begins = configured.get("add_bos_token") is not False and "bos_token" in known
+    gguf_tokenizer.add_ends(tokenizer, known, begins, bool(configured.get("add_eos_token")))
     template = configured.get("chat_template")
     return tokenizer, settings | named | ({"chat_template": template} if template else {})
 

@@ -94,6 +94,32 @@ def test_unusable_templates_are_refused(chat_tokenizer, monkeypatch):
             chats.make(chat_tokenizer)
 
 
+LISTS = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for part in m['content'] %}{% if part['type'] == 'text' %}"
+    "{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+)
+LAST = "<|im_start|>user\n{{ messages[-1]['content'] }}<|im_end|>\n"
+LATER = "{% for m in messages %}{% if m['role'] != 'user' or loop.last %}{{ m['content'] }}<|im_end|>{% endif %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        (LISTS, r"content as a list of parts.*writes message\['content'\] itself"),
+        (
+            LAST,
+            r"does not write turn 1 \(user\), 2 \(assistant\)\. Give the tokenizer a template that writes every turn",
+        ),
+        (LATER, r"does not write turn 1 \(user\)\."),
+    ],
+)
+@pytest.mark.parametrize("system", ["", None, "Be brief."])
+def test_a_template_that_leaves_out_what_was_said_is_refused(chat_tokenizer, monkeypatch, template, says, system):
+    monkeypatch.setattr(chat_tokenizer, "chat_template", template)
+    with pytest.raises(ValueError, match=says):
+        chats.make(chat_tokenizer, system)
+
+
 def test_formats_are_told_apart(chat, chat_tokenizer, monkeypatch):
     format = chats.describe(chat)
     assert chats.describe(chats.make(chat_tokenizer, system=None)) != format

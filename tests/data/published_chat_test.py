@@ -13,7 +13,7 @@ from meal_jax.data import hh_rlhf, summarize_from_feedback, templates
 from meal_jax.export import chat_template
 from meal_jax.hf import sentencepiece
 from meal_jax.models.policy import Conditioning
-from tests.hf.pretrained_test import TOKENIZERS
+from tests.hf.pretrained_test import TOKENIZERS, pieces_file
 
 SYSTEM = "{% if messages[0]['role'] == 'system' %}"
 TURNS = (
@@ -157,6 +157,86 @@ def llama_2():
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **settings)
     fast.pad_token = fast.eos_token
     return fast
+
+
+@pytest.fixture(scope="module", params=["small", "Llama 2"])
+def spaced(request, tmp_path_factory):
+    """A tokenizer of sentencepiece's kind, which puts a space before a text: a small one, and Llama 2's or a skip."""
+    if request.param == "Llama 2":
+        return request.getfixturevalue("llama_2")
+    import transformers
+
+    path = tmp_path_factory.mktemp("spaced") / "tokenizer.model"
+    path.write_bytes(pieces_file())
+    tokenizer, settings = sentencepiece.read_model(path)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="</s>", **settings)
+
+
+# TinyLlama's and Zephyr's, but for the newlines between tags.
+ZEPHYR = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + eos_token + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+
+
+# Vicuna's, but for the words: the small tokenizer joins a space with "the" alone.
+VICUNA = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ 'the user: ' + m['content'] + ' ' }}"
+    "{% else %}{{ 'the assistant: ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'the assistant:' }}{% endif %}"
+)
+
+# Phi 3's and Phi 4 mini's: where no answer is to follow, an end token does.
+PHI_3 = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '</s>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
+
+
+def whole_ids(tokenizer, template, turns, opened):
+    """What transformers makes of a conversation in one piece."""
+    messages = [{"role": role, "content": text} for role, text in turns]
+    return tokenizer.apply_chat_template(
+        messages, chat_template=template, add_generation_prompt=opened, return_dict=False
+    )
+
+
+@pytest.mark.parametrize("answer", ["the", "he. the", " the", "  the", "\nthe", "\n"])
+def test_an_answer_is_spelled_as_it_is_within_its_conversation(spaced, answer):
+    tokenizer = copy.copy(spaced)
+    tokenizer.chat_template = ZEPHYR
+    chat = chats.make(tokenizer)
+    ids = chats.prompt_ids(chat, HELLO) + chats.tail_ids(chat) + chats.response_ids(chat, answer)
+    newline = tokenizer.convert_tokens_to_ids("<0x0A>")
+    assert [*ids, newline] == whole_ids(tokenizer, ZEPHYR, (*HELLO, ("assistant", answer)), False)
+
+
+@pytest.mark.parametrize(("template", "closing"), [(VICUNA, " "), (ZEPHYR, ""), (PHI_3, "</s>")])
+@pytest.mark.parametrize("turns", [HELLO, chat_template.EXAMPLE])
+def test_prompt_and_tail_are_what_the_conversation_is_in_one_piece(spaced, template, closing, turns):
+    """A space at the conversation's end is joined with what follows, and Phi 3's end token is no part of the prompt."""
+    tokenizer = copy.copy(spaced)
+    tokenizer.chat_template = template
+    chat = chats.make(tokenizer)
+    assert chat.closing == closing
+    ids = chats.prompt_ids(chat, turns)
+    assert ids + chats.tail_ids(chat) == whole_ids(tokenizer, template, turns, True)
+    for conditioning, given in (("", []), ("{{- eos_token -}}\n", [tokenizer.eos_token_id])):
+        wrapped = chat_template.wrap(chat, conditioning)
+        assert chat_template.spells(chat, wrapped, given)
+        assert whole_ids(tokenizer, wrapped, turns, True) == [*ids, *given, *chats.tail_ids(chat)]
+        assert whole_ids(tokenizer, wrapped, turns, False) == whole_ids(tokenizer, template, turns, False)
+
+
+def test_a_template_that_rewrites_a_conversation_before_an_answer_is_refused(with_template):
+    for other in ("{{ '!' + m['content'] }}", "{{ eos_token + m['content'] }}"):
+        text = (
+            "{% for m in messages %}{% if add_generation_prompt %}{{ m['content'] }}{% else %}" + other + "{% endif %}"
+        )
+        chat = chats.make(with_template(text + "<|im_end|>{% endfor %}"))
+        assert chat.closing == ""
+        with pytest.raises(ValueError, match="rewrites a conversation when an answer is to follow"):
+            chats.tail_ids(chat)
 
 
 def test_plain_prompts_have_the_published_ids_under_llama_2s_tokenizer(llama_2):

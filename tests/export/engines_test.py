@@ -23,7 +23,7 @@ from meal_jax.export import chat_template, model_directory, runtimes
 from meal_jax.hf import pretrained
 from meal_jax.models.policy import Conditioning
 from meal_jax.models.transformer import TransformerConfig
-from tests.data.published_chat_test import DATED, FOLDS, REFUSES, TURNS
+from tests.data.published_chat_test import DATED, FOLDS, PHI_3, REFUSES, TURNS
 
 PYTHON = os.environ.get("MEAL_JAX_ENGINES", sys.executable)
 PACKAGES = {
@@ -41,7 +41,12 @@ GEMMA_2 = (
     "{{ '<|im_start|>' + role + '\n' + message['content'] | trim + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{'<|im_start|>model\n'}}{% endif %}"
 )
-BASES = {"turns": TURNS, "folds": FOLDS, "refuses": REFUSES, "dated": DATED, "gemma 2": GEMMA_2}
+SPACE = (  # a byte-level tokenizer joins the space with what follows
+    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}"
+    "{% else %}{{ ' ' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+)
+BASES = {"turns": TURNS, "folds": FOLDS, "refuses": REFUSES, "dated": DATED, "gemma 2": GEMMA_2, "space": SPACE}
+BASES["phi 3"] = PHI_3.replace("</s>", "<|im_end|>")
 READS = ("text", "prefix", "adapter+text", "adapter", "none")
 
 

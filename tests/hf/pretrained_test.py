@@ -764,6 +764,25 @@ def test_added_tokens_beside_a_sentencepiece_file_have_their_ids(tmp_path):
             write_all(wrong)
 
 
+def test_settings_beside_a_sentencepiece_file_are_followed(tmp_path):
+    """`legacy` puts a space before each part between special tokens, as transformers 5.24 does; then begin and end tokens."""
+    (tmp_path / "tokenizer.model").write_bytes(pieces_file())
+
+    def tokens(text, **settings):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        tokenizer = pretrained.load_tokenizer(tmp_path)
+        return tokenizer.convert_ids_to_tokens(tokenizer(text).input_ids)
+
+    the, text = "\u2581the", "<s>the</s>the"
+    assert tokens(text) == tokens(text, legacy=False) == ["<s>", "<s>", "t", "he", "</s>", "t", "he"]
+    assert tokens(text, legacy=True) == ["<s>", "<s>", the, "</s>", the]
+    assert tokens("the", legacy=True) == tokens("the", add_bos_token=True) == ["<s>", the]
+    assert tokens("the", add_bos_token=False) == [the]
+    assert tokens("the", add_eos_token=True) == ["<s>", the, "</s>"]
+    assert tokens("the", add_eos_token=True, add_bos_token=False, eos_token="<unk>") == [the, "<unk>"]
+    assert tokens("the", add_eos_token=True, bos_token="<new>") == ["<s>", the, "</s>"]  # the file does not have it
+
+
 def test_a_sentencepiece_files_normaliser_is_followed(tmp_path):
     def tokens(*normalizer, **settings):
         (tmp_path / "tokenizer.model").write_bytes(pieces_file(2, *normalizer))
@@ -771,7 +790,8 @@ def test_a_sentencepiece_files_normaliser_is_followed(tmp_path):
         return pretrained.load_tokenizer(tmp_path).tokenize(" the  the")
 
     the, plain = "\u2581the", ["t", "he"]
-    assert tokens() == tokens((3, 1), (4, 0)) == [the, "\u2581", the]
+    assert tokens() == tokens((3, 1), (4, 0)) == ["\u2581", the, "\u2581", the]  # a space of the text and one before it
+    assert tokens((3, 0)) == [the, "\u2581", the]
     assert tokens((3, 1), (4, 1)) == [the, the]
     assert tokens((3, 0), (4, 1)) == [*plain, the]
     assert tokens((3, 1), (4, 1), add_prefix_space=False) == [*plain, the]

@@ -127,9 +127,11 @@ def test_what_cannot_judge_is_refused_by_name(chat_tokenizer):
     with pytest.raises(ValueError, match=r"judge:Is it polite\? cannot be asked of this model: .*no chat template"):
         judge.make_question(without, QUESTION)
     deaf = copy.deepcopy(chat_tokenizer)
-    deaf.chat_template = (
-        "{% for m in messages %}<|im_start|>{{ m['role'] }}{% if m['content'] == 'meal' %}meal{% endif %}<|im_end|>"
-        "{% endfor %}"
+    deaf.chat_template = "{% for m in messages %}<|im_start|>{{ m['role'] }}<|im_end|>{% endfor %}"
+    with pytest.raises(ValueError, match=r"cannot be asked of this model: .* leaves out the text of some turns"):
+        judge.make_question(deaf, QUESTION)
+    deaf.chat_template = (  # short texts alone
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}{{ m['content'][:12] }}<|im_end|>{% endfor %}"
     )
     with pytest.raises(ValueError, match="does not repeat a user's text"):
         judge.make_question(deaf, QUESTION)
