@@ -201,6 +201,7 @@ def judged(name: str, question: str, directory: Path) -> Iterator[Finding]:
         rows: Sequence[Sequence[int]] = [*asked.parts, asked.yes, asked.no]
         vocabulary = pretrained.load_config(directory).vocab_size
         chats.need_known(chats.make(tokenizer, None), vocabulary, rows, "The judge's question, in part")
+        formats.need_rows(tokenizer, vocabulary, str(directory))
     except REFUSALS as error:
         yield fail(name, say(error), "Name an instruction-tuned model in config.reward.judge.")
 

@@ -214,7 +214,7 @@ def _fields(family: Family, c: Mapping[str, Any]) -> tuple[dict[str, Any], list[
 
 def _family(c: Mapping[str, Any], where: Any) -> tuple[Family, Mapping[str, Any]]:
     """The family that config.json names, and the decoder's entries; for Gemma 3 with vision those of its text part."""
-    architectures = c.get("architectures") or _by_model_type(c)
+    architectures = _architectures(c)
     if has_vision(c) and isinstance(c.get("text_config"), Mapping):
         tied = c.get("tie_word_embeddings", True)  # the text part's own entry counts for nothing, as in transformers
         return FAMILIES["gemma3_text"], {**c["text_config"], "tie_word_embeddings": tied}
@@ -234,16 +234,23 @@ def _family(c: Mapping[str, Any], where: Any) -> tuple[Family, Mapping[str, Any]
 
 def has_vision(c: Mapping[str, Any]) -> bool:
     """Whether config.json's entries are those of Gemma 3 with a vision tower, of which only the text part is read."""
-    return (c.get("architectures") or _by_model_type(c)) == ["Gemma3ForConditionalGeneration"]
+    return _architectures(c) == ["Gemma3ForConditionalGeneration"]
 
 
 def is_fused(c: Mapping[str, Any]) -> bool:
     """Whether config.json's entries are those of Phi 3 or 4, whose files hold fused tensors."""
-    return (c.get("architectures") or _by_model_type(c)) in (["Phi3ForCausalLM"], ["Phi3Model"])
+    return _architectures(c) in (["Phi3ForCausalLM"], ["Phi3Model"])
+
+
+def _architectures(c: Mapping[str, Any]) -> list[str]:
+    """What config.json names. Where model_type is another decoder than architectures, it is the former, as in transformers."""
+    named, of_type = c.get("architectures"), _by_model_type(c)
+    decoders = [["Phi3ForCausalLM"], *([family.architecture] for family in FAMILIES.values())]
+    return of_type if not named or (named in decoders and of_type in decoders) else named
 
 
 def _by_model_type(c: Mapping[str, Any]) -> list[str]:
-    """The decoder of an entry model_type, where there is no entry architectures."""
+    """The decoder of the entry model_type."""
     kind = c.get("model_type")
     if kind in ("gemma3", "phi3"):
         return ["Gemma3ForConditionalGeneration" if kind == "gemma3" else "Phi3ForCausalLM"]
@@ -284,7 +291,9 @@ def _scaling(settings: Mapping[str, Any], c: Mapping[str, Any]) -> tuple[RopeSca
     if kind != "llama3":
         return None, [*bad, f"rotary scaling of type {kind} (linear and llama3 are)"]
     factor, low, high = (float(settings[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
-    context = settings.get("original_max_position_embeddings") or c["max_position_embeddings"]
+    # transformers prefers the entry outside of the settings, where both are there.
+    context = c.get("original_max_position_embeddings") or settings.get("original_max_position_embeddings")
+    context = context or c["max_position_embeddings"]
     return RopeScaling("llama3", factor, low, high, int(context)), bad
 
 

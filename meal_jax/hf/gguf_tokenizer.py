@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # GGUF's types of tokens
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5  # GGUF's types of tokens
 SPACE = "▁"  # sentencepiece's symbol for a space
 
 _WORDS = (
@@ -85,7 +85,8 @@ def read_tokenizer(meta: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, dict[
             if type_ == kind and token.strip()  # merges produce runs of spaces
         ]
 
-    tokenizer.add_special_tokens(of_type(CONTROL))
+    # What fills the rows behind a vocabulary, "[PAD151700]" and so on, is special too: no answer is to hold it.
+    tokenizer.add_special_tokens(of_type(CONTROL) + of_type(UNUSED))
     tokenizer.add_tokens(of_type(USER_DEFINED))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",  # reads tokenizer.json unchanged

@@ -123,7 +123,7 @@ def load_config(source: str | os.PathLike, **overrides) -> TransformerConfig:
       TransformerConfig.
 
     Raises:
-      FileNotFoundError: no config.json.
+      FileNotFoundError: no config.json, or an adapter beside it.
       ValueError: the file asks for a feature that is not implemented, named in the message; or lacks an entry.
       TypeError: an override that is not a field.
     """
@@ -132,7 +132,7 @@ def load_config(source: str | os.PathLike, **overrides) -> TransformerConfig:
         raise TypeError(f"TransformerConfig has no field {', '.join(sorted(unknown))}.")
     directory = resolve(source)
     path = directory / "config.json"
-    if not path.exists():
+    if not path.exists() or (directory / ADAPTER).exists():  # transformers puts an adapter on the model beside it
         raise FileNotFoundError(_what_it_is(directory))
     config = dataclasses.replace(parse(read_json(path), path), **overrides)
     if config.tied and _has_own_head(directory, config):
@@ -141,11 +141,12 @@ def load_config(source: str | os.PathLike, **overrides) -> TransformerConfig:
 
 
 def _what_it_is(directory: Path) -> str:
-    """What a directory without config.json holds, and what to do."""
+    """What a directory that is no whole model holds, and what to do."""
     if (directory / ADAPTER).exists():
         base = read_json(directory / ADAPTER).get("base_model_name_or_path")
+        what = "which belongs on the model beside it" if (directory / "config.json").exists() else "not a model"
         return (
-            f"{directory} holds a PEFT adapter (of {base}), not a model. Merge it into its base and name the result: "
+            f"{directory} holds a PEFT adapter (of {base}), {what}. Merge it into its base and name the result: "
             f"""python -c "from peft import AutoPeftModelForCausalLM as M; M.from_pretrained('{directory}')"""
             """.merge_and_unload().save_pretrained('OUT')", then copy the tokenizer's files to OUT."""
         )

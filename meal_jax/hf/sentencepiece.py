@@ -123,7 +123,8 @@ def read_directory(directory: Path, file: str) -> tuple[tokenizers.Tokenizer, di
     known = settings | {k: text for k, text in named.items() if tokenizer.token_to_id(text) is not None}
     begins = configured.get("add_bos_token") is not False and "bos_token" in known
     gguf_tokenizer.add_ends(tokenizer, known, begins, bool(configured.get("add_eos_token")))
-    template = configured.get("chat_template")
+    written = directory / "chat_template.jinja"  # comes before the entry, as in transformers
+    template = written.read_text(encoding="utf-8") if written.exists() else configured.get("chat_template")
     return tokenizer, settings | named | ({"chat_template": template} if template else {})
 
 

@@ -101,6 +101,8 @@ def check_tensors(directory: Path, tensors: Mapping[str, Tensor], config: Transf
         shape = torch_shape(weight, shapes[weight.path].shape)
         expected |= dict.fromkeys(weight.names(config.layers), shape)
     stored = {name: tuple(tensor.get_shape()) for name, tensor in tensors.items()}
+    if config.tied and HEAD in stored:  # need not be there
+        expected[HEAD] = (config.vocab_size, config.width)
     problems = {
         "missing": sorted(expected.keys() - stored.keys()),
         "misshapen": [
@@ -122,7 +124,7 @@ def check_tensors(directory: Path, tensors: Mapping[str, Tensor], config: Transf
 
 def _is_redundant(name: str, config: TransformerConfig) -> bool:
     """Whether a tensor follows from others, as some writers add: the tied output, the rotary frequencies."""
-    return (config.tied and name == "lm_head.weight") or name.endswith("rotary_emb.inv_freq")
+    return (config.tied and name == HEAD) or name.endswith("rotary_emb.inv_freq")
 
 
 def torch_shape(weight: Weight, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -379,6 +379,8 @@ def _run(config: ml_collections.ConfigDict, out: Path) -> tuple[linear_heads.Hea
     for name, count in counts.items():
         print(f"{name}: {count}")
     transformer = pretrained.load_config(config.source)
+    texts = ([*row.prompt, *answer] for row in rows for answer in row.responses)
+    chats.need_known(chat, transformer.vocab_size, texts, "A pair's text, in row")
     params = pretrained.load_params(config.source, transformer)
     policy = Policy(transformer, Conditioning(kind="none", objectives=len(objectives)))
     base = linear_heads.fingerprint(params)

@@ -12,7 +12,7 @@ Source of layouts and labels: RiC (arXiv 2402.10207), `ric/multi_reward_models.p
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -205,9 +205,17 @@ def need_fit(
         raise ValueError(f"{where} has {labels} labels, and {name!r} reads label {preset.label}.")
     need_label(preset, names, name, where)
     need_begin(tokenizer, preset.layout, where)
-    added = set(tokenizer.added_tokens_decoder)
-    sample = preset.layout(tokenizer, "a", "b", MAX_TOKENS).ids
-    last = max(*sample, *(i for i in tokenizer.get_vocab().values() if i not in added))
+    need_rows(tokenizer, vocabulary, where, preset.layout(tokenizer, "a", "b", MAX_TOKENS).ids)
+
+
+def need_rows(tokenizer, vocabulary: int, where: str, ids: Sequence[int] = ()) -> None:
+    """Refuses a tokenizer with ids for plain text, added words too, or with `ids`, that an embedding has no row for.
+
+    Raises:
+      ValueError: names the token of the highest such id.
+    """
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    last = max(*ids, *(i for i in tokenizer.get_vocab().values() if i not in special))
     if last >= vocabulary:
         raise ValueError(
             f"{where}: its tokenizer has the token {tokenizer.convert_ids_to_tokens(last)!r} of id {last}, and its embedding "

@@ -235,6 +235,7 @@ def _judge(source: Source, config, task: Task, objective: str) -> Callable:
     if place:
         asked = judge.make_question(pretrained.load_tokenizer(place), source.value)
         transformer = pretrained.load_config(place, dtype=config.reward.dtype, param_dtype=config.reward.dtype)
+        formats.need_rows(asked.tokenizer, transformer.vocab_size, f"config.reward.judge={place}")
         weights = {"transformer": pretrained.load_params(place, transformer)}
         return lambda mesh, frozen: judge.make_reward(
             asked,
@@ -250,6 +251,7 @@ def _judge(source: Source, config, task: Task, objective: str) -> Callable:
         )
     asked = judge.make_question(pretrained.load_tokenizer(config.policy.source), source.value)
     transformer = dataclasses.replace(task.transformer, lora=None)
+    formats.need_rows(asked.tokenizer, transformer.vocab_size, f"{FIELD} judge:{source.value}")
     return lambda mesh, frozen: judge.make_reward(asked, transformer, frozen.reference, mesh, batch_size=rows)
 
 

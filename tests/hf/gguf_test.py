@@ -377,6 +377,16 @@ def test_sentencepiece_tokenizers():
     assert without.encode("the").tokens == ["<s>", "t", "he"]
 
 
+def test_unused_rows_behind_a_vocabulary_are_special():
+    """So no answer holds them, as where a directory's tokenizer has no name for them."""
+    meta = spm()
+    for name, entry in (("tokens", "[PAD270]"), ("token_type", 5), ("scores", -270.0)):
+        meta[f"tokenizer.ggml.{name}"] = [*meta[f"tokenizer.ggml.{name}"], entry]
+    tokenizer, _ = gguf_tokenizer.read_tokenizer(meta)
+    added = {token.content: token.special for token in tokenizer.get_added_tokens_decoder().values()}
+    assert added["[PAD270]"] and not added["<image>"]
+
+
 def test_gemmas_sentencepiece_orders_merges_by_id_and_spells_spaces():
     meta = spm() | {"general.architecture": "gemma3"}
     words = ["  ", *SPM_WORDS]  # two spaces, as Gemma's files have them

@@ -737,6 +737,14 @@ def test_bad_sentencepiece_files_are_named(tmp_path):
         pretrained.load_tokenizer(tmp_path)
 
 
+def test_a_template_in_a_file_beside_a_sentencepiece_file_comes_before_the_entry(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(pieces_file())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "old"}))
+    assert pretrained.load_tokenizer(tmp_path).chat_template == "old"
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }} é", encoding="utf-8")
+    assert pretrained.load_tokenizer(tmp_path).chat_template == "{{ messages }} é"
+
+
 def test_added_tokens_beside_a_sentencepiece_file_have_their_ids(tmp_path):
     """As ChatML fine-tunes of Llama have them; a space or none before the text as the file or the settings say."""
     (tmp_path / "tokenizer.model").write_bytes(pieces_file())

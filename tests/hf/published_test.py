@@ -91,6 +91,37 @@ def test_gemma_3_with_vision_is_tied_as_its_top_entry_says(top, text, is_tied):
     assert families.parse(entries, "config.json").tied is is_tied
 
 
+def test_a_stored_head_of_another_height_than_the_tied_embedding_is_refused(tied):
+    directory, _ = tied
+    rewrite(directory, lambda tensors: tensors | {"lm_head.weight": torch.randn(68, 16)})
+    with pytest.raises(ValueError, match=r"misshapen: lm_head\.weight \[68, 16\] instead of \[64, 16\]"):
+        pretrained.load_params(directory, pretrained.load_config(directory))
+
+
+def test_the_model_type_decides_which_decoder_it_is(tied):
+    """As in transformers: here windows of attention, which a Llama has not."""
+    directory, _ = tied
+    edit(directory, model_type="mistral", architectures=["LlamaForCausalLM"], sliding_window=2)
+    assert pretrained.load_config(directory).window == 2
+    assert_parity(directory)
+
+
+def test_the_context_before_scaling_outside_of_the_rotary_settings_comes_first(tied):
+    directory, _ = tied
+    rope = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope["original_max_position_embeddings"] = 4096
+    edit(directory, rope_parameters=rope, original_max_position_embeddings=16)
+    assert pretrained.load_config(directory).rope_scaling.context == 16
+    assert_parity(directory)
+
+
+def test_an_adapter_beside_a_model_is_not_passed_over(tied):
+    directory, _ = tied
+    (directory / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    with pytest.raises(FileNotFoundError, match="which belongs on the model beside it. Merge it"):
+        pretrained.load_config(directory)
+
+
 def test_other_things_than_models_are_named(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
     with pytest.raises(FileNotFoundError, match=r"PEFT adapter \(of org/base\), not a model\. Merge it"):

@@ -1,5 +1,6 @@
 """What reward models read: every layout by hand on small tokenizers, and as the published code writes it on the real ones."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,17 @@ def test_the_table_is_the_published_one():
         "faithful": ("CogComp/bart-faithful-summary-detector", "response_pair", 1),
         "deberta": ("OpenAssistant/reward-model-deberta-v3-large-v2", "prompt_pair", 0),
     }
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_an_added_word_without_a_row_of_the_embedding_is_refused_and_a_special_one_is_not(chat_tokenizer, special):
+    tokenizer, rows = copy.deepcopy(chat_tokenizer), len(chat_tokenizer)
+    tokenizer.add_tokens(["sourdough"], special_tokens=special)
+    if special:  # no text of a prompt or an answer holds it
+        formats.need_rows(tokenizer, rows, "here")
+    else:
+        with pytest.raises(ValueError, match=f"here: .* token 'sourdough' of id {rows}, and .* {rows} rows"):
+            formats.need_rows(tokenizer, rows, "here")
 
 
 @pytest.mark.parametrize(
