@@ -6,6 +6,10 @@ fields (`--config.meal.tau=0.5`). Unknown fields are refused by ml_collections w
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from typing import Any
+
 import ml_collections
 from ml_collections import config_dict
 
@@ -303,6 +307,9 @@ def check(config: ml_collections.ConfigDict) -> None:
         ("reward.dtype", config.reward.dtype, ("float32", "bfloat16")),
     ):
         need(value in known, f"config.{name}={value!r} is not one of {', '.join(known)}.")
+    for field, limit, value in _numbers(config):  # before anything is computed from them
+        number = isinstance(value, int | float) and math.isfinite(value)
+        need(number or limit.holds(value), f"{field}={value} must be {limit.say()}.")
     need(
         config.batch_size > 0 and config.batch_size % 2 == 0,
         f"config.batch_size={config.batch_size} must be even and above 0: one half of the prompts updates the policy, the "
@@ -312,7 +319,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name, sizes in (("rollout", both), ("score", both), ("gradient", (config.batch_size // 2,))):
         micro = config.micro[name]
         need(
-            micro is None or all(size <= micro or size % micro == 0 for size in sizes),
+            not micro or all(size <= micro or size % micro == 0 for size in sizes),
             f"config.micro.{name}={micro} prompts at a time do not divide {' and '.join(map(str, sizes))} evenly; None = all.",
         )
     need(
@@ -378,6 +385,10 @@ def check(config: ml_collections.ConfigDict) -> None:
         len(set(names)) == k and all(isinstance(n, str) and n and n == n.strip() and n.isprintable() for n in names),
         f"config.objectives={names} must be names that differ, with no space around them: metrics and axes have these names.",
     )
+    need(
+        not any("," in name for name in names),
+        f"config.objectives={names} has a comma in a name: names are given as --config.objectives=\"('short', 'polite')\".",
+    )
     sources.check(config.reward.sources, config.objectives)
     need(
         len(config.profile_steps) in (0, 2)
@@ -409,8 +420,13 @@ def check(config: ml_collections.ConfigDict) -> None:
         q.low_quantile < q.high_quantile,
         f"config.ric.low_quantile={q.low_quantile} must be below config.ric.high_quantile={q.high_quantile}.",
     )
+    for field, limit, value in _numbers(config):
+        need(limit.holds(value), f"{field}={value} must be {limit.say()}.")
+
+
+def _numbers(config: ml_collections.ConfigDict) -> Iterator[tuple[str, Limit, Any]]:
+    """Every number of a configuration: the field's whole name, what it may be, what it is."""
     for section, limits in LIMITS.items():
         values = config[section] if section else config
         for name, limit in limits.items():
-            field = f"config.{section}.{name}" if section else f"config.{name}"
-            need(limit.holds(values[name]), f"{field}={values[name]} must be {limit.say()}.")
+            yield f"config.{section}.{name}" if section else f"config.{name}", limit, values[name]

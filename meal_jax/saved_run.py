@@ -276,6 +276,11 @@ def finished(workdir: Path, config: ml_collections.ConfigDict) -> dict[str, Any]
     record = read_json(workdir / "pareto.json")
     if record is None or record.get("step", config.steps) != config.steps or identity.measures_otherwise(differing):
         return None
+    # Beside evaluations that were set aside, those of another one than pareto.json may have been cut short.
+    if (workdir / "evals_1").exists():
+        last = read_json(workdir / "evals" / f"{config.steps:06d}.json")
+        if last is None or last["points"] != record["points"]:
+            return None
     return record
 
 
@@ -300,6 +305,40 @@ def take_over(workdir: Path, config: ml_collections.ConfigDict, start: int, meas
         if start == 0 or int(path.stem) > start:
             path.unlink()
     record_config(workdir, config)
+
+
+def need_same_prompts(workdir: Path, evaluation_set: dict[str, Any] | None) -> None:
+    """Refuses test prompts that are not those of the workdir's evaluations: one curve would be over different prompts.
+
+    Evaluations that this command replaces, under another number of prompts, count for nothing.
+
+    Raises:
+      ValueError: names the evaluation, both counts and both digests.
+    """
+    if evaluation_set is None:
+        return
+    for path in sorted((workdir / "evals").glob("*.json")):
+        before = (read_json(path) or {}).get("evaluation_set") or evaluation_set
+        if before["prompts"] == evaluation_set["prompts"] and before["sha256"] != evaluation_set["sha256"]:
+            raise ValueError(
+                f"The test prompts have changed since {path}: their SHA-256 was {before['sha256'][:12]}… and is "
+                f"{evaluation_set['sha256'][:12]}…, of {evaluation_set['prompts']} prompts each. Nothing there was changed. "
+                "Bring back the file of prompts, or give this run a --workdir of its own."
+            )
+
+
+def read_evaluations(workdir: Path) -> list[dict[str, Any]]:
+    """The evaluations of a run so far, by step.
+
+    Raises:
+      ValueError: one is damaged; names the file.
+    """
+    out = []
+    for path in sorted((workdir / "evals").glob("*.json")):
+        if (evaluation := read_json(path)) is None:
+            raise ValueError(f"{path} is damaged: delete it and run the same command again, which goes on without it.")
+        out.append(evaluation)
+    return out
 
 
 def recorded_reference(workdir: Path, reference: np.ndarray) -> np.ndarray:

@@ -49,6 +49,8 @@ from meal_jax.runtime.metrics import MetricWriter, Preemption, progress
 from meal_jax.saved_run import (
     finished,
     need_same,
+    need_same_prompts,
+    read_evaluations,
     read_json,
     record_config,
     recorded_reference,
@@ -139,6 +141,7 @@ def train_and_evaluate(
         checkpoints = checkpoint.open_checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
         at_exit.callback(checkpoint.close, checkpoints)  # however the run ends, the save under way is finished
         start, state, frozen, placed = begin(config, setup, task, method.init, mesh, checkpoints)
+        distributed.from_first(lambda: need_same_prompts(workdir, task.evaluation_set))
         distributed.from_first(lambda: take_over(workdir, config, start, measured_otherwise))
 
         # ------------------------------------------------------------------------------------------ compiled functions
@@ -235,7 +238,7 @@ def train_and_evaluate(
     }
 
     def finish() -> dict[str, Any]:
-        history = [json.loads(path.read_text()) for path in sorted((workdir / "evals").glob("*.json"))]
+        history = read_evaluations(workdir)
         lengths = evaluate.response_lengths(workdir / "metrics.jsonl")
         spent = functools.partial(evaluate.budget, method.cost(config), config, lengths)
         out = results | {

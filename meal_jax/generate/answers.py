@@ -166,11 +166,11 @@ def table(task: Task, preferences: np.ndarray, answered: evaluate.Answers) -> Ta
     """The answers to one prompt under M preferences, a row each; with their rewards, if they were computed."""
     rewards = answered.scores.shape[-1] == len(task.objectives)
     out = Table(show_lines=True)
-    out.add_column(f"preference\n{' '.join(task.objectives)}", no_wrap=True)
+    out.add_column(f"preference\n{escape(' '.join(task.objectives))}", no_wrap=True)
     out.add_column("proposed", no_wrap=True)
     out.add_column("answer", overflow="fold", ratio=1)
     for name in task.objectives if rewards else ():
-        out.add_column(name, justify="right", no_wrap=True)
+        out.add_column(escape(name), justify="right", no_wrap=True)
     for m, w in enumerate(preferences):
         text = evaluate.readable_answer(task, answered.tokens[0, m], answered.mask[0, m], answered.ended[0, m])
         scores = [f"{score:.2f}" for score in answered.scores[0, m]] if rewards else []

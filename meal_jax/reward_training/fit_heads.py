@@ -339,6 +339,10 @@ def run(config: ml_collections.ConfigDict) -> tuple[linear_heads.Heads, dict[str
     distributed.refuse_several("python -m meal_jax.reward_training.heads")
     if config.features not in linear_heads.FEATURES:
         raise ValueError(f"config.features={config.features!r} is not one of {', '.join(linear_heads.FEATURES)}.")
+    if config.folds < 2:
+        raise ValueError(
+            f"config.folds={config.folds} must be at least 2: one part is left out while the others are fitted."
+        )
     out = Path(config.out).expanduser()
     if (result := finished(config)) is not None:
         print(f"{out} holds the heads of this configuration already; remove it to fit them again.")

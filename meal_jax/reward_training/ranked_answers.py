@@ -25,13 +25,15 @@ from meal_jax import command
 from meal_jax.data import files, own
 
 
-def read(path: str, count: int) -> list[list[tuple[str, dict[str, float]]]]:
-    """(answer, rewards) of each of `count` prompts, from a file that `meal_jax.generate` wrote.
+def read(path: str, prompts: Sequence) -> list[list[tuple[str, dict[str, float]]]]:
+    """(answer, rewards) of each prompt, from a file that `meal_jax.generate` wrote; `prompts` are (turns, split).
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: a line is no answer, is of no prompt, or has other rewards than the first or one that is not finite.
+      ValueError: a line is no answer, is of no prompt or of another one, or has other rewards than the first or one that is
+        not finite.
     """
+    count = len(prompts)
     out: list[list[tuple[str, dict[str, float]]]] = [[] for _ in range(count)]
     names = None
     for file in files.find(path, "It is what `python -m meal_jax.generate … --out=FILE` writes."):
@@ -43,6 +45,12 @@ def read(path: str, count: int) -> list[list[tuple[str, dict[str, float]]]]:
                 )
             if not 0 <= number < count:
                 raise ValueError(f"{source} answers prompt {number}, and the file of prompts has {count}, from 0.")
+            asked = prompts[number][0][-1][1]
+            if " ".join(asked.split()) not in " ".join(str(row.get("prompt", asked)).split()):
+                raise ValueError(
+                    f"{source} answers {row['prompt']!r:.80}, and row {number} of the file of prompts is {asked!r:.80}: take "
+                    "the file that was answered, with its rows in the same order."
+                )
             names = names or list(rewards)
             if list(rewards) != names or not all(
                 isinstance(r, int | float) and math.isfinite(r) for r in rewards.values()
@@ -75,7 +83,7 @@ def write(args: argparse.Namespace) -> None:
     if args.per_prompt < 1:
         raise ValueError(f"--per_prompt={args.per_prompt} must be at least 1.")
     prompts = own.read_prompts(args.prompts)
-    answers, out = read(args.answers, len(prompts)), Path(args.out).expanduser()
+    answers, out = read(args.answers, prompts), Path(args.out).expanduser()
     names = next((list(rewards) for scored in answers for _, rewards in scored), [])
     if not names:
         raise ValueError(f"{args.answers} holds no answers.")

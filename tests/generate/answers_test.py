@@ -132,7 +132,7 @@ def test_a_file_of_answers_has_the_text_that_the_rewards_read(tmp_path):
     assert generate.write(out, run, prompts, one[0], lambda _: answered) == 1
     line = json.loads(out.read_text())
     assert (line["answer"], line["whole"]) == ("Yes.", text)
-    assert ranked_answers.read(str(out), 1) == [[("Yes.", {"a": 1.0})]]
+    assert ranked_answers.read(str(out), [((("user", "hello"),), "")]) == [[("Yes.", {"a": 1.0})]]
     shown = generate.table(task, one[0], answered).columns[2]._cells
     assert shown == ["Yes."]
 

@@ -234,6 +234,13 @@ def test_missing_pairs_are_said(config, tmp_path):
         command.attempt(heads.run, config)
 
 
+@pytest.mark.parametrize("folds", [1, 0, -1])
+def test_a_cross_validation_without_parts_is_refused(config, folds):
+    config.folds = folds
+    with pytest.raises(SystemExit, match=rf"config\.folds={folds} must be at least 2"):
+        command.attempt(heads.run, config)
+
+
 def test_unknown_features_are_refused(config):
     config.features = "first"
     with pytest.raises(SystemExit, match=r"config\.features='first' is not one of last, mean, last\+mean"):

@@ -13,7 +13,8 @@ def write(path, rows):
 
 
 def answer(row, text, **rewards):
-    return {"row": row, "prompt": "…", "answer": text, "rewards": rewards}
+    asked = ["Hello", "\n\nHuman: Tea?\n\nAssistant: Yes.\n\nHuman: Which?"]
+    return {"row": row, "prompt": asked[row % 2], "answer": text, "rewards": rewards}
 
 
 @pytest.fixture
@@ -51,6 +52,10 @@ def test_a_prompt_gives_no_more_than_asked_for_and_the_same_again(files, tmp_pat
     ("rows", "message"),
     [
         ([{"prompt": "x"}], r"answers\.jsonl:1 is no answer as meal_jax\.generate writes it"),
+        (
+            [answer(0, "x", brief=1.0) | {"prompt": "Which?"}],
+            r"answers\.jsonl:1 answers 'Which\?', and row 0 of the file of prompts is 'Hello'",
+        ),
         ([answer(2, "x", brief=1.0)], "answers prompt 2, and the file of prompts has 2, from 0"),
         (
             [answer(0, "x", brief=1.0), answer(0, "y", kind=1.0)],
@@ -77,7 +82,7 @@ def test_wrong_arguments_are_told(files):
 
 
 def test_pairs_keep_the_split_of_their_prompt(files, tmp_path):
-    write(files[0], [{"prompt": "Hello", "split": "test"}, {"prompt": "Which tea?"}])
+    write(files[0], [{"prompt": "Hello", "split": "test"}, {"prompt": "Which?"}])
     ranked_answers.main(files[2])
     written = [json.loads(line) for line in (tmp_path / "out" / "brief.jsonl").read_text().splitlines()]
     assert [row["split"] for row in written] == ["test"] * 3

@@ -139,6 +139,35 @@ def test_evaluations_under_other_settings_are_set_aside(recorded):
     assert json.loads((directory / "config.json").read_text())["eval"]["top_k"] == 5
 
 
+def test_a_run_whose_second_evaluation_was_cut_short_is_not_finished(recorded):
+    """Its pareto.json is of the evaluation before, under settings that config.json no longer has."""
+    config, directory = recorded
+    peer = changed(train.methods.configure("static", config), eval__top_k=5)
+    (directory / "pareto.json").write_text('{"step": 12, "points": [[0.5]]}')
+    (directory / "evals").mkdir()
+    (directory / "evals" / "000012.json").write_text('{"step": 12, "points": [[0.5]]}')
+    train.take_over(directory, peer, 12, True)
+    assert train.finished(directory, peer) is None
+    (directory / "evals").mkdir()
+    for points, is_finished in ([[0.7]], False), ([[0.5]], True):
+        (directory / "evals" / "000012.json").write_text(json.dumps({"step": 12, "points": points}))
+        assert (train.finished(directory, peer) is not None) == is_finished
+
+
+def test_other_test_prompts_than_those_of_the_evaluations_are_refused(tmp_path):
+    now, then = {"prompts": 2, "sha256": "b" * 64}, {"prompts": 2, "sha256": "a" * 64}
+    (tmp_path / "evals").mkdir()
+    path = tmp_path / "evals" / "000004.json"
+    path.write_text(json.dumps({"evaluation_set": then}))
+    with pytest.raises(ValueError, match="The test prompts have changed since .*000004.json: .*aaaa… and is bbbb"):
+        train.need_same_prompts(tmp_path, now)
+    for same in (then, None, now | {"prompts": 3}):
+        train.need_same_prompts(tmp_path, same)
+    path.write_text('{"evaluation_set"')
+    with pytest.raises(ValueError, match="000004.json is damaged: delete it"):
+        train.read_evaluations(tmp_path)
+
+
 def test_paths_to_the_same_place_are_the_same(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first, other = {"data": {"path": "rows"}}, {"data": {"path": str(tmp_path / "x" / ".." / "rows")}}
