@@ -360,7 +360,8 @@ def load_tokenizer(source: str | os.PathLike):
             tokenizer = AutoTokenizer.from_pretrained(str(directory))
             rules.restore(tokenizer, directory)
     except Exception as error:  # damaged files raise many unrelated types
-        raise FileNotFoundError(f"{directory} has no tokenizer that can be read: {error}") from error
+        reason = sentencepiece.what_lacks(directory) or error
+        raise FileNotFoundError(f"{directory} has no tokenizer that can be read: {reason}") from error
     if len(tokenizer.get_vocab()) <= len(tokenizer.added_tokens_decoder):  # what transformers 5 makes of no files
         raise FileNotFoundError(f"{directory} has no tokenizer that can be read: no file there holds a vocabulary.")
     if isinstance(tokenizer.chat_template, dict) and "default" in tokenizer.chat_template:

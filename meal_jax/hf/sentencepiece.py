@@ -6,6 +6,7 @@ same way, so `gguf_tokenizer` makes the tokenizer.
 
 from __future__ import annotations
 
+import importlib.util
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ PIECE, SCORE, TYPE = 1, 2, 3
 MODEL_TYPE, SUFFIX, UNK, BOS, EOS, PAD = 3, 24, 40, 41, 42, 43
 CHARACTERS, PREFIX, EXTRA, ESCAPE = 2, 3, 4, 5
 BPE = 2
+PACKAGES = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}  # with which transformers reads such files
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -126,6 +128,28 @@ def read_directory(directory: Path, file: str) -> tuple[tokenizers.Tokenizer, di
     written = directory / "chat_template.jinja"  # comes before the entry, as in transformers
     template = written.read_text(encoding="utf-8") if written.exists() else configured.get("chat_template")
     return tokenizer, settings | named | ({"chat_template": template} if template else {})
+
+
+def what_lacks(directory: Path) -> str:
+    """Why transformers cannot read a sentencepiece file that only it can read; "" if the reason is another.
+
+    Without the packages it takes the file for one of tiktoken, and says that this package is missing.
+    """
+    files = sorted(path.name for path in directory.glob("*.model") if path.name != "tokenizer.model")
+    absent = [name for name, module in PACKAGES.items() if not _is_installed(module)]
+    if not files or not absent or (directory / "tokenizer.json").exists():
+        return ""
+    return (
+        f"transformers reads the sentencepiece file {files[0]} with packages that are missing: pip install "
+        f"{' '.join(absent)}. Or take a directory with tokenizer.json."
+    )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package around it
+        return False
 
 
 def _text(token: Any) -> str:

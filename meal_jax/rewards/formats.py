@@ -214,7 +214,7 @@ def need_rows(tokenizer, vocabulary: int, where: str, ids: Sequence[int] = ()) -
     Raises:
       ValueError: names the token of the highest such id.
     """
-    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | {*tokenizer.all_special_ids}
     last = max(*ids, *(i for i in tokenizer.get_vocab().values() if i not in special))
     if last >= vocabulary:
         raise ValueError(

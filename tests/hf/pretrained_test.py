@@ -737,6 +737,24 @@ def test_bad_sentencepiece_files_are_named(tmp_path):
         pretrained.load_tokenizer(tmp_path)
 
 
+def test_packages_that_a_sentencepiece_file_needs_are_named(tmp_path, monkeypatch):
+    def fail(*_, **__):  # what transformers says without sentencepiece
+        raise ValueError("`tiktoken` is required to read a `tiktoken` file.")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", fail)
+    (tmp_path / "spm.model").write_bytes(pieces_file())
+    for packages, message in (
+        (
+            {"sentencepiece": "no_such_module", "protobuf": "no_such.module"},
+            "spm.model .*pip install sentencepiece protobuf",
+        ),
+        ({"sentencepiece": "json", "protobuf": "json.decoder"}, "tiktoken"),
+    ):
+        monkeypatch.setattr(pretrained.sentencepiece, "PACKAGES", packages)
+        with pytest.raises(FileNotFoundError, match=message):
+            pretrained.load_tokenizer(tmp_path)
+
+
 def test_a_template_in_a_file_beside_a_sentencepiece_file_comes_before_the_entry(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(pieces_file())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "old"}))
