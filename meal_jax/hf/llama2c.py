@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import tokenizers
+from tokenizers import pre_tokenizers
 
 from meal_jax.hf import gguf_tokenizer
 from meal_jax.hf.families import entries
@@ -107,7 +108,7 @@ def read_tokenizer(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     special = {0: "<unk>", 1: BEGIN, 2: "</s>"}
     types = [gguf_tokenizer.UNKNOWN, gguf_tokenizer.CONTROL, gguf_tokenizer.CONTROL]
     types += [BYTE if i < 256 + len(special) else gguf_tokenizer.NORMAL for i in range(len(special), len(tokens))]
-    return gguf_tokenizer.read_tokenizer(
+    tokenizer, settings = gguf_tokenizer.read_tokenizer(
         {
             "tokenizer.ggml.model": "llama",
             "tokenizer.ggml.tokens": [
@@ -120,3 +121,7 @@ def read_tokenizer(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
             "tokenizer.ggml.eos_token_id": 1,
         }
     )
+    # As the shipped tokenizer.json has it: a text that begins with a space, as `stories` prompts do, gets no second one.
+    tokenizer.normalizer = None
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(gguf_tokenizer.SPACE, "first", split=False)
+    return tokenizer, settings

@@ -66,7 +66,7 @@ def answer(study: ml_collections.ConfigDict, records: Records, equal: str) -> di
             "first_median": float(np.median(columns[q.name][0])),
             "other_median": float(np.median(columns[q.name][1])),
             **paired.as_dict(differences[q.name]),
-            "smallest_p": paired.smallest_p(differences[q.name], len(columns)),
+            "smallest_p": paired.smallest_p(differences[q.name].wins + differences[q.name].losses, len(columns)),
             "sentence": sentence(q, labels, differences[q.name], len(both), len(columns), len(lacking[q.name])),
         }
         for q, both in values.items()
@@ -80,8 +80,9 @@ def sentence(
     many further seeds are left out because a run has no value of the measure."""
     label, lower = MEASURES[question.measure]
     text = paired.verdict(labels[question.first], labels[question.other], label, d, seeds, lower_is_better=lower)
-    if seeds >= paired.MIN_SEEDS and paired.smallest_p(d, questions) >= 0.05:
-        text = text.removesuffix(".") + f"; {d.wins + d.losses} seeds are too few for {questions} questions at once."
+    differ = d.wins + d.losses
+    if seeds >= paired.MIN_SEEDS and paired.smallest_p(differ, questions) >= 0.05:
+        text = text.removesuffix(".") + f"; {differ} seeds are too few for {questions} questions at once."
     return text + f" Left out: {lacking} seeds in which a run has no value." * bool(lacking)
 
 

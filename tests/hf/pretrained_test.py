@@ -31,8 +31,8 @@ SIZES = dict(
 TIED = TransformerConfig(**SIZES)
 UNTIED = TransformerConfig(**SIZES, tied=False)
 Q1 = "model.layers.1.self_attn.q_proj.weight"
-QWEN3 = dict(architectures=["Qwen3ForCausalLM"])
-GEMMA3 = dict(architectures=["Gemma3ForCausalLM"])
+QWEN3 = dict(architectures=["Qwen3ForCausalLM"], model_type="qwen3")
+GEMMA3 = dict(architectures=["Gemma3ForCausalLM"], model_type="gemma3_text")
 TOKENIZERS = Path(__file__).resolve().parents[3] / "shared" / "data" / "tokenizers"
 
 
@@ -374,14 +374,16 @@ def test_old_spellings_of_gemma_3_are_read(tmp_path):
 def test_old_spellings_of_windows_are_read(saved):
     """Hub files of before `layer_types`."""
     directory, _ = saved
-    edit_config(directory, architectures=["Qwen2ForCausalLM"], sliding_window=7, max_window_layers=1)
+    edit_config(
+        directory, architectures=["Qwen2ForCausalLM"], model_type="qwen2", sliding_window=7, max_window_layers=1
+    )
     assert pretrained.load_config(directory).window == 0  # there is a size, but it is not used
     edit_config(directory, use_sliding_window=True)
     config = pretrained.load_config(directory)
     assert (config.window, config.local) == (7, (False, True, True))
     edit_config(directory, max_window_layers=3)
     assert (pretrained.load_config(directory).window, pretrained.load_config(directory).local) == (0, ())
-    edit_config(directory, architectures=["MistralForCausalLM"])
+    edit_config(directory, architectures=["MistralForCausalLM"], model_type="mistral")
     assert (pretrained.load_config(directory).window, pretrained.load_config(directory).local) == (7, (True,) * 3)
     edit_config(directory, sliding_window=None)
     assert (pretrained.load_config(directory).window, pretrained.load_config(directory).local) == (0, ())

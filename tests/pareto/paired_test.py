@@ -92,13 +92,7 @@ def test_a_family_is_corrected_over_all_of_its_pairs():
     differences = paired.family(pairs)
     assert differences["far"].p == 2 / 2**8 and differences["far"].adjusted == 4 / 2**8
     assert differences["few"].p == differences["few"].adjusted == 0.25
-    assert paired.smallest_p(differences["far"], 2) == differences["far"].adjusted
-    assert paired.smallest_p(differences["few"], 9) == 1.0
-
-
-def test_seeds_that_do_not_differ_are_no_evidence():
-    d = paired.difference(np.array([0.0, 0.0, 1, 2, 3, 4, 5, 6]))
-    assert paired.smallest_p(d, 1) == d.p == 2 / 2**6
+    assert paired.smallest_p(8, 2) == differences["far"].adjusted and paired.smallest_p(3, 9) == 1.0
 
 
 def test_less_is_ahead_where_lower_is_better():

@@ -86,6 +86,15 @@ def test_seeds_that_could_not_have_told_are_said_to_be_too_few(write_runs):
     assert row["seeds"] == [0, 1, 2, 3, 4] and row["sentence"].endswith("too few seeds for the test.")
 
 
+def test_seeds_that_do_not_differ_are_no_evidence(write_runs):
+    root = write_runs("meal", BASE[:8] + np.maximum(np.arange(8) - 1, 0))
+    write_runs("static", BASE[:8])
+    two = study_of(*(Question(f"q{i}", "meal", "static", "hypervolume") for i in range(2)))
+    row = analysis.analyse(two, read(root, {"meal": 8, "static": 8}))["questions"]["updates"]["q0"]
+    assert row["smallest_p"] == row["adjusted"] == pytest.approx(2 * 2 / 2**6)
+    assert row["sentence"].endswith("6 seeds are too few for 2 questions at once.")
+
+
 def test_a_question_without_runs_is_left_out(write_runs):
     root = write_runs("meal", [0.5, 0.6])
     study = study_of(Question("static", "meal", "static", "hypervolume"))
