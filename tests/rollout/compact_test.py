@@ -65,7 +65,33 @@ def both(kind, limits, run=rollout, shares=SHARES):
     return [run(kind, rungs, params, batch, jnp.asarray(limits, jnp.int32)) for rungs in ((), shares)]
 
 
+@functools.cache
+def rounds_alike():
+    """Whether the plain loop has the same bits where every candidate has a copy of its prompt, as compacted rows have.
+
+    That is a property of the CPU's kernels (a Zen 3 has not). Nothing compacted is run here.
+    """
+    setup, policy, params, batch = case("none")
+
+    @jax.jit
+    def run(batch, w, keys):
+        prompt = policy.apply({"params": params}, batch.tokens, batch.mask, method="prefill")
+        options = dict(max_new=T, sampling=Sampling(), end=setup.end, pad=setup.pad, forbidden=setup.forbidden)
+        return decode(policy, params, prompt, w, keys, **options).logp
+
+    w, keys = preferences(N), sample_keys(jax.random.key(3), batch.id, N)
+    alone = jax.tree.map(lambda a: jnp.repeat(a, N, axis=0), batch), w.reshape(-1, 1, 2), keys.reshape(-1, 1)
+    return bool(jnp.all(run(*alone).reshape(B, N, T) == run(batch, w, keys)))
+
+
 def assert_same_bits(plain, compacted):
+    if not rounds_alike():
+        for name in ("tokens", "mask", "ended"):
+            np.testing.assert_array_equal(getattr(plain, name), getattr(compacted, name), err_msg=name)
+        np.testing.assert_allclose(plain.logp, compacted.logp, rtol=0, atol=2e-6)
+        pytest.skip(
+            "this CPU's kernels round otherwise where a candidate has a prompt to itself: there are no bits to keep"
+        )
     for name, a, b in zip(plain._fields, plain, compacted, strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=name)
 
