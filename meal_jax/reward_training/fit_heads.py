@@ -341,7 +341,7 @@ def run(config: ml_collections.ConfigDict) -> tuple[linear_heads.Heads, dict[str
         raise ValueError(f"config.features={config.features!r} is not one of {', '.join(linear_heads.FEATURES)}.")
     if config.folds < 2:
         raise ValueError(
-            f"config.folds={config.folds} must be at least 2: one part is left out while the others are fitted."
+            f"config.folds={config.folds} must be at least 2: one is left out while the others are fitted."
         )
     out = Path(config.out).expanduser()
     if (result := finished(config)) is not None:
