@@ -340,9 +340,7 @@ def run(config: ml_collections.ConfigDict) -> tuple[linear_heads.Heads, dict[str
     if config.features not in linear_heads.FEATURES:
         raise ValueError(f"config.features={config.features!r} is not one of {', '.join(linear_heads.FEATURES)}.")
     if config.folds < 2:
-        raise ValueError(
-            f"config.folds={config.folds} must be at least 2: one is left out while the others are fitted."
-        )
+        raise ValueError(f"config.folds={config.folds} must be at least 2: one is left out at a time.")
     out = Path(config.out).expanduser()
     if (result := finished(config)) is not None:
         print(f"{out} holds the heads of this configuration already; remove it to fit them again.")
