@@ -327,7 +327,7 @@ def need_same_prompts(workdir: Path, evaluation_set: dict[str, Any] | None) -> N
             )
 
 
-def read_evaluations(workdir: Path) -> list[dict[str, Any]]:
+def read_history(workdir: Path) -> list[dict[str, Any]]:
     """The evaluations of a run so far, by step.
 
     Raises:

@@ -50,7 +50,7 @@ from meal_jax.saved_run import (
     finished,
     need_same,
     need_same_prompts,
-    read_evaluations,
+    read_history,
     read_json,
     record_config,
     recorded_reference,
@@ -238,7 +238,7 @@ def train_and_evaluate(
     }
 
     def finish() -> dict[str, Any]:
-        history = read_evaluations(workdir)
+        history = read_history(workdir)
         lengths = evaluate.response_lengths(workdir / "metrics.jsonl")
         spent = functools.partial(evaluate.budget, method.cost(config), config, lengths)
         out = results | {

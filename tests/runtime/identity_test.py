@@ -165,7 +165,7 @@ def test_other_test_prompts_than_those_of_the_evaluations_are_refused(tmp_path):
         train.need_same_prompts(tmp_path, same)
     path.write_text('{"evaluation_set"')
     with pytest.raises(ValueError, match="000004.json is damaged: delete it"):
-        train.read_evaluations(tmp_path)
+        train.read_history(tmp_path)
 
 
 def test_paths_to_the_same_place_are_the_same(tmp_path, monkeypatch):
