@@ -8,6 +8,7 @@ import pytest
 from meal_jax import cost, roofline
 from meal_jax.aot import hlo, report, topology
 from meal_jax.aot.compiler import Compiled
+from tests import xla
 
 
 def make(network=0.0, total=4e9, problem=""):
@@ -51,8 +52,9 @@ def test_a_tiny_run_on_fake_devices(tmp_path):
     """The toy benchmark in the size of a test, compiled for 4 fake devices: every table, and the file."""
     out = tmp_path / "report.json"
     sizes = {"batch_size": 8, "policy.width": 16, "policy.hidden": 32, "sampling.max_new": 3, "meal.candidates": 2}
-    fields = [f"--config.{name}={value}" for name, value in sizes.items()]
-    done = command("--config=configs/toy.py", "--topology=h100:4", "--quick", f"--out={out}", *fields, XLA_FLAGS="")
+    fields = [f"--config.{name}={value}" for name, value in (sizes | {"meal.net": False}).items()]
+    flags = ["--config=configs/toy.py", "--topology=h100:4", "--quick", f"--out={out}", *fields]
+    done = command(*flags, XLA_FLAGS=xla.QUICK)
     assert done.returncode == 0, done.stderr
     for words in (
         "h100:4, 4 chips",

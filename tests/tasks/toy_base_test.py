@@ -1,5 +1,7 @@
 """The embedded benchmark's base: what it is fitted to by counting, that it learns it, and that it starts every method."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,8 +78,9 @@ def test_the_policy_starts_from_it(config, rank, monkeypatch):
     # What the real one returns, but quickly: its tree filled with 7.
     def pretrain(transformer, prompts, serves, content, **options):
         asked.update(options, serves=serves.shape, lora=transformer.lora)
-        params = init_params(Policy(transformer, Conditioning(kind="none", objectives=2)), jax.random.key(0))
-        return jax.tree.map(lambda leaf: jnp.full_like(leaf, 7.0), params["transformer"])
+        policy = Policy(transformer, Conditioning(kind="none", objectives=2))
+        params = jax.eval_shape(functools.partial(init_params, policy), jax.random.key(0))
+        return jax.tree.map(lambda leaf: jnp.full(leaf.shape, 7.0, leaf.dtype), params["transformer"])
 
     monkeypatch.setattr(toy, "pretrain", pretrain)
     config = config.copy_and_resolve_references()
