@@ -9,11 +9,11 @@ a reward counts is printed in that objective's colour: speech, and the narrator'
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from meal_jax import command
+from meal_jax.json_files import read_object
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -31,7 +31,7 @@ def draw(options: argparse.Namespace) -> None:
 
     Raises:
       FileNotFoundError: the run is not finished.
-      ValueError: there is no such sample.
+      ValueError: there is no such sample, or pareto.json is damaged.
     """
     from meal_jax.pareto.answers_figure import choose, draw_answers  # it brings jax, which --help does not wait for
     from meal_jax.tasks import story_text
@@ -39,7 +39,7 @@ def draw(options: argparse.Namespace) -> None:
     path = options.run / "pareto.json"
     if not path.exists():
         raise FileNotFoundError(f"{options.run} holds no pareto.json: its run is not finished.")
-    results = json.loads(path.read_text())
+    results = read_object(path)
     samples = results["samples"]
     if not 0 <= options.sample < len(samples):
         raise ValueError(f"--sample={options.sample}: the run wrote out samples 0 to {len(samples) - 1}.")

@@ -48,7 +48,7 @@ def check_meta_fraction(config: ml_collections.ConfigDict, need: Need) -> None:
         need(False, f"config.meal.meta_fraction={fraction} of half of config.batch_size={config.batch_size}: {error}")
     common = math.gcd(half, taken)
     need(
-        micro is None or all(prompts <= micro or prompts % micro == 0 for prompts in (taken, half - taken)),
+        not micro or all(prompts <= micro or prompts % micro == 0 for prompts in (taken, half - taken)),
         f"config.micro.gradient={micro} prompts at a time do not divide the {taken} that config.meal.meta_fraction={fraction} "
         f"takes of {half} and the {half - taken} that it leaves: take {common} or a divisor of it.",
     )
@@ -82,7 +82,7 @@ def check_texts(config: ml_collections.ConfigDict, need: Need) -> None:
     except ValueError:
         need(False, f"config.data.date={d.date!r} is not a date as YYYY-MM-DD, such as 2024-07-26.")
     need(
-        d.stop is None or all(isinstance(text, str) and text for text in d.stop),
+        d.stop is None or all(d.stop),
         f"config.data.stop={d.stop} must be texts, such as ('\\n\\nHuman:',), or None.",
     )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import importlib.util
 import os
 import re
 import sys
@@ -19,6 +18,7 @@ from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
 from meal_jax import console
+from meal_jax.config_file import read_config_file
 from meal_jax.former_names import RENAMED
 
 # A configuration file's kind: a field that no other kind has, what it configures, and whose it is.
@@ -171,7 +171,7 @@ def read_config(argv: Sequence[str]) -> Mapping[str, Any] | None:
 
     Raises:
       FileNotFoundError: no such file; names one that is spelled alike.
-      ValueError: of the file's own code.
+      ValueError: as `config_file.read_config_file`.
     """
     name = _config_name(argv)
     path = (name or "").partition(":")[0]
@@ -249,25 +249,6 @@ def _optional(config: Mapping[str, Any], prefix: str = "") -> set[str]:
 def _config_name(argv: Sequence[str]) -> str | None:
     paths = re.findall(r"(?:^|\n)--?config[= \n]([^\n]+)", "\n".join(argv))
     return paths[-1] if paths else None
-
-
-def read_config_file(name: str) -> Any:
-    """What get_config of a file of configs/ returns, by "PATH" or "PATH:ARGUMENT"; None where there is no such file.
-
-    Raises:
-      ValueError: the file refuses its argument.
-    """
-    path, _, argument = name.partition(":")
-    if not os.path.isfile(path):
-        return None
-    spec = importlib.util.spec_from_file_location("_meal_jax_config", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, os.getcwd())
-    try:
-        spec.loader.exec_module(module)
-        return module.get_config(argument) if argument else module.get_config()
-    finally:
-        sys.path.pop(0)
 
 
 def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterable[str]:

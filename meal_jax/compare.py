@@ -32,6 +32,7 @@ import numpy as np
 from absl import flags
 
 from meal_jax import command
+from meal_jax.json_files import read_object
 from meal_jax.runtime import distributed
 
 
@@ -200,9 +201,9 @@ def read(folders: dict[str, list[Path]], equal: str) -> dict[str, list[dict[str,
     """The runs' results, by variant and seed: their last, or those of the evaluation that `equal` (--equal) chooses.
 
     Raises:
-      ValueError: a run has no evaluation so early.
+      ValueError: a run has no evaluation so early, or a file is damaged.
     """
-    runs = {name: [json.loads((f / "pareto.json").read_text()) for f in some] for name, some in folders.items()}
+    runs = {name: [read_object(f / "pareto.json") for f in some] for name, some in folders.items()}
     if equal == "steps":
         return runs
     spent = BASES[equal].spent
@@ -216,7 +217,7 @@ def read(folders: dict[str, list[Path]], equal: str) -> dict[str, list[dict[str,
                 "compare at the end of training (--equal=steps), or train it anew in another --workdir."
             )
         chosen = max(within, key=lambda h: h["step"])
-        evaluation = json.loads((folder / "evals" / f"{chosen['step']:06d}.json").read_text())
+        evaluation = read_object(folder / "evals" / f"{chosen['step']:06d}.json")
         whole = chosen["step"] == run["history"][-1]["step"]
         seconds = run["seconds_training"] if whole else None  # of a part of a run it is not known
         return run | evaluation | {"budget": chosen["budget"], "seconds_training": seconds}

@@ -13,7 +13,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from meal_jax import combinations
+from meal_jax import combinations, field_types
 from meal_jax.limits import LIMITS, Limit
 
 
@@ -277,6 +277,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         if not ok:
             raise ValueError(message)
 
+    field_types.check_types(config, default())  # before any is computed with
     m, s = config.meal, config.sampling
     for name, value, known in (
         ("stage", config.stage, ("align", "sft")),
@@ -333,6 +334,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         f"config.policy.attention={config.policy.attention!r} has no forward-mode derivative, which "
         f"config.meal.hypergradient={m.hypergradient!r} needs: take 'none', or config.policy.attention=plain.",
     )
+    field_types.need_pattern("config.policy.lora_targets", config.policy.lora_targets)
     combinations.check_storage(config, need)
     combinations.check_conditioning(config, need)
     need(m.candidates >= 1, f"config.meal.candidates={m.candidates} must be at least 1.")

@@ -5,7 +5,6 @@ Letters: E test prompts, B prompts at a time, M preferences, K objectives, T res
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from meal_jax import fluency
 from meal_jax.data import chat as chats
 from meal_jax.data import templates
 from meal_jax.data.prompts import Prompts
+from meal_jax.json_files import read_rows
 from meal_jax.meal.normalise import usable
 from meal_jax.meal.step import Batch, Frozen, Setup, score
 from meal_jax.methods import Cost, Method
@@ -223,9 +223,12 @@ def repeats(tokens: np.ndarray, mask: np.ndarray, gram: int = 3) -> np.ndarray:
 
 
 def response_lengths(metrics: Path) -> dict[int, float]:
-    """Step to its mean response length, as a run's metrics.jsonl recorded them; a step done again counts once."""
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
-    return {line["step"]: line["response/length"] for line in lines if "response/length" in line}
+    """Step to its mean response length, as a run's metrics.jsonl recorded them; a step done again counts once.
+
+    Raises:
+      ValueError: as `json_files.read_rows`.
+    """
+    return {row["step"]: row["response/length"] for row in read_rows(metrics) if "response/length" in row}
 
 
 def budget(cost: Cost, config, lengths: dict[int, float], steps: int) -> dict[str, float]:

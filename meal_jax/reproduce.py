@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from absl import logging
 
-from meal_jax import command
+from meal_jax import command, config_file
 
 SCALES = ("toy", "small", "full")
 METHODS = "--methods=meal,morlhf,soups,ric,parm"
@@ -79,7 +79,7 @@ def model_hours(config_name: str) -> float:
     from meal_jax.aot import abstract
     from meal_jax.chips import CHIPS
 
-    config = command.read_config_file(config_name)
+    config = config_file.read_config_file(config_name)
     setup = build.build_setup(config, abstract.make_task(config))
     step = cost.of_setup(setup, config.batch_size, config.data.prompt_length)
     answers = dataclasses.replace(step, prompts=config.eval.batch_size, candidates=len(evaluate.grid(config)))

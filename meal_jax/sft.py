@@ -20,7 +20,6 @@ import contextlib
 import dataclasses
 import functools
 import importlib
-import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -44,6 +43,7 @@ from meal_jax.data import overlap
 from meal_jax.data.pipeline import index_at, take
 from meal_jax.data.prompts import Prompts
 from meal_jax.export import model_directory
+from meal_jax.json_files import read_rows
 from meal_jax.meal.bilevel import token_loss
 from meal_jax.meal.step import Frozen, Setup, read
 from meal_jax.models import lora
@@ -166,8 +166,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
         writer.flush()
 
         def evaluated() -> list[dict[str, Any]]:
-            lines = [json.loads(line) for line in (root / "metrics.jsonl").read_text().splitlines()]
-            return [{"step": line["step"], "loss": line["eval/loss"]} for line in lines if "eval/loss" in line]
+            rows = read_rows(root / "metrics.jsonl")
+            return [{"step": row["step"], "loss": row["eval/loss"]} for row in rows if "eval/loss" in row]
 
         history = distributed.from_first(evaluated)
         earlier = distributed.from_first(lambda: _seconds(root, start, config.steps))

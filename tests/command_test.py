@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from meal_jax import command, former_names
+from meal_jax import command, config_file, former_names
 from meal_jax import config as base
 
 ROOT = Path(__file__).parents[1]
@@ -146,7 +146,7 @@ def test_a_configuration_of_another_command_is_refused_with_that_command():
     for name, kind in (("toy", "run"), ("study/toy", "study"), ("reward_own:a,b", "heads"), ("reward_model", "model")):
         path, _, argument = name.partition(":")
         path = f"{ROOT}/configs/{path}.py" + f":{argument}" * bool(argument)
-        config = command.read_config_file(path)
+        config = config_file.read_config_file(path)
         command.need_kind(config, kind, path)
         for other in command.KINDS.keys() - {kind}:
             with pytest.raises(ValueError, match=f"configures .*: python -m {command.KINDS[kind][2]} --config="):

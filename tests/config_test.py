@@ -8,8 +8,8 @@ import ml_collections
 import numpy as np
 import pytest
 
+from meal_jax import command, evaluate, field_types, methods
 from meal_jax import config as base
-from meal_jax import evaluate, methods
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -124,6 +124,23 @@ def test_toy_takes_the_number_of_objectives_or_a_base():
         ("sampling.draw", "alias", "gumbel, inverse"),
         ("micro.rollout", 5, "do not divide 16 and 64 evenly"),
         ("micro.gradient", 3, "do not divide 8 evenly"),
+        ("micro.gradient", 0, r"config\.micro\.gradient=0 must be a finite number at least 1"),
+        ("policy.source", None, r"config\.policy\.source=None must be a text; the default is ''"),
+        ("policy.lora_targets", None, "must be a text"),
+        ("policy.lora_targets", "(q", "is not a regular expression: missing \\), .*at position 0"),
+        ("meal.net", None, "must be True or False"),
+        ("steps", None, "must be a whole number"),
+        ("steps", True, "must be a whole number"),
+        ("optim.lr", None, "must be a number"),
+        ("eval.reference", None, r"must be a tuple; the default is \(\)"),
+        ("eval.reference", (None,), r"must be \(\) or numbers, such as \(0\.5, 1\.0\)\."),
+        ("meal.gap", ("a", "b"), "must be .* numbers, .* or None"),
+        ("objectives", (0, 1), "must be names that differ"),
+        ("compare_with", (None,), "must be .* texts"),
+        ("reward.sources", (0, 1), r"config\.reward\.sources=\(0, 1\) must be \(\) or texts, such as \('a', 'b'\)\."),
+        ("data.buckets", ("a",), "must be .* whole numbers"),
+        ("data.date", None, "must be a text"),
+        ("profile_steps", (1.5, 2.5), "must be .* whole numbers"),
     ],
 )
 def test_mistakes_are_named_with_what_would_do(field, value, message):
@@ -133,6 +150,37 @@ def test_mistakes_are_named_with_what_would_do(field, value, message):
     with pytest.raises(ValueError, match=message) as error:
         base.check(config)
     assert field.rpartition(".")[2] in str(error.value)
+
+
+def test_every_field_of_several_values_says_what_it_holds():
+    several = {name for name, field in field_types._fields(base.default()) if field_types._kind(field)[0] is tuple}
+    assert several == field_types.ITEMS.keys()
+
+
+def test_a_configuration_that_does_not_begin_with_the_defaults_is_refused_with_what_it_lacks():
+    with pytest.raises(
+        ValueError, match=r"no field config\.batch_size: let get_config begin with meal_jax\.config\.default"
+    ):
+        base.check(ml_collections.ConfigDict({"policy": {}}))
+    config = base.default()
+    config.meal = None
+    with pytest.raises(ValueError, match=r"no field config\.meal\."):
+        base.check(config)
+
+
+def test_no_value_of_a_wrong_kind_ends_the_checks_by_a_trace():
+    """Every field with each value: checked, or refused by the field's name. ml_collections casts or refuses some before."""
+    values = (None, "(", float("nan"), 0, (0, 1), (None,))
+    for name, value in itertools.product(command.leaves(base.default()), values):
+        config = base.default()
+        try:
+            config.update_from_flattened_dict({name: value})
+        except (TypeError, ValueError):
+            continue
+        try:
+            base.check(config)
+        except ValueError as error:
+            assert name.rpartition(".")[2] in str(error), (name, value)
 
 
 def test_the_fused_attention_is_refused_where_it_cannot_compute():

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the ground floor up.
 ROOMS = """
-chips former_names limits console
+chips former_names limits console config_file field_types json_files
 command
 runtime
 models

@@ -25,6 +25,8 @@ MODEL_TYPE, SUFFIX, UNK, BOS, EOS, PAD = 3, 24, 40, 41, 42, 43
 CHARACTERS, PREFIX, EXTRA, ESCAPE = 2, 3, 4, 5
 BPE = 2
 PACKAGES = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}  # with which transformers reads such files
+# Classes of a tokenizer_config.json for which `legacy` is on where it says nothing; LlamaTokenizer's is off.
+WITHOUT_CLASS = (None, "PreTrainedTokenizerFast", "TokenizersBackend")
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -94,16 +96,16 @@ def read_directory(directory: Path, file: str) -> tuple[tokenizers.Tokenizer, di
 
     added_tokens.json and tokenizer_config.json add tokens, each with an id; special_tokens_map.json and
     tokenizer_config.json name those with a role, the latter first. Its `add_bos_token` and `add_eos_token` say which of them
-    surround a text: where it does not, only a begin token does.
+    surround a text: where it does not, only a begin token does. `legacy` is as transformers 5.24 takes it: by default off in
+    LlamaTokenizer, and on where no class is named.
 
     Raises:
       ValueError: as `read_model`; or an added token cannot have the id that is written.
     """
     names = ("special_tokens_map.json", "tokenizer_config.json", "added_tokens.json")
     roles, configured, added = (read_json(directory / n) if (directory / n).exists() else {} for n in names)
-    tokenizer, settings = read_model(
-        directory / file, configured.get("add_prefix_space"), bool(configured.get("legacy"))
-    )
+    legacy = configured.get("legacy", configured.get("tokenizer_class") in WITHOUT_CLASS)
+    tokenizer, settings = read_model(directory / file, configured.get("add_prefix_space"), bool(legacy))
     named = {k: _text(v) for part in (roles, configured) for k, v in part.items() if k in NAMED and v}
     lists = [
         part.get(f"{kind}_special_tokens") or () for part in (roles, configured) for kind in ("additional", "extra")

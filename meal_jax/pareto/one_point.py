@@ -8,13 +8,13 @@ Letters: K objectives, E evaluations, M preferences.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from meal_jax.json_files import read_object
 from meal_jax.pareto import front
 
 # Of a run's own point, and not known from another: intervals need the scores of each prompt, shares the true front.
@@ -31,7 +31,7 @@ def of_folders(results: Mapping[Path, dict[str, Any]]) -> tuple[dict[Path, dict[
     """Runs' results, by folder, with all hypervolumes from one point, and that point; None where they have one already.
 
     Raises:
-      FileNotFoundError: as `read_evaluations`.
+      FileNotFoundError, ValueError: as `read_evaluations`.
     """
     reference = lowest(results.values())
     if reference is None:
@@ -80,8 +80,9 @@ def read_evaluations(folder: Path, result: Mapping[str, Any]) -> list[dict[str, 
 
     Raises:
       FileNotFoundError: an evaluation of its history is not there.
+      ValueError: one is damaged; names the file.
     """
-    return [json.loads((folder / "evals" / f"{h['step']:06d}.json").read_text()) for h in result["history"]]
+    return [read_object(folder / "evals" / f"{h['step']:06d}.json") for h in result["history"]]
 
 
 def sentence(reference: Sequence[float]) -> str:

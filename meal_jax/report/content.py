@@ -5,7 +5,6 @@ Letters: M preferences, K objectives.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from meal_jax import config as defaults
 from meal_jax import methods
+from meal_jax.json_files import read_object
 from meal_jax.pareto import one_point, steadiness
 from meal_jax.rewards import sources
 from meal_jax.saved_run import fine_tuned, read_json, recorded_config
@@ -91,7 +91,7 @@ def gather(entries: Sequence[Entry]) -> dict[str, Any]:
     configuration are those of the first seed. Hypervolumes are from one reference point; "note" says so if they were moved.
     """
     first = entries[0].folders[0]
-    results = {f: json.loads((f / "pareto.json").read_text()) for entry in entries for f in entry.folders}
+    results = {f: read_object(f / "pareto.json") for entry in entries for f in entry.folders}
     results, reference = one_point.of_folders(results)
     head = results[first]
     config = recorded_config(first) if (first / "config.json").exists() else None

@@ -27,7 +27,7 @@ from meal_jax.data import chat as chats
 from meal_jax.data import templates
 from meal_jax.hf import pretrained
 from meal_jax.models.policy import Conditioning, Policy
-from meal_jax.reward_training import pairs
+from meal_jax.reward_training import feature_cache, pairs
 from meal_jax.reward_training.bradley_terry import accuracy, fit
 from meal_jax.reward_training.card import machine
 from meal_jax.rewards import linear_heads
@@ -386,14 +386,13 @@ def _run(config: ml_collections.ConfigDict, out: Path) -> tuple[linear_heads.Hea
     params = pretrained.load_params(config.source, transformer)
     policy = Policy(transformer, Conditioning(kind="none", objectives=len(objectives)))
     base = linear_heads.fingerprint(params)
-    key = _cache_key(rows, base, config.data.max_new)
-    x, earlier = _cached(config.cache, key)
+    key = feature_cache.cache_key(rows, base, config.data.max_new)
+    x, earlier = feature_cache.read_cache(config.cache, key)
     if x is None:
         began = time.monotonic()
         x = extract(policy, params, rows, max_new=config.data.max_new, batch_size=config.batch_size, pad=chat.pad)
         if config.cache:
-            Path(config.cache).parent.mkdir(parents=True, exist_ok=True)
-            np.savez(config.cache, key=key, x=x, seconds=time.monotonic() - began)
+            feature_cache.write_cache(config.cache, key, x, time.monotonic() - began)
     features = Features(
         x,
         np.array([row.objective for row in rows]),
@@ -432,19 +431,3 @@ def _run(config: ml_collections.ConfigDict, out: Path) -> tuple[linear_heads.Hea
               f"nll {r.nll:.3f}, confidence {r.confidence:.3f}, l2 {r.l2:g}, fitted on {r.fitted}")  # fmt: skip
     print(f"Wrote {config.out} and its card in {facts['seconds']:.0f} s.")
     return heads, reports
-
-
-def _cache_key(rows: list[Encoded], base: dict[str, np.ndarray], max_new: int) -> str:
-    """Names the features: equal for equal rows, base and cut."""
-    digest = hashlib.sha256(json.dumps([max_new, [(r.prompt, r.responses) for r in rows]]).encode())
-    for name in sorted(base):
-        digest.update(base[name].tobytes())
-    return digest.hexdigest()
-
-
-def _cached(path: str, key: str) -> tuple[np.ndarray | None, float]:
-    """Features cached by an earlier run of the same rows, base and cut, or None; and the seconds that they took."""
-    if not path or not Path(path).is_file():
-        return None, 0.0
-    with np.load(path) as file:
-        return (file["x"], float(file["seconds"])) if str(file["key"]) == key else (None, 0.0)

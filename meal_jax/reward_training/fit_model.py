@@ -28,6 +28,7 @@ import numpy as np
 import optax
 
 from meal_jax.classifiers import classifier
+from meal_jax.field_types import need_pattern
 from meal_jax.hf import families, pretrained, rules, storage
 from meal_jax.models import lora
 from meal_jax.reward_training import calibration, card, pairs
@@ -98,6 +99,7 @@ def check(config) -> Callable[..., formats.Encoded]:
             f"config.train=all with config.param_dtype={config.param_dtype} would round small updates away; store the "
             "weights in float32 (config.dtype may be bfloat16)."
         )
+    need_pattern("config.lora.targets", config.lora.targets)
     for name in ("epochs", "batch_size", "lr", "clip"):
         if not config[name] > 0:
             raise ValueError(f"config.{name}={config[name]} must be above 0.")

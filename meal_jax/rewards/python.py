@@ -5,8 +5,9 @@ A reward of texts is named `python:path/to/file.py:function` or `python:package.
     def short(prompts: list[str], responses: list[str]) -> list[float]:
         return [-len(response.split()) for response in responses]
 
-It is called once a step with all rows, one number a row is its answer, and it should not depend on the other rows. It is
-tried on two rows before a run begins. A prompt is
+Parameters that are named in another order, `(responses, prompts)`, are given by name; fewer or more are refused. It is called
+once a step with all rows, one number a row is its answer, and it should not depend on the other rows. It is tried on two rows
+before a run begins. A prompt is
 
     a row of the user's own     the text of its one turn; of a conversation "Human: …\n\nAssistant: …\n\nHuman: …", in the
                                 benchmark stories the turns' texts joined by spaces. A turn that itself has
@@ -40,7 +41,14 @@ import jax
 import jax.numpy as jnp
 
 from meal_jax.meal.step import Batch
+from meal_jax.rewards import signature
 from meal_jax.rollout.decode import Responses
+
+# What a user's function of each kind is called with.
+ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "python": ("prompts", "responses"),
+    "jax": ("tokens", "mask", "prompt_tokens", "prompt_mask"),
+}
 
 
 def load(name: str, where: str) -> Callable:
@@ -72,6 +80,15 @@ def load(name: str, where: str) -> Callable:
         ]
         raise ValueError(f"{where}: {place} has no function {function}; it defines {', '.join(defined) or 'none'}.")
     return attribute
+
+
+def load_reward(kind: str, name: str, where: str) -> Callable:
+    """The reward that `name` names, to be called by position with ARGUMENTS[kind], in whatever order it has them.
+
+    Raises:
+      FileNotFoundError, ModuleNotFoundError, ValueError: as `load` and `signature.arranged`.
+    """
+    return signature.arranged(load(name, where), ARGUMENTS[kind], where)
 
 
 def _executed(execute: Callable[[], ModuleType], where: str, place: str) -> ModuleType:

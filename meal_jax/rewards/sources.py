@@ -103,7 +103,7 @@ def check(sources: Sequence[str], objectives: Sequence[str]) -> None:
         )
     for source in map(parse, sources):
         if source.kind in CALLS and CALLS[source.kind].value == "function":
-            python.load(source.value, f"{FIELD} {source.kind}:{source.value}")
+            python.load_reward(source.kind, source.value, f"{FIELD} {source.kind}:{source.value}")
         if source.directory and not Path(source.directory).expanduser().is_dir():
             raise FileNotFoundError(
                 f"{FIELD} {source.value}@{source.directory}: there is no such directory; it must hold a "

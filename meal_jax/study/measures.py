@@ -5,7 +5,6 @@ Letters: E evaluations, M preferences, K objectives.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from meal_jax.compare import BASES
+from meal_jax.json_files import read_object
 from meal_jax.limits import is_interval
 from meal_jax.pareto import front, one_point, steadiness
 
@@ -63,9 +63,9 @@ def read(folder: Path, gap: Sequence[float] = ()) -> Record:
     """Reads a finished run's pareto.json, evals and metrics.jsonl; `gap` is the study's.
 
     Raises:
-      FileNotFoundError: an evaluation of its history is not there.
+      FileNotFoundError, ValueError: an evaluation of its history is not there, or a file is damaged.
     """
-    final = json.loads((folder / "pareto.json").read_text())
+    final = read_object(folder / "pareto.json")
     history = final["history"]
     evaluations = one_point.read_evaluations(folder, final)
     for evaluation in (*evaluations, final):

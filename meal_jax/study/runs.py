@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import ml_collections
 
-from meal_jax import command, methods
+from meal_jax import config_file, methods
 from meal_jax.config import check
 from meal_jax.saved_run import apply_change, finished
 from meal_jax.study.plan import Variant
@@ -66,7 +66,7 @@ def table(study: ml_collections.ConfigDict, root: Path) -> list[Run]:
 
 def configuration(study: ml_collections.ConfigDict, variant: Variant) -> ml_collections.ConfigDict:
     """The configuration that a variant's runs record, but for the seed; errors as of `table`."""
-    config = command.read_config_file(study.base)
+    config = config_file.read_config_file(study.base)
     if config is None:
         raise FileNotFoundError(
             f"config.base={study.base!r} is not a configuration file here: give its path from the current directory."

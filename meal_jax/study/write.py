@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 
 from meal_jax.compare import as_table, common_history, estimate
 from meal_jax.pareto import differences_figure, figures, one_point, paired
-from meal_jax.saved_run import write_json, write_text
+from meal_jax.saved_run import read_json, write_json, write_text
 from meal_jax.study.analysis import Records, ahead, analyse
 from meal_jax.study.measures import EQUAL, MEASURES, TRAINING
 from meal_jax.study.runs import Run, shown
@@ -239,6 +238,6 @@ def _draw_fronts(study: ml_collections.ConfigDict, variants: Sequence[Any], reco
 
 
 def read_failures(root: Path) -> dict[str, str]:
-    """The failed runs that study.json records; none where there is none."""
-    path = root / "study.json"
-    return json.loads(path.read_text()).get("failed", {}) if path.exists() else {}
+    """The failed runs that study.json records; none where there is none, or where it is damaged: it is written anew."""
+    record = read_json(root / "study.json")
+    return record.get("failed", {}) if isinstance(record, dict) else {}

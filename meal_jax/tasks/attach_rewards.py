@@ -173,9 +173,9 @@ def token_function(source: Source, config, objective: str, length: int) -> Calla
     It is traced on shapes like the run's, prompts of `length` tokens, so that a wrong one is refused before a run begins.
 
     Raises:
-      ValueError, FileNotFoundError: as `python.load` and `python.token_column`.
+      ValueError, FileNotFoundError: as `python.load_reward` and `python.token_column`.
     """
-    function = python.load(source.value, f"{FIELD} jax:{source.value}")
+    function = python.load_reward("jax", source.value, f"{FIELD} jax:{source.value}")
 
     def column(batch: Batch, responses: Responses) -> jax.Array:
         return python.token_column(function, objective, batch, responses, f"jax:{source.value}")
@@ -199,10 +199,11 @@ def text_function(source: Source, config, objective: str, prompts: Sequence[str]
     Of rows of the user's own it reads what the row says, else the prompt as `Prompts.text` has it.
 
     Raises:
-      ValueError, FileNotFoundError, FloatingPointError: as `python.load` and `text.check`.
+      ValueError, FileNotFoundError, FloatingPointError: as `python.load_reward` and `text.check`.
     """
     named = f"python:{source.value}"
-    loaded, show = python.load(source.value, f"{FIELD} {named}"), chats.spoken if config.data.format == "own" else None
+    loaded = python.load_reward("python", source.value, f"{FIELD} {named}")
+    show = chats.spoken if config.data.format == "own" else None
     function = python.TextFunction(loaded, named, objective, show)
     rows = list(prompts[:2])
     responses = [chats.spoken(row) for row in rows]

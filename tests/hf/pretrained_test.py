@@ -802,8 +802,11 @@ def test_settings_beside_a_sentencepiece_file_are_followed(tmp_path):
         return tokenizer.convert_ids_to_tokens(tokenizer(text).input_ids)
 
     the, text = "\u2581the", "<s>the</s>the"
-    assert tokens(text) == tokens(text, legacy=False) == ["<s>", "<s>", "t", "he", "</s>", "t", "he"]
+    assert tokens(text, legacy=False) == ["<s>", "<s>", "t", "he", "</s>", "t", "he"]
     assert tokens(text, legacy=True) == ["<s>", "<s>", the, "</s>", the]
+    # By default it is on where no class is named, and off in Llama's.
+    assert tokens(text) == tokens(text, tokenizer_class="TokenizersBackend") == tokens(text, legacy=True)
+    assert tokens(text, tokenizer_class="LlamaTokenizer") == tokens(text, legacy=False) == tokens(text, legacy=None)
     assert tokens("the", legacy=True) == tokens("the", add_bos_token=True) == ["<s>", the]
     assert tokens("the", add_bos_token=False) == [the]
     assert tokens("the", add_eos_token=True) == ["<s>", the, "</s>"]

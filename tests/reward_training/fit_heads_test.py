@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from meal_jax import build, command
+from meal_jax import build, command, config_file
 from meal_jax.data import chat as chats
 from meal_jax.hf import pretrained
 from meal_jax.models.policy import Conditioning, Policy
@@ -260,13 +260,13 @@ def test_heads_on_own_pairs_and_a_base_model_give_the_rewards_of_a_run(tmp_path)
         lines = [json.dumps({"prompt": p, "chosen": c, "rejected": r}) for p, c, r in rows]
         (tmp_path / f"{objective}.jsonl").write_text("\n".join(lines))
     (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": text}) for text in beginnings))
-    c = command.read_config_file(f"{CONFIG.with_name('reward_own.py')}:spoken,calm")
+    c = config_file.read_config_file(f"{CONFIG.with_name('reward_own.py')}:spoken,calm")
     c.source, c.out, c.data.path = "stories260k", str(tmp_path / "heads.safetensors"), str(tmp_path)
     c.data.template, c.data.task, c.data.max_new = "plain", "stories", 24
     fitted, reports = heads.run(c)
     assert all(report.accuracy == 1.0 for report in reports.values())
 
-    config = command.read_config_file(f"{CONFIG.with_name('own.py')}:text")
+    config = config_file.read_config_file(f"{CONFIG.with_name('own.py')}:text")
     config.objectives, config.reward.heads = ("spoken", "calm"), c.out
     config.data.path, config.eval.prompts, config.batch_size = str(tmp_path / "prompts.jsonl"), 4, 4
     task = build.build_task(config)
@@ -282,4 +282,4 @@ def test_heads_on_own_pairs_and_a_base_model_give_the_rewards_of_a_run(tmp_path)
         config.objectives = ("calm", "happy")
         build.build_task(config)
     with pytest.raises(ValueError, match="takes the objectives' names after the colon"):
-        command.read_config_file(str(CONFIG.with_name("reward_own.py")))
+        config_file.read_config_file(str(CONFIG.with_name("reward_own.py")))
