@@ -203,8 +203,8 @@ ENVIRONMENT = os.environ | {
 def start(workdir, *flags):
     environment = ENVIRONMENT | {"JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "cache")}  # all compile the same
     return subprocess.Popen(
-        [*COMMAND, f"--workdir={workdir}", *flags], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True,
+        [*COMMAND, f"--workdir={workdir}", *flags], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
 

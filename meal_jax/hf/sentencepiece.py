@@ -25,6 +25,7 @@ MODEL_TYPE, SUFFIX, UNK, BOS, EOS, PAD = 3, 24, 40, 41, 42, 43
 CHARACTERS, PREFIX, EXTRA, ESCAPE = 2, 3, 4, 5
 BPE = 2
 PACKAGES = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}  # with which transformers reads such files
+READER = "sentencepiece.sentencepiece_model_pb2"
 # Classes of a tokenizer_config.json for which `legacy` is on where it says nothing; LlamaTokenizer's is off.
 WITHOUT_CLASS = (None, "PreTrainedTokenizerFast", "TokenizersBackend")
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -135,16 +136,26 @@ def read_directory(directory: Path, file: str) -> tuple[tokenizers.Tokenizer, di
 def what_lacks(directory: Path) -> str:
     """Why transformers cannot read a sentencepiece file that only it can read; "" if the reason is another.
 
-    Without the packages it takes the file for one of tiktoken, and says that this package is missing.
+    Without the packages, or with a protobuf too old for them, it takes the file for one of tiktoken, and says that this
+    package is missing.
     """
     files = sorted(path.name for path in directory.glob("*.model") if path.name != "tokenizer.model")
-    absent = [name for name, module in PACKAGES.items() if not _is_installed(module)]
-    if not files or not absent or (directory / "tokenizer.json").exists():
+    if not files or (directory / "tokenizer.json").exists():
         return ""
-    return (
-        f"transformers reads the sentencepiece file {files[0]} with packages that are missing: pip install "
-        f"{' '.join(absent)}. Or take a directory with tokenizer.json."
-    )
+    absent = [name for name, module in PACKAGES.items() if not _is_installed(module)]
+    if absent:
+        return (
+            f"transformers reads the sentencepiece file {files[0]} with packages that are missing: pip install "
+            f"{' '.join(absent)}. Or take a directory with tokenizer.json."
+        )
+    try:
+        importlib.import_module(READER)
+    except Exception as error:  # of any type: sentencepiece 0.2.3 refuses protobuf 6 by one of protobuf's
+        return (
+            f"transformers reads the sentencepiece file {files[0]} by {READER}, which cannot be imported ({error}): "
+            "pip install --upgrade sentencepiece protobuf. Or take a directory with tokenizer.json."
+        )
+    return ""
 
 
 def _is_installed(module: str) -> bool:

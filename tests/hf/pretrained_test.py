@@ -745,14 +745,16 @@ def test_packages_that_a_sentencepiece_file_needs_are_named(tmp_path, monkeypatc
 
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", fail)
     (tmp_path / "spm.model").write_bytes(pieces_file())
-    for packages, message in (
-        (
-            {"sentencepiece": "no_such_module", "protobuf": "no_such.module"},
-            "spm.model .*pip install sentencepiece protobuf",
-        ),
-        ({"sentencepiece": "json", "protobuf": "json.decoder"}, "tiktoken"),
+    (tmp_path / "refuses.py").write_text("raise TypeError('gencode 7.36.1 runtime 6.33.6')")
+    monkeypatch.syspath_prepend(tmp_path)
+    absent, there = ({"sentencepiece": "no_such_module"}, {"sentencepiece": "json", "protobuf": "json.decoder"})
+    for packages, reader, message in (
+        (absent | {"protobuf": "no_such.module"}, "json", "spm.model .*pip install sentencepiece protobuf"),
+        (there, "refuses", r"spm.model by refuses, .*runtime 6.33.6.*: pip install --upgrade sentencepiece protobuf"),
+        (there, "json", "tiktoken"),
     ):
         monkeypatch.setattr(pretrained.sentencepiece, "PACKAGES", packages)
+        monkeypatch.setattr(pretrained.sentencepiece, "READER", reader)
         with pytest.raises(FileNotFoundError, match=message):
             pretrained.load_tokenizer(tmp_path)
 

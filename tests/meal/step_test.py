@@ -105,7 +105,12 @@ def test_no_pull_and_no_net_is_the_static_method():
 def test_dropout_leaves_the_meta_objectives_ratio_alone():
     """Of a policy that does not move every ratio is 1, however many of its adapters' inputs drop out where it learns."""
     run = tiny(
-        adapters=Lora(4, dropout=0.5, targets=""), policy_tx=optax.sgd(0.0), rho=0.0, lam=0.5, tau=0.5, hypergradient="none"
+        adapters=Lora(4, dropout=0.5, targets=""),
+        policy_tx=optax.sgd(0.0),
+        rho=0.0,
+        lam=0.5,
+        tau=0.5,
+        hypergradient="none",
     )
     theta = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(1), x.shape), run.state.policy)
     state = run.state.replace(policy=theta)
@@ -326,7 +331,13 @@ def test_prompts_read_at_each_candidates_preference_make_a_plain_model_at_each()
 @pytest.mark.parametrize(
     "options",
     [
-        {"conditioning": "adapter+prefix", "adapters": ADAPTERS, "prompt": "preference", "beta": 0.1, "reuse_virtual": True},
+        {
+            "conditioning": "adapter+prefix",
+            "adapters": ADAPTERS,
+            "prompt": "preference",
+            "beta": 0.1,
+            "reuse_virtual": True,
+        },
         pytest.param({"beta": 0.1, "meta": "likelihood", "reuse_virtual": True}, marks=pytest.mark.slow),
         pytest.param({"hypergradient": "first_order"}, marks=pytest.mark.slow),
     ],
