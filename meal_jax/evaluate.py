@@ -5,9 +5,7 @@ Letters: E test prompts, B prompts at a time, M preferences, K objectives, T res
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -222,14 +220,14 @@ def repeats(tokens: np.ndarray, mask: np.ndarray, gram: int = 3) -> np.ndarray:
     return np.array([looped(row, real) for row, real in rows]).reshape(tokens.shape[:-1])
 
 
-def response_lengths(metrics: Path) -> dict[int, float]:
-    """Step to its mean response length, as a run's metrics.jsonl recorded them; a step done again counts once."""
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
-    return {line["step"]: line["response/length"] for line in lines if "response/length" in line}
-
-
 def budget(cost: Cost, config, lengths: dict[int, float], steps: int) -> dict[str, float]:
-    """What a run spent in its first `steps` steps, and what its policy costs to use; counted from its `response_lengths`.
+    """What a run spent in its first `steps` steps, and what its policy costs to use.
+
+    Args:
+      cost: of the method.
+      config: of the run.
+      lengths: step to its mean response length ("response/length"), for each step done.
+      steps: as above.
 
     Returns:
       rollout_tokens (tokens sampled in training), reward_calls (responses × objectives), gradient_tokens (response tokens

@@ -20,7 +20,6 @@ import contextlib
 import dataclasses
 import functools
 import importlib
-import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -47,7 +46,7 @@ from meal_jax.export import model_directory
 from meal_jax.meal.bilevel import token_loss
 from meal_jax.meal.step import Frozen, Setup, read
 from meal_jax.models import lora
-from meal_jax.runtime import checkpoint, compiler, distributed, identity, profiling, sharding
+from meal_jax.runtime import checkpoint, compiler, distributed, identity, profiling, series, sharding
 from meal_jax.saved_run import Run, need_same, record_config
 from meal_jax.tasks.language import TUNED
 from meal_jax.tasks.task import Task
@@ -124,6 +123,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
         checkpoints = checkpoint.open_checkpoints(root / "checkpoints", keep=config.checkpoint.keep)
         at_exit.callback(checkpoint.close, checkpoints)
         start, state, frozen, placed = train.begin(config, setup, task, init, mesh, checkpoints)
+        kept = distributed.from_first(lambda: series.restore(root, start, ("eval/loss",)))
         distributed.from_first(lambda: record_config(root, config))
         writer = run_writer.open_writer(config, root, start, ("eval/loss",))
         at_exit.callback(writer.close)
@@ -159,17 +159,15 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
             writer,
             label="SFT",
             show={"loss": "loss", "eval/loss": "held-out loss"},
+            kept=kept,
         )
         if state is None:
             return None
-        writer.write(config.steps, measure(config.steps, state, lambda: False))
+        last = measure(config.steps, state, lambda: False)
+        writer.write(config.steps, last)
         writer.flush()
-
-        def evaluated() -> list[dict[str, Any]]:
-            lines = [json.loads(line) for line in (root / "metrics.jsonl").read_text().splitlines()]
-            return [{"step": line["step"], "loss": line["eval/loss"]} for line in lines if "eval/loss" in line]
-
-        history = distributed.from_first(evaluated)
+        series.add(kept, config.steps, last)
+        history = [{"step": step, "loss": loss} for step, loss in kept["eval/loss"]]
         earlier = distributed.from_first(lambda: _seconds(root, start, config.steps))
         results = {
             "task": task.name,

@@ -137,6 +137,16 @@ class MetricWriter:
         self.close()
 
 
+def read_rows(path: pathlib.Path) -> dict[int, dict[str, Any]]:
+    """The rows of a metrics.jsonl by step, several of a step joined. A damaged line is left out; no file has no rows."""
+    rows: dict[int, dict[str, Any]] = {}
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            row = json.loads(line)
+            rows[row["step"]] = rows.get(row["step"], {}) | row
+    return rows
+
+
 def _drop_rows(path: pathlib.Path, start_step: int) -> dict[int, set[str]]:
     """Rewrites the file without the rows from `start_step` on and without the partial line that a kill may leave.
 
@@ -147,22 +157,11 @@ def _drop_rows(path: pathlib.Path, start_step: int) -> dict[int, set[str]]:
     """
     if not path.exists():
         return {}
-    remaining: dict[int, dict[str, Any]] = {}
-    dropped: dict[int, set[str]] = {}
-    for line in path.read_bytes().splitlines():
-        try:
-            row = json.loads(line)
-            step = row["step"]
-        except (ValueError, KeyError, TypeError):
-            continue
-        if step < start_step:
-            remaining[step] = remaining.get(step, {}) | row
-        else:
-            dropped.setdefault(step, set()).update(row)
+    rows = read_rows(path)
     rewritten = path.with_suffix(".tmp")
-    rewritten.write_text("".join(json.dumps(row) + "\n" for row in remaining.values()))
+    rewritten.write_text("".join(json.dumps(row) + "\n" for step, row in rows.items() if step < start_step))
     rewritten.replace(path)  # if killed before this, the old file stays
-    return dropped
+    return {step: set(row) for step, row in rows.items() if step >= start_step}
 
 
 def _never() -> float:
