@@ -35,7 +35,7 @@ import optax
 from absl import logging
 from flax import traverse_util
 
-from meal_jax import build, methods, run_writer, track, train
+from meal_jax import build, inputs, methods, run_writer, track, train
 from meal_jax.compiled_step import without_key
 from meal_jax.config import check
 from meal_jax.data import chat as chats
@@ -120,11 +120,14 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
                 f"{root} measured its loss over other held-out prompts, with which the loss before training belongs: keep "
                 "config.eval.prompts, or give this run a --workdir of its own."
             )
+        data = {"training rows": rows, "held-out rows": held}
+        found = distributed.from_first(lambda: inputs.need_same(root, inputs.digests(config, task, data), config))
         checkpoints = checkpoint.open_checkpoints(root / "checkpoints", keep=config.checkpoint.keep)
         at_exit.callback(checkpoint.close, checkpoints)
         start, state, frozen, placed = train.begin(config, setup, task, init, mesh, checkpoints)
         kept = distributed.from_first(lambda: series.restore(root, start, ("eval/loss",)))
         distributed.from_first(lambda: record_config(root, config))
+        at_exit.enter_context(inputs.recorded(root, start, found))
         writer = run_writer.open_writer(config, root, start, ("eval/loss",))
         at_exit.callback(writer.close)
         split, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)

@@ -7,6 +7,7 @@ restored, and a run that is finished is left as it is.
 
 Everything a run writes is under its workdir:
     config.json          the configuration as run, which identifies it
+    inputs.json          digests of what it read besides: rewards, prompts, weights (`meal_jax.inputs`)
     metrics.jsonl        one row per step, docs/metrics.md (and TensorBoard events beside it, and config.track)
     checkpoints/         the newest states; running the same command again resumes from there
     evals/STEP.json      the front at a step; evals_N/ those under earlier settings of config.eval
@@ -31,7 +32,7 @@ import ml_collections
 import numpy as np
 from absl import logging
 
-from meal_jax import build, evaluate, methods, run_writer, track
+from meal_jax import build, evaluate, inputs, methods, run_writer, track
 from meal_jax.compiled_step import compile_step
 from meal_jax.config import check
 from meal_jax.data import overlap
@@ -137,12 +138,15 @@ def train_and_evaluate(
         # ------------------------------------------------------------------------------------------ resume or begin
         at_exit.enter_context(identity.hold(workdir))
         measured_otherwise = distributed.from_first(lambda: identity.measures_otherwise(need_same(workdir, config)))
+        rows = {"training prompts": task.train}
+        found = distributed.from_first(lambda: inputs.need_same(workdir, inputs.digests(config, task, rows), config))
         checkpoints = checkpoint.open_checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
         at_exit.callback(checkpoint.close, checkpoints)  # however the run ends, the save under way is finished
         start, state, frozen, placed = begin(config, setup, task, method.init, mesh, checkpoints)
         distributed.from_first(lambda: need_same_prompts(workdir, task.evaluation_set))
         kept = distributed.from_first(lambda: series.restore(workdir, start, ("response/length",)))
         distributed.from_first(lambda: take_over(workdir, config, start, measured_otherwise))
+        at_exit.enter_context(inputs.recorded(workdir, start, found))
 
         # ------------------------------------------------------------------------------------------ compiled functions
         batch_placed, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
