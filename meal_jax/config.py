@@ -210,6 +210,8 @@ def default() -> ml_collections.ConfigDict:
     c.checkpoint = k = ml_collections.ConfigDict()
     k.every = 100  # steps between checkpoints
     k.keep = 2  # newest checkpoints kept
+    # Resume although a reward, the training prompts, weights or a tokenizer changed: the code that the refusal names
+    k.accept_inputs = ""
     c.tensorboard = True  # also write TensorBoard events
     c.track = (
         ""  # also give each row to wandb, trackio or mlflow (extras), or to a function of one's own, "mine.py:log"

@@ -6,7 +6,6 @@ Letters: E test prompts, B prompts at a time, M preferences, K objectives, T res
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +15,6 @@ from meal_jax import fluency
 from meal_jax.data import chat as chats
 from meal_jax.data import templates
 from meal_jax.data.prompts import Prompts
-from meal_jax.json_files import read_rows
 from meal_jax.meal.normalise import usable
 from meal_jax.meal.step import Batch, Frozen, Setup, score
 from meal_jax.methods import Cost, Method
@@ -222,17 +220,14 @@ def repeats(tokens: np.ndarray, mask: np.ndarray, gram: int = 3) -> np.ndarray:
     return np.array([looped(row, real) for row, real in rows]).reshape(tokens.shape[:-1])
 
 
-def response_lengths(metrics: Path) -> dict[int, float]:
-    """Step to its mean response length, as a run's metrics.jsonl recorded them; a step done again counts once.
-
-    Raises:
-      ValueError: as `json_files.read_rows`.
-    """
-    return {row["step"]: row["response/length"] for row in read_rows(metrics) if "response/length" in row}
-
-
 def budget(cost: Cost, config, lengths: dict[int, float], steps: int) -> dict[str, float]:
-    """What a run spent in its first `steps` steps, and what its policy costs to use; counted from its `response_lengths`.
+    """What a run spent in its first `steps` steps, and what its policy costs to use.
+
+    Args:
+      cost: of the method.
+      config: of the run.
+      lengths: step to its mean response length ("response/length"), for each step done.
+      steps: as above.
 
     Returns:
       rollout_tokens (tokens sampled in training), reward_calls (responses × objectives), gradient_tokens (response tokens

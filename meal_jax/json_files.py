@@ -1,7 +1,8 @@
-"""JSON that a run wrote, read back: a damaged file or line is named, with what to do."""
+"""JSON that a run wrote, read back."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,38 +13,24 @@ def read_object(path: Path) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: it is damaged, or no object; names the file.
+      ValueError: it is damaged, or no object; names the file, and what to do.
     """
     try:
-        return _object(path.read_bytes())
+        value = json.loads(path.read_bytes())
+        if not isinstance(value, dict):
+            raise ValueError(f"it is a JSON {type(value).__name__}, not an object")
     except ValueError as error:
         raise ValueError(
             f"{path} is damaged ({error}): bring it back from a copy, or train that run anew in another --workdir."
         ) from None
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl, each with its "step"; none where there is no file.
-
-    Raises:
-      ValueError: a line is damaged; names file and line.
-    """
-    rows = []
-    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else (), 1):
-        try:
-            rows.append(_object(line))
-            if "step" not in rows[-1]:
-                raise ValueError("it has no step")
-        except ValueError as error:
-            raise ValueError(
-                f"{path}:{number} is damaged ({error}): delete that line and run the same command again, which resumes from "
-                "the last checkpoint."
-            ) from None
-    return rows
-
-
-def _object(data: bytes) -> dict[str, Any]:
-    value = json.loads(data)
-    if not isinstance(value, dict):
-        raise ValueError(f"it is a JSON {type(value).__name__}, not an object")
     return value
+
+
+def read_rows(path: Path) -> dict[int, dict[str, Any]]:
+    """The rows of a metrics.jsonl, by step; several of a step are joined, and damaged lines left out. No file has none."""
+    rows: dict[int, dict[str, Any]] = {}
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            row = json.loads(line)
+            rows[row["step"]] = rows.get(row["step"], {}) | row
+    return dict(sorted(rows.items()))

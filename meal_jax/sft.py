@@ -35,7 +35,7 @@ import optax
 from absl import logging
 from flax import traverse_util
 
-from meal_jax import build, methods, run_writer, track, train
+from meal_jax import build, inputs, methods, run_writer, track, train
 from meal_jax.compiled_step import without_key
 from meal_jax.config import check
 from meal_jax.data import chat as chats
@@ -43,11 +43,10 @@ from meal_jax.data import overlap
 from meal_jax.data.pipeline import index_at, take
 from meal_jax.data.prompts import Prompts
 from meal_jax.export import model_directory
-from meal_jax.json_files import read_rows
 from meal_jax.meal.bilevel import token_loss
 from meal_jax.meal.step import Frozen, Setup, read
 from meal_jax.models import lora
-from meal_jax.runtime import checkpoint, compiler, distributed, identity, profiling, sharding
+from meal_jax.runtime import checkpoint, compiler, distributed, identity, profiling, series, sharding
 from meal_jax.saved_run import Run, need_same, record_config
 from meal_jax.tasks.language import TUNED
 from meal_jax.tasks.task import Task
@@ -121,10 +120,14 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
                 f"{root} measured its loss over other held-out prompts, with which the loss before training belongs: keep "
                 "config.eval.prompts, or give this run a --workdir of its own."
             )
+        data = {"training rows": rows, "held-out rows": held}
+        found = distributed.from_first(lambda: inputs.need_same(root, inputs.digests(config, task, data), config))
         checkpoints = checkpoint.open_checkpoints(root / "checkpoints", keep=config.checkpoint.keep)
         at_exit.callback(checkpoint.close, checkpoints)
         start, state, frozen, placed = train.begin(config, setup, task, init, mesh, checkpoints)
+        kept = distributed.from_first(lambda: series.restore(root, start, ("eval/loss",)))
         distributed.from_first(lambda: record_config(root, config))
+        at_exit.enter_context(inputs.recorded(root, start, found))
         writer = run_writer.open_writer(config, root, start, ("eval/loss",))
         at_exit.callback(writer.close)
         split, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
@@ -159,17 +162,15 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
             writer,
             label="SFT",
             show={"loss": "loss", "eval/loss": "held-out loss"},
+            kept=kept,
         )
         if state is None:
             return None
-        writer.write(config.steps, measure(config.steps, state, lambda: False))
+        last = measure(config.steps, state, lambda: False)
+        writer.write(config.steps, last)
         writer.flush()
-
-        def evaluated() -> list[dict[str, Any]]:
-            rows = read_rows(root / "metrics.jsonl")
-            return [{"step": row["step"], "loss": row["eval/loss"]} for row in rows if "eval/loss" in row]
-
-        history = distributed.from_first(evaluated)
+        series.add(kept, config.steps, last)
+        history = [{"step": step, "loss": loss} for step, loss in kept["eval/loss"]]
         earlier = distributed.from_first(lambda: _seconds(root, start, config.steps))
         results = {
             "task": task.name,

@@ -7,6 +7,7 @@ restored, and a run that is finished is left as it is.
 
 Everything a run writes is under its workdir:
     config.json          the configuration as run, which identifies it
+    inputs.json          digests of what it read besides: rewards, prompts, weights (`meal_jax.inputs`)
     metrics.jsonl        one row per step, docs/metrics.md (and TensorBoard events beside it, and config.track)
     checkpoints/         the newest states; running the same command again resumes from there
     evals/STEP.json      the front at a step; evals_N/ those under earlier settings of config.eval
@@ -21,7 +22,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -32,7 +32,7 @@ import ml_collections
 import numpy as np
 from absl import logging
 
-from meal_jax import build, evaluate, methods, run_writer, track
+from meal_jax import build, evaluate, inputs, methods, run_writer, track
 from meal_jax.compiled_step import compile_step
 from meal_jax.config import check
 from meal_jax.data import overlap
@@ -44,7 +44,7 @@ from meal_jax.pareto.front_table import front_table
 from meal_jax.report import write as report
 from meal_jax.rewards import sources
 from meal_jax.rollout.sampling import Sampling
-from meal_jax.runtime import checkpoint, compiler, distributed, identity, profiling, sharding
+from meal_jax.runtime import checkpoint, compiler, distributed, identity, profiling, series, sharding
 from meal_jax.runtime.metrics import MetricWriter, Preemption, progress
 from meal_jax.saved_run import (
     finished,
@@ -138,11 +138,15 @@ def train_and_evaluate(
         # ------------------------------------------------------------------------------------------ resume or begin
         at_exit.enter_context(identity.hold(workdir))
         measured_otherwise = distributed.from_first(lambda: identity.measures_otherwise(need_same(workdir, config)))
+        rows = {"training prompts": task.train}
+        found = distributed.from_first(lambda: inputs.need_same(workdir, inputs.digests(config, task, rows), config))
         checkpoints = checkpoint.open_checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
         at_exit.callback(checkpoint.close, checkpoints)  # however the run ends, the save under way is finished
         start, state, frozen, placed = begin(config, setup, task, method.init, mesh, checkpoints)
         distributed.from_first(lambda: need_same_prompts(workdir, task.evaluation_set))
+        kept = distributed.from_first(lambda: series.restore(workdir, start, ("response/length",)))
         distributed.from_first(lambda: take_over(workdir, config, start, measured_otherwise))
+        at_exit.enter_context(inputs.recorded(workdir, start, found))
 
         # ------------------------------------------------------------------------------------------ compiled functions
         batch_placed, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
@@ -202,7 +206,7 @@ def train_and_evaluate(
         show |= {"eval/hypervolume": "hypervolume", "eval/mean_inner_product": "inner product"}
         state, seconds = loop(
             config, workdir, start, state, step, make, measure, checkpoints, writer, label=method.label, show=show,
-            functions=task.token_functions,
+            functions=task.token_functions, kept=kept,
             known=distributed.from_first(lambda: (workdir / "evals" / f"{start:06d}.json").exists()),
         )  # fmt: skip
         if state is None:
@@ -239,12 +243,11 @@ def train_and_evaluate(
 
     def finish() -> dict[str, Any]:
         history = read_history(workdir)
-        lengths = evaluate.response_lengths(workdir / "metrics.jsonl")
-        spent = functools.partial(evaluate.budget, method.cost(config), config, lengths)
+        spent = functools.partial(evaluate.budget, method.cost(config), config, dict(kept["response/length"]))
         out = results | {
             "budget": spent(config.steps),
             # None where the evaluations before training were under other settings of config.eval.
-            "before": next((_without(h, "samples") for h in history if h["step"] == 0), None),
+            "before": next(({n: h[n] for n in h if n != "samples"} for h in history if h["step"] == 0), None),
             "history": [
                 {"step": h["step"], "hypervolume": h["hypervolume"], "budget": spent(h["step"])} for h in history
             ],
@@ -295,6 +298,7 @@ def loop(
     label: str,
     show: Mapping[str, str],
     functions: Sequence[str] = (),
+    kept: series.Series | None = None,
     known: bool = False,
 ) -> tuple[Any, float]:
     """Steps `start` … `config.steps` - 1, with metrics, checkpoints and evaluations as the configuration spaces them.
@@ -310,6 +314,7 @@ def loop(
       label: of the progress bar.
       show: name of each metric that the bar shows, of steps or evaluations, to its name there.
       functions: `Task.token_functions`, for messages.
+      kept: metrics of the steps done that go with each checkpoint; those of new steps are added.
       known: the first state was evaluated before, so that `measure` gives that again, whatever config.eval.every says.
 
     Returns:
@@ -320,6 +325,7 @@ def loop(
         where a function of tokens gave a reward that is none.
     """
     latest, evaluation, pending, done, began, preempted = {}, {}, None, start, time.perf_counter(), False
+    kept = {} if kept is None else kept
 
     def settle(pending):
         """Fetches and checks a step's metrics, by now computed while the next step runs."""
@@ -337,8 +343,9 @@ def loop(
                     "command to resume."
                 )
             values |= watch.times(measured) | profiling.memory()
-            _refuse_non_finite(step_number, values, config.objectives, workdir)
+            halt.need_finite_metrics(values, step_number, config.objectives, workdir / "checkpoints")
             writer.write(step_number, values | evaluation)
+            series.add(kept, step_number, values | evaluation)
             latest.update(values)
 
     def save():
@@ -350,7 +357,8 @@ def loop(
 
     def write_checkpoint():
         writer.flush()
-        checkpoint.save(checkpoints, done, state, {"config": json.loads(config.to_json_best_effort())})
+        meta = {"config": json.loads(config.to_json_best_effort()), series.META: kept}
+        checkpoint.save(checkpoints, done, state, meta)
         bar.tell_compilation("checkpoint")
         watch.skip()
 
@@ -412,18 +420,6 @@ def loop(
     return state, seconds
 
 
-def _refuse_non_finite(step: int, values: dict[str, float], objectives, workdir: Path) -> None:
-    bad = [name for name, value in values.items() if not math.isfinite(value)]
-    if not bad:
-        return
-    rewards = [name for name in objectives if f"reward/{name}/mean" in bad]
-    what = f"the reward of objective {', '.join(map(repr, rewards))}" if rewards else f"{', '.join(bad)}"
-    raise FloatingPointError(
-        f"step {step}: {what} is not a finite number. Training stopped; {workdir / 'checkpoints'} keeps the last state "
-        "from before it. Check what the reward returns for the newest responses, or lower config.optim.lr."
-    )
-
-
 def _report(results: dict[str, Any], axes: tuple[str, ...], task: Task, root: Path, draw: bool) -> None:
     """Draws the fronts of all methods into `pareto.png`, by axes of those names, and prints a table."""
     fronts = []
@@ -444,7 +440,3 @@ def _report(results: dict[str, Any], axes: tuple[str, ...], task: Task, root: Pa
     print(f"\nfronts: {root / 'pareto.json'}\n{figure}")
     if draw or not (root / report.NAME).exists():
         report.write_and_say(root)
-
-
-def _without(values: dict[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key != name}

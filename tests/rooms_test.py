@@ -39,6 +39,7 @@ build compiled_step
 evaluate
 run_writer
 saved_run
+inputs
 report
 train
 generate

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 from collections import Counter
 
 import jax
@@ -172,9 +173,23 @@ def test_stopped_and_resumed_it_ends_with_the_same_bits(config, finished, tmp_pa
         sft.run(config, str(tmp_path))
     assert not (tmp_path / "model").exists()
     monkeypatch.setattr(sft, "index_at", real)
+    (tmp_path / "metrics.jsonl").unlink()  # what the results say of losses does not depend on it
     results = sft.run(config, str(tmp_path))
     assert leaves(tmp_path) == leaves(finished[0])
     assert results["history"] == finished[1]["history"]
+
+
+def test_other_rows_than_those_it_began_with_are_refused(config, finished, tmp_path, monkeypatch):
+    shutil.copytree(finished[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "model")  # else it is done
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    real = assistant.answers
+    monkeypatch.setattr(assistant, "answers", lambda config: {i: ["no"] for i in real(config)})
+    with pytest.raises(
+        ValueError, match=r"read other inputs .*\n  held-out rows: .* changed .*\n  training rows: .* changed"
+    ):
+        sft.run(config, str(tmp_path / "run"))
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
 def test_dropout_is_a_steps_own(config, stage):

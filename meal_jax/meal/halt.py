@@ -10,6 +10,8 @@ Letters: B prompts, N candidates, K objectives.
 from __future__ import annotations
 
 import functools
+import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -105,4 +107,23 @@ def describe(fault: Fault, objectives: Sequence[str], sources: Sequence[str]) ->
     return (
         f"{of} is {what_is_wrong(fault.value)} for {fault.count} of {fault.rows} responses; the first is row {fault.row}, "
         f"{fault.value}"
+    )
+
+
+def need_finite_metrics(
+    values: Mapping[str, float], step: int, objectives: Sequence[str], checkpoints: str | os.PathLike
+) -> None:
+    """Refuses a step's metrics if one is not a finite number.
+
+    Raises:
+      FloatingPointError: names the objectives or the metrics; `checkpoints` is where the state from before the step is.
+    """
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    if not bad:
+        return
+    rewards = [name for name in objectives if f"reward/{name}/mean" in bad]
+    what = f"the reward of objective {', '.join(map(repr, rewards))}" if rewards else f"{', '.join(bad)}"
+    raise FloatingPointError(
+        f"step {step}: {what} is not a finite number. Training stopped; {checkpoints} keeps the last state "
+        "from before it. Check what the reward returns for the newest responses, or lower config.optim.lr."
     )

@@ -21,10 +21,7 @@ Letters: T steps.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,18 +55,6 @@ def measure(metrics: Sequence[Mapping[str, Any]]) -> Steadiness:
         loss,
         bool(loss > COLLAPSE),
     )
-
-
-def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl by step, several rows of a step merged; a damaged line is left out, no file is []."""
-    path, rows = Path(path), {}
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
-        try:
-            row = json.loads(line)
-            rows[row["step"]] = rows.get(row["step"], {}) | row
-        except (ValueError, KeyError, TypeError):
-            continue
-    return [rows[step] for step in sorted(rows)]
 
 
 def series(metrics: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -14,8 +14,8 @@ import numpy as np
 
 from meal_jax import config as defaults
 from meal_jax import methods
-from meal_jax.json_files import read_object
-from meal_jax.pareto import one_point, steadiness
+from meal_jax.json_files import read_object, read_rows
+from meal_jax.pareto import one_point
 from meal_jax.rewards import sources
 from meal_jax.saved_run import fine_tuned, read_json, recorded_config
 from meal_jax.tasks import toy_explanation
@@ -189,7 +189,7 @@ def _curves(path: Path, objectives: Sequence[str]) -> dict[str, Any]:
         *(f"reward/{name}/mean" for name in objectives),
         *(f"weight/{name}/{which}" for name in objectives for which in ("target", "proposed", "adapted")),
     ]
-    rows = {row["step"]: row for row in steadiness.read_metrics(path)}
+    rows = read_rows(path)
     steps = [step for step, row in rows.items() if "utility" in row]
     groups = [
         steps[i : i + math.ceil(len(steps) / POINTS)] for i in range(0, len(steps), math.ceil(len(steps) / POINTS) or 1)

@@ -189,12 +189,11 @@ def save(heads: Heads, path: str | os.PathLike) -> None:
     os.replace(partial, path)
 
 
-def load(path: str | os.PathLike | None = None) -> Heads:
-    """Reads a heads file, or the shipped ones of that name; by default those of `DEFAULT`.
+def locate(path: str | os.PathLike | None = None) -> Path:
+    """A heads file, or the shipped one of that name; by default that of `DEFAULT`.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: not a heads file, or damaged.
     """
     path = Path(path or DEFAULT).expanduser()
     shipped = (SHIPPED / path).with_suffix(".safetensors")
@@ -207,6 +206,17 @@ def load(path: str | os.PathLike | None = None) -> Heads:
             "Others are fitted by python -m meal_jax.reward_training.heads --config=CONFIG, of your own pairs with "
             "configs/reward_own.py:NAME,NAME."
         )
+    return path
+
+
+def load(path: str | os.PathLike | None = None) -> Heads:
+    """Reads a heads file, as `locate` finds it.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: not a heads file, or damaged.
+    """
+    path = locate(path)
     try:
         with safe_open(path, framework="numpy") as file:
             meta = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}

@@ -24,7 +24,7 @@ HARMLESS = {
     "steps": "more of them continue from the last state; fewer than are done are refused apart",
     "compare_with": "the other methods have directories of their own",
     "eval": "decides how a state is measured, not how it is trained; evaluations under other settings are set aside",
-    "checkpoint": "decides when and how many states are kept",
+    "checkpoint": "decides when and how many states are kept; changes that accept_inputs accepts are in inputs.json",
     "tensorboard": "an output",
     "track": "an output",
     "profile_steps": "an output",

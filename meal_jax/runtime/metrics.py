@@ -25,7 +25,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from meal_jax import console
+from meal_jax import console, json_files
 from meal_jax.runtime import distributed
 
 LINE_SECONDS = 10.0  # between progress lines without a terminal
@@ -147,22 +147,11 @@ def _drop_rows(path: pathlib.Path, start_step: int) -> dict[int, set[str]]:
     """
     if not path.exists():
         return {}
-    remaining: dict[int, dict[str, Any]] = {}
-    dropped: dict[int, set[str]] = {}
-    for line in path.read_bytes().splitlines():
-        try:
-            row = json.loads(line)
-            step = row["step"]
-        except (ValueError, KeyError, TypeError):
-            continue
-        if step < start_step:
-            remaining[step] = remaining.get(step, {}) | row
-        else:
-            dropped.setdefault(step, set()).update(row)
+    rows = json_files.read_rows(path)
     rewritten = path.with_suffix(".tmp")
-    rewritten.write_text("".join(json.dumps(row) + "\n" for row in remaining.values()))
+    rewritten.write_text("".join(json.dumps(row) + "\n" for step, row in rows.items() if step < start_step))
     rewritten.replace(path)  # if killed before this, the old file stays
-    return dropped
+    return {step: set(row) for step, row in rows.items() if step >= start_step}
 
 
 def _never() -> float:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 
 from meal_jax.compare import BASES
-from meal_jax.json_files import read_object
+from meal_jax.json_files import read_object, read_rows
 from meal_jax.limits import is_interval
 from meal_jax.pareto import front, one_point, steadiness
 
@@ -73,7 +74,19 @@ def read(folder: Path, gap: Sequence[float] = ()) -> Record:
     budgets = {key: np.array([h["budget"][key] for h in history], float) for key in history[0]["budget"]}
     values = {name: np.array([e.get(name, np.nan) for e in evaluations], float) for name in EVALUATED}
     points = [np.array(e["points"], float) for e in evaluations]
-    return Record(final, budgets, values, points, steadiness.measure(steadiness.read_metrics(folder / "metrics.jsonl")))
+    return Record(final, budgets, values, points, steadiness.measure(_whole(folder / "metrics.jsonl", final["step"])))
+
+
+def _whole(path: Path, steps: int) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl, [] with a warning where one of the steps has none: measures of a part would mislead."""
+    rows = read_rows(path)
+    absent = set(range(steps)) - rows.keys()
+    if absent:
+        logging.warning(
+            "%s lacks the rows of %d of %d steps, step %d first: how steadily that run trained is not measured",
+            path, len(absent), steps, min(absent),
+        )  # fmt: skip
+    return [] if absent else list(rows.values())
 
 
 def from_one_point(records: dict[str, dict[int, Record]]) -> tuple[dict[str, dict[int, Record]], list[float] | None]:

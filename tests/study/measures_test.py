@@ -101,3 +101,13 @@ def test_a_question_about_no_measure_is_refused():
     study.questions = (Question("q", "a", "b", "hypervolumes"),)
     with pytest.raises(ValueError, match="q is about 'hypervolumes', which is none of mean_inner_product, hypervolume"):
         measures.check(study)
+
+
+def test_a_run_with_a_gap_in_its_metrics_has_no_measures_of_training_and_that_is_said(write_runs, caplog):
+    folder = write_runs("meal", [0.8]) / "meal" / "0"
+    whole = measures.read(folder)
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    (folder / "metrics.jsonl").write_text("\n".join([*lines[:7], lines[7][:9], *lines[8:]]))
+    cut = measures.read(folder)
+    assert np.isfinite(whole.steadiness.utility_noise) and np.isnan(cut.steadiness.utility_noise)
+    assert "metrics.jsonl lacks the rows of 1 of 20 steps, step 7 first" in caplog.text
