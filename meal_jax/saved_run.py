@@ -284,9 +284,12 @@ def finished(workdir: Path, config: ml_collections.ConfigDict) -> dict[str, Any]
     return record
 
 
-def take_over(workdir: Path, config: ml_collections.ConfigDict, start: int, measured_otherwise: bool) -> None:
-    """Makes the workdir this command's, once its state is restored: what was found at states that are gone is deleted,
-    evaluations under other settings are set aside, and the configuration is recorded."""
+def need_state(workdir: Path, start: int) -> None:
+    """Refuses results whose state is gone, where a command starts at step `start`.
+
+    Raises:
+      ValueError: says so.
+    """
     finished_at = (read_json(workdir / "pareto.json") or {}).get("step", 0)
     if start == 0 < finished_at:
         raise ValueError(
@@ -294,6 +297,12 @@ def take_over(workdir: Path, config: ml_collections.ConfigDict, start: int, meas
             "nor be evaluated again. Nothing there was changed. Give this run a --workdir of its own, or delete "
             f"{workdir / 'pareto.json'} to train anew here."
         )
+
+
+def take_over(workdir: Path, config: ml_collections.ConfigDict, start: int, measured_otherwise: bool) -> None:
+    """Makes the workdir this command's, once its state is restored: what was found at states that are gone is deleted,
+    evaluations under other settings are set aside, and the configuration is recorded."""
+    need_state(workdir, start)
     evals = workdir / "evals"
     if measured_otherwise and evals.is_dir():
         count = next(n for n in itertools.count(1) if not (workdir / f"evals_{n}").exists())

@@ -23,8 +23,8 @@ from meal_jax.hf.storage import INDEX, SINGLE, read_json, weight_files
 from meal_jax.models.lora import Lora
 from meal_jax.rewards import formats, linear_heads, sources
 from meal_jax.rewards.sources import parse
-from meal_jax.runtime import distributed
-from meal_jax.saved_run import need_same, steps_done
+from meal_jax.runtime import distributed, identity
+from meal_jax.saved_run import finished, need_state, steps_done
 from meal_jax.tasks import BENCHMARKS
 from meal_jax.tasks.language import TUNED, need_weights
 
@@ -247,8 +247,8 @@ def workdir(config: Any, workdir: str) -> Iterator[Finding]:
         return
     try:
         for name, run_config in configurations(config).items():
-            need_same(path if name == config.method else path / name, run_config)
-    except ValueError as error:
+            need_ready(path if name == config.method else path / name, run_config)
+    except (OSError, ValueError) as error:
         yield fail("workdir", f"{error}", "Give this run a --workdir of its own.")
         return
     done = steps_done(path)
@@ -264,6 +264,18 @@ def workdir(config: Any, workdir: str) -> Iterator[Finding]:
         )
     else:
         yield ok("workdir", room)
+
+
+def need_ready(directory: Path, config: Any) -> None:
+    """Refuses a directory in which a run of `config` would not start, in the run's own words.
+
+    Raises:
+      ValueError: another run's, in use, or with results whose checkpoints are gone.
+      OSError: it cannot be read.
+    """
+    if finished(directory, config) is None:
+        need_state(directory, steps_done(directory))
+    identity.need_free(directory)
 
 
 def configurations(config: Any) -> dict[str, Any]:

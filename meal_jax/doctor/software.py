@@ -10,7 +10,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from meal_jax import methods
+from meal_jax import methods, track
 from meal_jax.config import check
 from meal_jax.doctor.finding import Finding, fail, ok, warn
 from meal_jax.tasks import BENCHMARKS
@@ -46,6 +46,7 @@ def settings(config: Any) -> Finding:
     """The configuration's own checks, for every method that it trains."""
     try:
         check(config)
+        track.need(config.track)
         if config.task not in BENCHMARKS:
             raise ValueError(f"config.task={config.task!r} is not one of {', '.join(BENCHMARKS)}.")
         if config.stage == "align":

@@ -223,14 +223,17 @@ def _conversations(args: argparse.Namespace) -> list[chats.Turns]:
     """The prompts of --prompts; none without.
 
     Raises:
-      ValueError: --prompts and --out do not come together, or --out is there already.
+      ValueError: --prompts and --out do not come together; --out is there already, or its directory is not.
     """
     if bool(args.prompts) != bool(args.out):
         raise ValueError("--prompts=FILE.jsonl and --out=FILE.jsonl belong together.")
     if not args.prompts:
         return []
-    if Path(args.out).expanduser().exists():
+    out = Path(args.out).expanduser()
+    if out.exists():
         raise ValueError(f"--out={args.out} is there already: remove it, or name another file.")
+    if not out.parent.is_dir():
+        raise ValueError(f"--out={args.out}: there is no directory {out.parent}. Make it, or name another file.")
     return own.read_rows(args.prompts).prompts
 
 

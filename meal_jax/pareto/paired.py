@@ -26,6 +26,8 @@ class Difference(NamedTuple):
         than six find it a little less often.
       wins: seeds in which the first method has more.
       losses: seeds in which it has less.
+      direction: of what the test found: 1 where the ranks of the seeds in which the first method has more sum to more, -1 to
+        less, 0 to as much. The mean's sign may be another, by one seed that is far off.
       effect: Cohen's d_z, the mean of the differences in their standard deviations; NaN where they do not vary.
       effect_low, effect_high: its 95 % interval for normal differences, from the noncentral t distribution.
     """
@@ -38,6 +40,7 @@ class Difference(NamedTuple):
     detectable: float
     wins: int
     losses: int = 0
+    direction: int = 0
     effect: float = float("nan")
     effect_low: float = float("nan")
     effect_high: float = float("nan")
@@ -84,8 +87,13 @@ def difference(values: np.ndarray, draws: int = 10_000) -> Difference:
     p = float(stats.wilcoxon(values).pvalue) if np.any(values) else 1.0
     return Difference(
         float(values.mean()), float(low), float(high), p, p, detectable(values), int(np.sum(values > 0)),
-        int(np.sum(values < 0)), *effect_size(values),
+        int(np.sum(values < 0)), direction(values), *effect_size(values),
     )  # fmt: skip
+
+
+def direction(values: np.ndarray) -> int:
+    """The sign of Wilcoxon's signed-rank sum of S paired differences, in which direction its p value speaks."""
+    return int(np.sign(np.sum(np.sign(values) * stats.rankdata(np.abs(values)))))
 
 
 def effect_size(values: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
@@ -167,6 +175,6 @@ def verdict(label: str, other: str, measure: str, d: Difference, seeds: int, low
     if seeds < MIN_SEEDS:
         return f"{label} against {other} in {measure}: {figures}; too few seeds for the test."
     if d.adjusted < 0.05:
-        ahead = (d.mean > 0) != lower_is_better
+        ahead = (d.direction > 0) != lower_is_better
         return f"{label} is {'ahead of' if ahead else 'behind'} {other} in {measure}: {figures}."
     return f"{label} and {other} are not told apart in {measure}: {figures}; {d.detectable:{form[1:]}} could have been found."

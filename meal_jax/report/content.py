@@ -132,7 +132,9 @@ def _method(
         out["points"] = _rounded(np.mean([run["points"] for run in runs], axis=0))
         out["low"] = out["high"] = None
     out["measures"] = {
-        name: _rounded(np.mean([run[name] for run in runs], axis=0)) for name in MEASURES if head.get(name) is not None
+        name: _rounded(np.mean([run[name] for run in runs], axis=0))
+        for name in MEASURES
+        if all(run.get(name) is not None for run in runs)  # some seeds may be of a version without it
     }
     out["intervals"] = {
         name: _rounded(head[f"{name}_interval"])

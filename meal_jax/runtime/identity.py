@@ -154,12 +154,9 @@ def hold(directory: Path, name: str = LOCK) -> Iterator[None]:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
-            holder = _holder(file)
+            message = _in_use(directory, file)
             file.close()
-            raise ValueError(
-                f"{directory} is in use by another run{holder}. Nothing there was changed. Wait for it to end, stop it, or "
-                "give this run a --workdir of its own."
-            ) from error
+            raise ValueError(message) from error
         except OSError as error:  # a file system without locks, such as some mounted buckets
             logging.warning("%s cannot be locked (%s): see to it that no second run writes there.", directory, error)
 
@@ -171,6 +168,32 @@ def hold(directory: Path, name: str = LOCK) -> Iterator[None]:
         _held.discard(lock)
         if file is not None:
             file.close()
+
+
+def need_free(directory: Path) -> None:
+    """Refuses a directory that another process holds; this one does not hold it afterwards, and nothing is written.
+
+    Raises:
+      ValueError: as `hold`.
+    """
+    directory = Path(directory).expanduser().resolve()
+    lock = directory / LOCK
+    if lock in _held:  # to close the file would end that lock
+        return
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), open(lock) as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: several processes may ask at once
+        except (BlockingIOError, PermissionError) as error:
+            raise ValueError(_in_use(directory, file)) from error
+        except OSError:  # a file system without locks
+            return
+
+
+def _in_use(directory: Path, file: Any) -> str:
+    return (
+        f"{directory} is in use by another run{_holder(file)}. Nothing there was changed. Wait for it to end, stop it, or "
+        "give this run a --workdir of its own."
+    )
 
 
 def _holder(file: Any) -> str:

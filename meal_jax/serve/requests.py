@@ -8,6 +8,7 @@ Letters: K objectives.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 import uuid
@@ -50,6 +51,24 @@ class Asked(NamedTuple):
     top_k: int | None
     stream: bool
     usage: bool
+
+
+def parse(body: bytes) -> Any:
+    """The JSON value of a request's body.
+
+    Raises:
+      BadRequestError: it is none, or a text in it is not Unicode: JSON can write half of a surrogate pair, "\\ud83d", which
+        no tokenizer reads and no answer can repeat.
+    """
+    try:
+        value = json.loads(body)
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start : error.end]
+        raise BadRequestError(f"The body has half of a surrogate pair, {half!r}, which is no character.") from None
+    except (ValueError, RecursionError) as error:
+        raise BadRequestError(f"The body is not JSON ({error}).") from None
+    return value
 
 
 def read(body: Any, objectives: Sequence[str]) -> Asked:

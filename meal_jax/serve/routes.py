@@ -68,11 +68,9 @@ def application(live: Live) -> Starlette:
         if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             return _refuse(415, "The content type must be application/json.")
         try:
-            asked = requests.read(json.loads(await request.body()), live.objectives)
+            asked = requests.read(requests.parse(await request.body()), live.objectives)
         except requests.BadRequestError as error:
             return _refuse(400, str(error), error.field)
-        except ValueError as error:
-            return _refuse(400, f"The body is not JSON ({error}).")
         pieces: asyncio.Queue[Any] = asyncio.Queue()
         work = asyncio.create_task(_answer(live, turn, asked, pieces))
         first = await pieces.get()  # a refusal has a status of its own, before anything is streamed

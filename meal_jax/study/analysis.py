@@ -90,7 +90,7 @@ def ahead(row: dict[str, Any]) -> str:
     """A question's answer in a word: "ahead", "behind", or "not told apart"."""
     if row["adjusted"] >= 0.05 or len(row["seeds"]) < paired.MIN_SEEDS:
         return "not told apart"
-    return "ahead" if (row["mean"] > 0) != MEASURES[row["measure"]][1] else "behind"
+    return "ahead" if (row["direction"] > 0) != MEASURES[row["measure"]][1] else "behind"
 
 
 def _variant(label: str, records: dict[int, Record]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pytest
 from jax.experimental import multihost_utils
 
 from meal_jax import config as base
+from meal_jax import track
 from meal_jax.doctor import examine, finding, software
 from tests import xla
 
@@ -88,6 +89,14 @@ def test_versions_are_held_against_what_the_package_asks_for(monkeypatch):
     assert first.status == "ok" and f"jax {jax.__version__}" in first.detail
     assert second.status == "warn" and "numpy" in second.detail and "not-there is not installed" in second.detail
     assert "torch" not in second.detail
+
+
+def test_a_tracker_that_is_not_installed_is_a_failure_as_in_the_run(monkeypatch):
+    config = base.default()
+    config.track = "wandb"
+    monkeypatch.setattr(track.importlib.util, "find_spec", lambda name: None)
+    result = software.settings(config)
+    assert result.status == "fail" and "pip install 'meal_jax[wandb]'" in result.detail
 
 
 def test_a_reward_function_that_cannot_be_imported_is_a_failure_and_not_a_crash(tmp_path):

@@ -1,4 +1,7 @@
+import json
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 from types import SimpleNamespace
 
@@ -8,6 +11,8 @@ from huggingface_hub import errors
 
 from meal_jax import config as base
 from meal_jax.doctor import files, prompts
+from meal_jax.runtime import identity
+from meal_jax.saved_run import record_config
 
 
 @pytest.fixture
@@ -109,6 +114,31 @@ def test_the_workdir_is_written_to_and_left_as_it_was(config, tmp_path, monkeypa
     for free, status in ((2**29, "fail"), (2**32, "warn"), (2**36, "ok")):
         monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: usage(0, 0, free))
         assert next(files.workdir(config, str(tmp_path))).status == status
+
+
+def test_a_workdir_in_use_or_without_its_state_is_a_failure_as_in_the_run(tmp_path):
+    config = base.default()
+    run = tmp_path / "run"
+    holder = (
+        "import sys; from meal_jax.runtime import identity\nwith identity.hold(sys.argv[1]): print(flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, str(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.readline()
+        [used] = files.workdir(config, str(run))
+        process.communicate("\n")
+    assert used.status == "fail" and f"is in use by another run (process {process.pid})" in used.detail
+    [free] = files.workdir(config, str(run))
+    assert free.status in ("ok", "warn")
+    with identity.hold(run):  # this process's own lock outlives the question
+        assert next(files.workdir(config, str(run))).status in ("ok", "warn")
+        assert run.resolve() / identity.LOCK in identity._held
+
+    record_config(run, config)
+    (run / "pareto.json").write_text(json.dumps({"step": 5}))
+    [lost] = files.workdir(config, str(run))
+    assert lost.status == "fail" and "results of a run of 5 steps and no checkpoint" in lost.detail
 
 
 def test_all_that_is_missing_is_listed_with_a_command_for_each(monkeypatch, tmp_path):

@@ -161,6 +161,9 @@ def test_what_is_wrong_is_said_before_the_run_is_opened(monkeypatch, toy_run, tm
     assert "no a.jsonl" in refusal(row[0], f"--prompts={tmp_path}/a.jsonl", f"--out={tmp_path}/b", "--grid").replace(
         f"{tmp_path}/", ""
     )
+    (tmp_path / "a.jsonl").write_text('{"prompt": "< 3 7"}\n')
+    nowhere = refusal(row[0], f"--prompts={tmp_path}/a.jsonl", f"--out={tmp_path}/none/b.jsonl", "--grid")
+    assert f"there is no directory {tmp_path}/none. Make it" in nowhere
     assert "temperature >= 0" in refusal(*row, "--grid", "--temperature=-1")
     assert "has no config.json" in refusal(f"--checkpoint={tmp_path}", "--prompt_row=0", "--grid")
 

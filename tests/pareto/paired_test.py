@@ -55,6 +55,17 @@ def test_the_sentence(values, words):
     assert words in paired.verdict("Meal", "static targets", "hypervolume", paired.difference(values), len(values))
 
 
+def test_the_side_that_is_ahead_is_the_one_that_the_test_found_and_not_the_means():
+    """One seed far off turns the mean's sign, and not that of the ranks, on which p rests."""
+    values = np.array([*(0.01 * np.arange(1, 12)), -5.0])
+    d = paired.difference(values)
+    assert d.adjusted < 0.05 and d.mean < 0 and d.direction == 1
+    sentence = paired.verdict("Meal", "static targets", "hypervolume", d, 12)
+    assert sentence.startswith("Meal is ahead of static targets") and "ahead in 11 of 12 seeds" in sentence
+    assert "Meal is behind" in paired.verdict("Meal", "static targets", "noise", d, 12, lower_is_better=True)
+    assert [paired.difference(v).direction for v in (-values, np.zeros(6), np.array([1.0, -1.0]))] == [-1, 0, 0]
+
+
 def test_the_effect_size_is_the_mean_in_standard_deviations_with_the_t_tests_own_interval():
     values = RNG.normal(0.8, 1.0, 12)
     d, low, high = paired.effect_size(values)

@@ -106,6 +106,17 @@ def test_seeds_are_averaged_and_answers_are_the_first_ones(stored, tmp_path):
     assert result["low"] is None and result["samples"][0]["prompt"] == "seed 0"
 
 
+def test_a_measure_that_a_seed_of_an_older_version_lacks_is_left_out(stored, tmp_path):
+    root = tmp_path / "compare"
+    for seed in (0, 1):
+        path = shutil.copytree(stored, root / str(seed) / "meal") / "pareto.json"
+        results = json.loads(path.read_text())
+        assert "spacing" in results
+        path.write_text(json.dumps({name: v for name, v in results.items() if not (seed and name == "spacing")}))
+    measures = content.gather(content.find(root))["methods"][0]["measures"]
+    assert "spacing" not in measures and "sparsity" in measures
+
+
 def test_hypervolumes_from_different_points_are_moved_to_one(stored, tmp_path):
     (tmp_path / "study.json").write_text(json.dumps({"variants": {n: {"label": n} for n in ("a", "b")}}))
     for variant, reference in (("a", [-1.0, 0.0]), ("b", [0.0, -2.0])):

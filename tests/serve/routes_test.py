@@ -150,6 +150,13 @@ def test_what_is_not_json_not_local_or_not_there_is_refused(client):
         "not JSON"
         in client.post(CHAT, content="{", headers={"content-type": "application/json"}).json()["error"]["message"]
     )
+    headers = {"content-type": "application/json"}
+    for body, says in (
+        ("[" * 100_000, "not JSON"),
+        (json.dumps(asked("< 3 \ud83d")), r"'\ud83d', which is no character"),
+    ):
+        response = client.post(CHAT, content=body, headers=headers)
+        assert response.status_code == 400 and says in response.json()["error"]["message"]
     assert client.get("/", headers={"host": "example.org"}).status_code == 400
     assert client.get("/v1/none").json()["error"]["type"] == "invalid_request_error"
     assert client.get(CHAT).status_code == 405
