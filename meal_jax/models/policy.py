@@ -161,7 +161,9 @@ class Policy(nn.Module):
         weight = mask[..., None].astype(jnp.float32)
         pooled = jnp.sum(hidden.astype(jnp.float32) * weight, axis=1) / jnp.maximum(jnp.sum(weight, axis=1), 1.0)
         kv = jax.tree.map(lambda a: a[:, :, 0], kv)
-        seen = mask.at[:, -1].set(False) if self.conditioning.rereads else mask
+        seen = (
+            jnp.asarray(mask).at[:, -1].set(False) if self.conditioning.rereads else mask
+        )  # a caller's may be NumPy's
         return Prefilled(kv, seen, jnp.sum(seen, axis=-1, dtype=jnp.int32), tokens[:, -1], hidden[:, -1], pooled)
 
     def condition(self, w: jax.Array) -> jax.Array:

@@ -199,6 +199,9 @@ def test_the_card_measures_what_the_prompts_pass_differs_by(assistant_run, tmp_p
     assert none.kl < 1e-6 and none.largest < 1e-4
     gap = prompt_gap.measure(run, W, prompts=4)
     assert gap.kl > 1e-6 and gap.largest > gap.shift > 1e-4
+    conditioning = dataclasses.replace(run.setup.policy.conditioning, tail=())  # of a template that opens no answer
+    bare = dataclasses.replace(run.setup, policy=run.setup.policy.clone(conditioning=conditioning))
+    assert conditioning.rereads and prompt_gap.measure(run._replace(setup=bare), W, prompts=4).kl > 1e-6
     monkeypatch.setattr(prompt_gap, "measure", lambda *args: gap)
     model_directory.export(run, tmp_path / "out", preference=W)
     card = (tmp_path / "out" / "README.md").read_text()
