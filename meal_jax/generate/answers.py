@@ -199,6 +199,8 @@ def ask(args: argparse.Namespace) -> None:
     max_new = config.sampling.max_new if args.max_new is None else args.max_new
     if max_new < 1:
         raise ValueError(f"--max_new={max_new}: an answer needs room for 1 token or more.")
+    if not 0 <= args.seed < 2**32:  # a key has no more
+        raise ValueError(f"--seed={args.seed} must lie between 0 and {2**32 - 1}.")
     conversations = _conversations(args)
     run = open_run(args.checkpoint, config, args.devices)
     alone = len(preferences) == 1 and not args.grid and not args.prompts

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def application(live: Live) -> Starlette:
         except requests.BadRequestError as error:
             return _refuse(400, str(error), error.field)
         pieces: asyncio.Queue[Any] = asyncio.Queue()
-        work = asyncio.create_task(_answer(live, turn, asked, pieces))
+        work = asyncio.create_task(_answer(live, turn, asked, pieces, request.is_disconnected))
         first = await pieces.get()  # a refusal has a status of its own, before anything is streamed
         if isinstance(first, ValueError):
             return _refuse(400, str(first), "messages")
@@ -104,7 +104,9 @@ def describe(live: Live, model: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-async def _answer(live: Live, turn: asyncio.Lock, asked: requests.Asked, pieces: asyncio.Queue) -> None:
+async def _answer(
+    live: Live, turn: asyncio.Lock, asked: requests.Asked, pieces: asyncio.Queue, is_gone: Callable[[], Awaitable[bool]]
+) -> None:
     """Answers in a thread, when it is this request's turn: puts each text so far if streamed, then Answer or an error."""
     loop = asyncio.get_running_loop()
 
@@ -118,6 +120,9 @@ async def _answer(live: Live, turn: asyncio.Lock, asked: requests.Asked, pieces:
         )  # fmt: skip
 
     async with turn:
+        if await is_gone():  # it did not wait for its turn: nothing is sampled for nobody
+            pieces.put_nowait(ConnectionError("The client has gone."))
+            return
         try:
             result = await asyncio.to_thread(work)
         except Exception as error:

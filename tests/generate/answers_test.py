@@ -157,6 +157,7 @@ def test_what_is_wrong_is_said_before_the_run_is_opened(monkeypatch, toy_run, tm
     assert "not numbers" in refusal(*row, "--preference=first")
     assert "--preference=0.3,0.7 (one weight an objective), or --grid" in refusal(*row)
     assert "room for 1 token" in refusal(*row, "--grid", "--max_new=0")
+    assert "between 0 and 4294967295" in refusal(*row, "--grid", f"--seed={2**70}")
     assert "belong together" in refusal(row[0], "--prompts=a.jsonl", "--grid")
     assert "no a.jsonl" in refusal(row[0], f"--prompts={tmp_path}/a.jsonl", f"--out={tmp_path}/b", "--grid").replace(
         f"{tmp_path}/", ""

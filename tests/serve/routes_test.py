@@ -1,5 +1,6 @@
 """The served run: answers are those of generate, whole and streamed; refusals; the openai client; the page in a browser."""
 
+import asyncio
 import html
 import json
 import re
@@ -168,6 +169,23 @@ def test_a_fault_is_an_error_of_the_server_and_the_next_request_is_answered(clie
         response = client.post(CHAT, json=asked("< 3 7"))
     assert response.status_code == 500 and response.json()["error"]["type"] == "server_error"
     assert client.post(CHAT, json=asked("< 3 7")).status_code == 200
+
+
+def test_nothing_is_sampled_for_a_client_that_left_before_its_turn(live, monkeypatch):
+    monkeypatch.setattr(live, "answer", lambda *_, **__: pytest.fail("sampled"))
+    received = iter([{"type": "http.request", "body": json.dumps(asked("< 3")).encode()}, {"type": "http.disconnect"}])
+    sent = []
+
+    async def receive():
+        return next(received)
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": CHAT, "headers": headers, "query_string": b"", "root_path": ""}
+    asyncio.run(routes.application(live)(scope, receive, send))
+    assert b"The client has gone" in sent[-1]["body"]
 
 
 def test_a_reward_that_is_no_number_or_that_fails_is_not_the_requests_fault(client, live, monkeypatch):
