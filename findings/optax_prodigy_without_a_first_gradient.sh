@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# optax 0.2.8: contrib.prodigy and contrib.dadapt_adamw turn all parameters to NaN at the first step if its gradient is zero, or if the
-# learning rate's schedule begins at zero, as the linear warmup does that prodigy's docstring recommends.
+# optax 0.2.8: contrib.prodigy and contrib.dadapt_adamw turn all parameters to NaN if the first gradient is zero, or if the
+# learning rate's schedule begins at zero, as linear warmups do. (prodigy's docstring recommends a warmup.)
 #
-# Both estimate the step size as one sum over the steps divided by another, and both sums are still zero: 0/0. The estimate is the
-# maximum of the old one and this NaN, so it stays NaN whatever gradients follow. In policy-gradient training (GRPO, RLOO) a
-# batch whose answers all have the same reward has a gradient of exactly zero. A zero gradient later on does no harm.
-# safeguard_warmup=True, an option of prodigy alone, mends the warmup and not the zero gradient. Nothing is raised. Begin
-# the schedule above zero, and skip updates until a gradient is nonzero.
+# Both estimate the step size by dividing one sum over the steps by another. At such a first step both sums are zero. The
+# estimate becomes the maximum of the old one and 0/0, so it stays NaN whatever gradients follow. In policy-gradient
+# training (GRPO, RLOO) a batch whose answers all have the same reward has a gradient of exactly zero. A zero gradient
+# later on does no harm. safeguard_warmup=True, an option of prodigy alone, prevents it for the warmup, not for the zero
+# gradient. Nothing is raised. Begin the schedule above zero, and skip updates until a gradient is nonzero.
 #
-# Output seen (Python 3.11, jax 0.10.2 on a CPU); a minimum of x² from x = 1, 20 steps:
+# Output seen (Python 3.11, jax 0.10.2 on a CPU); x² is minimised from x = 1; x after 20 steps:
 #   prodigy: 0.998; first gradient zero: nan; fifth: 0.999
 #   prodigy, warmup from 0: nan; first gradient zero: nan; fifth: nan
 #   prodigy, warmup from 0, safeguard_warmup: 1; first gradient zero: nan; fifth: 1
