@@ -131,9 +131,9 @@ def figures() -> list[Figure]:
         Figure(
             "5",
             "the influence of λ ∈ {1, 0.5, 0.3, 0.2}",
-            _sweeps("lam", LAMBDAS, values=5, toy_values=6, seeds="ten"),
+            _sweeps("lam", LAMBDAS, values=5, toy_values=6),
         ),
-        Figure("6", "the influence of τ", _sweeps("tau", TAUS, values=4, toy_values=4, seeds="seven")),
+        Figure("6", "the influence of τ", _sweeps("tau", TAUS, values=4, toy_values=4)),
     ]
 
 
@@ -165,8 +165,8 @@ def _full_fronts(config: str) -> Recipe:
     return Recipe(config, _compare(config, METHODS), GPU, cost, "not run")
 
 
-def _sweeps(name: str, sweep: str, values: int, toy_values: int, seeds: str) -> dict[str, Recipe]:
-    """λ or τ: on the toy by a study of several seeds, else one seed."""
+def _sweeps(name: str, sweep: str, values: int, toy_values: int) -> dict[str, Recipe]:
+    """λ or τ: on the toy by a study of ten seeds, else one seed."""
     study = ("-m", "meal_jax.study", "--config=configs/study/toy.py", f"--only={name}")
     full, small = "configs/assistant.py:harmless,helpful", "configs/assistant_small.py"
     return {
@@ -175,7 +175,7 @@ def _sweeps(name: str, sweep: str, values: int, toy_values: int, seeds: str) -> 
             study,
             CPU,
             Cost(toy_values * 10 * 114 / 3600 / 2, "two cores, from the 114 s of a run in docs/comparison_toy.md"),
-            f"run with {seeds} seeds: docs/comparison_toy.md",
+            "run with ten seeds: docs/comparison_toy.md",
         ),
         "small": Recipe(
             small,

@@ -13,6 +13,7 @@ from meal_jax.baselines import parm, rewarded_soups
 from meal_jax.data.pipeline import batch_at
 from meal_jax.meal import step
 from meal_jax.rollout.sampling import Sampling
+from meal_jax.runtime import sharding
 
 # A compile each of a quarter of a minute: the default suite has one of each kind, `-m slow` the rest.
 IN_DEFAULT = ("ric", "soups", "parm")
@@ -82,6 +83,37 @@ def test_a_method_trains_and_answers(name, documented, monkeypatch):
     )
     np.testing.assert_array_equal(answers.tokens, again.tokens)
     assert set(sizes) <= {4} and bool(sizes) == (name in ("mod", "parm"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", [n for n in methods.METHODS if n not in ("meal", "static")]
+)  # those: meal/step_test.py
+def test_eight_devices_or_parts_of_a_batch_train_a_method_as_one_device_does(name):
+    states = []
+    for axes, micro in (((1, 1, 1), {}), ((2, 2, 2), {}), ((4, 2, 1), {}), ((1, 1, 1), {"rollout": 4, "score": 2})):
+        c = miniature()
+        c.batch_size, c.policy.heads, c.policy.kv_heads = 8, 2, 2
+        c.micro.update(micro)
+        config, method = methods.configure(name, c), methods.get(name)
+        task = build.build_task(config)
+        setup = build.build_setup(config, task)
+        mesh = sharding.make_mesh(*axes, devices=jax.devices()[: np.prod(axes)])
+        with jax.set_mesh(mesh):
+            key = jax.random.key(0)
+            theta, frozen = jax.jit(functools.partial(build.init_policy, setup, task))(key)
+            state = jax.jit(functools.partial(method.init, setup))(theta, key)
+            placed = sharding.shardings(state, mesh)
+            state, frozen = jax.device_put(state, placed), jax.device_put(frozen, sharding.shardings(frozen, mesh))
+            out = (placed, sharding.replicated(mesh))
+            train = jax.jit(functools.partial(method.step, setup), out_shardings=out)
+            for index in range(3):
+                batch = batch_at(task.train, index, config.batch_size, 0)
+                state, metrics = train(state, frozen, jax.device_put(batch, sharding.batch_sharding(mesh)))
+        numbers = [x for x in jax.tree.leaves(state) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)]
+        states.append(jax.device_get((numbers, metrics)))
+    for other in states[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), states[0], other)
 
 
 @pytest.mark.parametrize("name", ["ric", "cpo", "modpo", "parm"])
