@@ -82,9 +82,8 @@ def _executed(execute: Callable[[], Any], path: str) -> Any:
 def _fault(error: BaseException, path: str) -> str:
     """A sentence on an error of a configuration file's code, which begins with the file and the line."""
     if isinstance(error, SyntaxError):
-        file = (
-            error.filename if error.filename and not _is_file(error.filename, path) else path
-        )  # or one that it imports
+        imported = error.filename and not _is_file(error.filename, path)
+        file = error.filename if imported else path
         return f"{file}, line {error.lineno}: {error.msg}. Python cannot read the file: mend that line."
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if _is_file(f.filename, path)]
     where = f"{path}, line {lines[-1]}" if lines else path

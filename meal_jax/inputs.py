@@ -168,10 +168,8 @@ def recorded(workdir: Path, start: int, found: Mapping[str, Any]) -> Iterator[No
       found: as `need_same` returned it.
     """
     path = workdir / NAME
-    before = read_json(path) if start else None
-    before = (
-        {"since_step": start, "accepted": []} if before is None else before
-    )  # above 0 for a run of an older version
+    new = {"since_step": start, "accepted": []}  # above 0 for a run of an older version
+    before = (read_json(path) if start else None) or new
     accepted = [{"before_step": start, "after_error": before.get("failed"), "changed": found["changed"]}]
     record = {
         "since_step": before["since_step"],

@@ -41,10 +41,11 @@ def is_interval(ends: Any) -> bool:
 
 
 COUNT, SIZE, SHARE, POSITIVE = Limit(lowest=0), Limit(lowest=1), Limit(lowest=0, highest=1), Limit(above=0)
+SEED = Limit(lowest=0, highest=2**32 - 1)  # a key has no more
 KEPT, AUTO = Limit(above=0, highest=1), Limit(lowest=1, also=(None,))
 # Every number of a configuration; what depends on several fields is in `config.check`.
 LIMITS: dict[str, dict[str, Limit]] = {
-    "": {"seed": Limit(lowest=0, highest=2**32 - 1), "steps": SIZE, "batch_size": SIZE},
+    "": {"seed": SEED, "steps": SIZE, "batch_size": SIZE},
     "policy": {
         "width": SIZE, "layers": SIZE, "heads": SIZE, "kv_heads": SIZE, "hidden": SIZE, "pretrain": COUNT, "lora_rank": COUNT,
         "lora_alpha": POSITIVE, "lora_dropout": Limit(lowest=0, below=1), "chunk": AUTO,

@@ -142,9 +142,9 @@ def train_and_evaluate(
         found = distributed.from_first(lambda: inputs.need_same(workdir, inputs.digests(config, task, rows), config))
         checkpoints = checkpoint.open_checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
         at_exit.callback(checkpoint.close, checkpoints)  # however the run ends, the save under way is finished
-        start, state, frozen, placed = begin(config, setup, task, method.init, mesh, checkpoints)
+        start, state, frozen, placed, meta = begin(config, setup, task, method.init, mesh, checkpoints)
         distributed.from_first(lambda: need_same_prompts(workdir, task.evaluation_set))
-        kept = distributed.from_first(lambda: series.restore(workdir, start, ("response/length",)))
+        kept = distributed.from_first(lambda: series.restore(meta, workdir, start, ("response/length",)))
         distributed.from_first(lambda: take_over(workdir, config, start, measured_otherwise))
         at_exit.enter_context(inputs.recorded(workdir, start, found))
 
@@ -260,7 +260,7 @@ def train_and_evaluate(
 
 def begin(
     config: ml_collections.ConfigDict, setup: Setup, task: Task, init: Callable, mesh: Any, checkpoints: Any
-) -> tuple[int, Any, Frozen, Any]:
+) -> tuple[int, Any, Frozen, Any, dict[str, Any]]:
     """A run's state, restored or new, each leaf made where it will live.
 
     Args:
@@ -270,7 +270,8 @@ def begin(
       checkpoints: opened; None begins anew.
 
     Returns:
-      Steps done, the state, what training only reads, and the state's shardings.
+      Steps done, the state, what training only reads, the state's shardings, and what was saved beside the state, {} at
+      step 0.
     """
     key, policy_key = build.run_keys(config.seed)
     abstract, _ = build.abstract_state(setup, task, init, mesh)
@@ -278,10 +279,10 @@ def begin(
     theta, frozen = build.make_policy(setup, task, policy_key, mesh)
     restored = None if checkpoints is None else checkpoint.restore_latest(checkpoints, abstract)
     if restored is None:
-        return 0, jax.jit(functools.partial(init, setup), out_shardings=placed)(theta, key), frozen, placed
-    start, state, _ = restored
+        return 0, jax.jit(functools.partial(init, setup), out_shardings=placed)(theta, key), frozen, placed, {}
+    start, state, meta = restored
     logging.info("going on from step %d of %d", start, config.steps)
-    return start, state, frozen, placed
+    return start, state, frozen, placed, meta
 
 
 def loop(

@@ -164,7 +164,7 @@ def check(opened: Opened, side: Side, peer: Peer, folder: Path) -> dict[str, flo
     # The peer's loss has the whole vocabulary.
     setup = dataclasses.replace(build.build_setup(config, task), forbidden=None)
     method = methods.get("static")
-    _, state, _, placement = train.begin(config, setup, task, method.init, opened.mesh, None)
+    _, state, _, placement, _ = train.begin(config, setup, task, method.init, opened.mesh, None)
     theta = {
         path: 0.02 * jax.random.normal(jax.random.key(i), leaf.shape)
         for i, (path, leaf) in enumerate(traverse_util.flatten_dict(state.policy, sep="/").items())

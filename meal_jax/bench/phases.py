@@ -104,7 +104,7 @@ class Side:
         self.opened = opened
         task = build.for_method(opened.task, self.config)
         self.setup = full_length(build.build_setup(self.config, task), task.transformer.vocab_size)
-        _, self.state, frozen, self.placed = train.begin(
+        _, self.state, frozen, self.placed, _ = train.begin(
             self.config, self.setup, task, self.method.init, opened.mesh, None
         )
         is_shared = share is not None and jax.tree.structure(frozen) == jax.tree.structure(share.frozen)

@@ -40,6 +40,7 @@ from meal_jax import console, evaluate
 from meal_jax.data import chat as chats
 from meal_jax.data import own
 from meal_jax.data.prompts import Prompts
+from meal_jax.limits import SEED
 from meal_jax.rollout.sampling import Sampling
 from meal_jax.runtime.metrics import progress
 from meal_jax.saved_run import Run, open_run, read_config, read_preference
@@ -199,8 +200,8 @@ def ask(args: argparse.Namespace) -> None:
     max_new = config.sampling.max_new if args.max_new is None else args.max_new
     if max_new < 1:
         raise ValueError(f"--max_new={max_new}: an answer needs room for 1 token or more.")
-    if not 0 <= args.seed < 2**32:  # a key has no more
-        raise ValueError(f"--seed={args.seed} must lie between 0 and {2**32 - 1}.")
+    if not SEED.holds(args.seed):
+        raise ValueError(f"--seed={args.seed} must lie between {SEED.lowest} and {SEED.highest}.")
     conversations = _conversations(args)
     run = open_run(args.checkpoint, config, args.devices)
     alone = len(preferences) == 1 and not args.grid and not args.prompts

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from meal_jax import json_files
-from meal_jax.runtime import checkpoint
 
 META = "series"  # key in a checkpoint's meta
 # Name of a metric → [step, value] of each step that has it, in order. JSON has no integers for keys.
@@ -23,10 +23,11 @@ def add(series: Series, step: int, row: Mapping[str, float]) -> None:
             pairs.append([step, row[name]])
 
 
-def restore(workdir: Path, start: int, names: Sequence[str]) -> Series:
+def restore(meta: Mapping[str, Any], workdir: Path, start: int, names: Sequence[str]) -> Series:
     """The series of the checkpoint that a run resumes from; of a version without them, those of metrics.jsonl.
 
     Args:
+      meta: of that checkpoint.
       workdir: of the run.
       start: steps done; 0 begins the series.
       names: of the metrics.
@@ -36,7 +37,7 @@ def restore(workdir: Path, start: int, names: Sequence[str]) -> Series:
     """
     if start == 0:
         return {name: [] for name in names}
-    kept = checkpoint.newest_meta(workdir / "checkpoints").get(META, {})
+    kept = meta.get(META, {})
     if all(name in kept for name in names):
         return kept
     path = workdir / "metrics.jsonl"

@@ -19,6 +19,7 @@ import numpy as np
 
 from meal_jax.data import chat as chats
 from meal_jax.data import forms, own
+from meal_jax.limits import SEED
 from meal_jax.saved_run import read_preference
 from meal_jax.serve.live import Answer
 
@@ -89,7 +90,7 @@ def read(body: Any, objectives: Sequence[str]) -> Asked:
     return Asked(
         turns=_turns(body.get("messages")),
         preference=_preference(body.get("preference"), objectives),
-        seed=_number(body, "seed", int, 0, 2**32 - 1) or 0,
+        seed=_number(body, "seed", int, SEED.lowest, SEED.highest) or 0,
         max_tokens=_number(body, limit, int, 1),
         temperature=_number(body, "temperature", float, 0, 2),
         top_p=_number(body, "top_p", float, 1e-6, 1),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from meal_jax.runtime import checkpoint, series
+from meal_jax.runtime import series
 
 NAMES = ("response/length",)
 
@@ -25,20 +25,19 @@ def lines(steps):
 
 
 def test_they_begin_empty_and_a_step_without_the_metric_adds_nothing(tmp_path):
-    kept = series.restore(tmp_path, 0, NAMES)
+    kept = series.restore({}, tmp_path, 0, NAMES)
     for step, row in enumerate(({"response/length": 3.5, "loss": 1.0}, {"loss": 2.0}, {"response/length": 2.0})):
         series.add(kept, step, row)
     assert kept == {"response/length": [[0, 3.5], [2, 2.0]]}
 
 
-def test_those_of_the_checkpoint_are_taken_whatever_the_file_says(older, monkeypatch):
+def test_those_of_the_checkpoint_are_taken_whatever_the_file_says(older):
     kept = {"response/length": [[0, 3.5], [1, 2.0]]}
-    monkeypatch.setattr(checkpoint, "newest_meta", lambda directory: {"config": {}, series.META: kept})
-    assert series.restore(older(lines([0])), 2, NAMES) == kept
+    assert series.restore({"config": {}, series.META: kept}, older(lines([0])), 2, NAMES) == kept
 
 
 def test_an_older_run_has_them_from_its_file(older):
-    restored = series.restore(older([*lines(range(3)), '{"step": 3, "eval/loss": 1}', *lines([4]), "{"]), 4, NAMES)
+    restored = series.restore({}, older([*lines(range(3)), '{"step": 3, "eval/loss": 1}', *lines([4]), "{"]), 4, NAMES)
     assert restored == {"response/length": [[0, 0.5], [1, 1.5], [2, 2.5]]}
 
 
@@ -51,4 +50,4 @@ def test_a_file_that_is_needed_and_was_cut_is_refused_by_name(older, steps, says
     if not steps:
         (workdir / "metrics.jsonl").unlink()
     with pytest.raises(ValueError, match=rf"metrics\.jsonl lacks {says}"):
-        series.restore(workdir, 4, NAMES)
+        series.restore({}, workdir, 4, NAMES)
