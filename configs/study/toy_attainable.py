@@ -2,8 +2,10 @@
 
     python -m meal_jax.study --config=configs/study/toy_attainable.py --workdir=runs/study_attainable
 
-The question is the net against no net: beside adaptation, and alone. If it does not help here, find out why: `net_loose` lets
-proposals leave the targets freely and `net_tight` hardly at all.
+The question is the net against no net: beside adaptation, and alone. `net_loose` lets proposals leave the targets freely and `net_tight`
+hardly at all. `first_order` and `direct` ask what the hypergradient is worth where the net has something to say:
+
+    python -m meal_jax.study --config=configs/study/toy_attainable.py --workdir=runs/study_attainable --only=first_order,direct,direct_net
 """
 
 from meal_jax.study import plan
@@ -22,6 +24,8 @@ def get_config():
         Variant("standard", "Meal, features standardised", changes=("meal.net_features=standard",)),
         Variant("net_loose", "Meal, ρ = 0.01", changes=("meal.rho=0.01",)),
         Variant("net_tight", "Meal, ρ = 3", changes=("meal.rho=3.0",)),
+        Variant("first_order", "first-order hypergradient", changes=("meal.hypergradient=first_order",)),
+        Variant("direct", "no hypergradient", changes=("meal.hypergradient=none",)),
     )
     c.questions = (
         Question("net", "meal", "no_net", "hypervolume"),
@@ -32,6 +36,9 @@ def get_config():
         Question("standard_static", "standard", "static", "hypervolume"),
         Question("loose", "net_loose", "no_net", "hypervolume"),
         Question("tight", "net_tight", "no_net", "hypervolume"),
+        Question("first_order", "meal", "first_order", "hypervolume"),
+        Question("direct", "meal", "direct", "hypervolume"),
+        Question("direct_net", "direct", "no_net", "hypervolume"),
     )
     c.drawn = ("meal", "no_net", "no_adapt", "static")
     return c
