@@ -151,6 +151,7 @@ def parse(argv: Sequence[str]) -> list[str]:
       SystemExit: the message.
     """
     try:
+        argv = _joined(argv)
         to_none = _set_to_none(argv, read_config(argv))
         rest = app.parse_flags_with_usage([argument for argument in argv if argument not in to_none])
         if to_none:
@@ -233,6 +234,17 @@ def _set_to_none(argv: Sequence[str], config: Mapping[str, Any] | None) -> dict[
     options = {argument: OPTION.match(argument) for argument in argv[1:] if argument.endswith("=None")}
     optional = _optional(config or {}) if options else ()
     return {argument: option[1] for argument, option in options.items() if option and option[1] in optional}
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """argv with "--config.NAME None", which absl takes too, as "--config.NAME=None"."""
+    out: list[str] = []
+    for argument in argv:
+        if argument == "None" and out and OPTION.fullmatch(out[-1]):
+            out[-1] += "=None"
+        else:
+            out.append(argument)
+    return out
 
 
 def _optional(config: Mapping[str, Any], prefix: str = "") -> set[str]:

@@ -43,6 +43,9 @@ def check_types(config: config_dict.ConfigDict, default: config_dict.ConfigDict)
             raise ValueError(
                 f"config.{name}={value!r} must be {KINDS[kind]}{or_none}; the default is {_plain(field)!r}."
             )
+        if value == "None" and _plain(field) == "":  # of the command line, or of a file that quotes it
+            none = "None without quotes" if optional else f"an empty text, --config.{name}=, for none"
+            raise ValueError(f"config.{name}='None' is a text of four letters: give {none}.")
         items = ITEMS[name] if kind is tuple else None
         if items is not None and not all(_is(item, items) for item in value):
             raise ValueError(f"config.{name}={value!r} must be () or {SEVERAL[items]}{or_none}.")

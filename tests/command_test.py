@@ -91,9 +91,11 @@ command.parse(sys.argv)
 config = flags.FLAGS.config
 print(config.mesh.data, config.mesh.fsdp, config.data.system, config.steps)
 """
-    fields = [f"--config.{field}" for field in ("mesh.data=2", "mesh.fsdp=None", "data.system=None", "steps=7")]
-    result = subprocess.run([sys.executable, "-c", code, TOY, *fields], cwd=ROOT, capture_output=True, text=True)
-    assert result.stdout == "2 None None 7\n", result.stderr
+    given = ["mesh.data=2", "mesh.fsdp=None", "data.system=None", "steps=7"]
+    for fields in (given, [part for field in given for part in field.split("=")]):  # absl takes --name value too
+        fields = [part if part in ("2", "None", "7") else f"--config.{part}" for part in fields]
+        result = subprocess.run([sys.executable, "-c", code, TOY, *fields], cwd=ROOT, capture_output=True, text=True)
+        assert result.stdout == "2 None None 7\n", result.stderr
     result = start("main", TOY, "--workdir=/nowhere", "--config.steps=None")
     assert result.returncode == 1 and "steps" in result.stderr and "Traceback" not in result.stderr
 
