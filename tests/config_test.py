@@ -126,7 +126,11 @@ def test_toy_takes_the_number_of_objectives_or_a_base():
         ("micro.gradient", 3, "do not divide 8 evenly"),
         ("micro.gradient", 0, r"config\.micro\.gradient=0 must be a finite number at least 1"),
         ("policy.source", None, r"config\.policy\.source=None must be a text; the default is ''"),
-        ("policy.source", "None", r"is a text of four letters: give an empty text, --config\.policy\.source=, for none"),
+        (
+            "policy.source",
+            "None",
+            r"is a text of four letters: give an empty text, --config\.policy\.source=, for none",
+        ),
         ("data.system", "None", "give None without quotes"),
         ("policy.lora_targets", None, "must be a text"),
         ("policy.lora_targets", "(q", "is not a regular expression: missing \\), .*at position 0"),
