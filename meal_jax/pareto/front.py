@@ -46,18 +46,18 @@ def mean_inner_product(points: np.ndarray, preferences: np.ndarray) -> float:
 def sparsity(points: np.ndarray) -> float:
     """Mean squared gap between neighbours of the front, summed over objectives: large where the front has holes.
 
-    Σ_k Σ_i (s_k(i) − s_k(i + 1))² / (M' − 1) over the M' non-dominated points, sorted for each objective (Xu et al. 2020,
-    PGMORL, section 3.1); 0 for fewer than two. In squared units of the rewards; smaller is denser, which a front collapsed
-    to a point is too, so read it together with the hypervolume.
+    Σ_k Σ_i (s_k(i) − s_k(i + 1))² / (M' − 1) over the M' distinct non-dominated points, sorted for each objective (Xu et al.
+    2020, PGMORL, section 3.1); 0 for fewer than two. In squared units of the rewards; smaller is denser, which a front
+    collapsed to a point is too, so read it together with the hypervolume.
     """
-    front = np.sort(_matrix(points, "points")[non_dominated(points)], axis=0)
+    front = np.sort(_front(points), axis=0)
     return float(np.sum(np.diff(front, axis=0) ** 2) / (len(front) - 1)) if len(front) > 1 else 0.0
 
 
 def spacing(points: np.ndarray) -> float:
-    """Standard deviation of the distances (sum of absolute differences) from each non-dominated point to its nearest
-    neighbour (Schott 1995): 0 where the points are evenly spread; 0 too for fewer than two points."""
-    front = _matrix(points, "points")[non_dominated(points)]
+    """Standard deviation of the distances (sum of absolute differences) from each distinct non-dominated point to its
+    nearest neighbour (Schott 1995): 0 where the points are evenly spread; 0 too for fewer than two points."""
+    front = _front(points)
     if len(front) < 2:
         return 0.0
     distance = np.abs(front[:, None] - front).sum(-1) + np.diag(np.full(len(front), np.inf))
@@ -166,6 +166,11 @@ def paper_grid_3() -> np.ndarray:
             (1.0, 0.0, 0.0),
         ]
     )
+
+
+def _front(points: np.ndarray) -> np.ndarray:
+    """The non-dominated points [M', K]; equal ones, of preferences that are answered alike, are one point of the front."""
+    return np.unique(_matrix(points, "points")[non_dominated(points)], axis=0)
 
 
 def _matrix(values: np.ndarray, name: str) -> np.ndarray:

@@ -11,7 +11,7 @@ training rewards and targets), by step. The first fifth of the steps, in which a
     steps_to_90          first step by which 90 % of the rise from the first level to the last is reached, in a running mean
     lost                 share of its largest rise that the run had lost at its end: 0 at its best, 1 back where it began, more
                          below that; 1 too, a lower bound, where it never rose and ended clearly below its first level
-    collapsed            whether it lost more than half
+    collapsed            1 if it lost more than half, else 0; 0 too where it never rose and did not clearly fall
 
 Levels are running means over a twentieth of the steps: the first, the last, and the largest. One is clearly below another
 if the gap is more than two standard errors, given the noise.
@@ -40,7 +40,7 @@ class Steadiness(NamedTuple):
     utility_noise: float
     steps_to_90: float
     lost: float
-    collapsed: bool
+    collapsed: float
 
 
 def measure(metrics: Sequence[Mapping[str, Any]]) -> Steadiness:
@@ -53,7 +53,7 @@ def measure(metrics: Sequence[Mapping[str, Any]]) -> Steadiness:
         noise(utility[1]),
         steps_to(*utility),
         loss,
-        bool(loss > COLLAPSE),
+        float(loss > COLLAPSE) if len(running_mean(utility[1])) > 1 else NAN,
     )
 
 

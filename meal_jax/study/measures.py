@@ -151,13 +151,13 @@ def pairs(
 
 
 def steady(records: Sequence[Record]) -> dict[str, Any]:
-    """One variant's seeds: medians of the measures of training, and the share of collapsed runs; None for NaN."""
+    """One variant's seeds: medians of the measures of training, and the share of collapsed runs; of the runs that have the
+    measure, None where none has."""
     out: dict[str, Any] = {}
-    for name in TRAINING:
+    for key, name, average in (*((n, n, np.median) for n in TRAINING), ("collapse_rate", "collapsed", np.mean)):
         values = np.array([getattr(r.steadiness, name) for r in records], float)
         values = values[np.isfinite(values)]
-        out[name] = float(np.median(values)) if len(values) else None
-    out["collapse_rate"] = float(np.mean([r.steadiness.collapsed for r in records]))
+        out[key] = float(average(values)) if len(values) else None
     return out
 
 

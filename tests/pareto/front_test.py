@@ -137,3 +137,10 @@ def test_monotonicity_is_the_share_of_pairs_in_the_right_order():
         [[0.0, 5.0], [2.0, 5.0], [1.0, 7.0]]
     )  # first: two of three pairs rise; second: one tie, two falls
     assert front.monotonicity(points, preferences) == pytest.approx([2 / 3, 0.5 / 3])
+
+
+@pytest.mark.parametrize("measure", [front.sparsity, front.spacing])
+def test_a_point_that_two_preferences_share_is_one_point_of_the_front(measure):
+    points = np.array([[0.0, 4.0], [1.0, 3.0], [4.0, 0.0]])
+    assert measure(points[[0, 0, 1, 2, 2, 2]]) == measure(points) > 0
+    assert measure(points[[0, 0]]) == 0.0

@@ -111,3 +111,8 @@ def test_a_run_with_a_gap_in_its_metrics_has_no_measures_of_training_and_that_is
     cut = measures.read(folder)
     assert np.isfinite(whole.steadiness.utility_noise) and np.isnan(cut.steadiness.utility_noise)
     assert "metrics.jsonl lacks the rows of 1 of 20 steps, step 7 first" in caplog.text
+    assert measures.steady([cut])["collapse_rate"] is None  # and not 0: nobody saw it train
+    fallen = measures.read(
+        write_runs("fallen", [0.8], utility=np.r_[np.linspace(0, 1, 10), np.zeros(10)]) / "fallen" / "0"
+    )
+    assert measures.steady([cut, fallen])["collapse_rate"] == 1.0
