@@ -121,7 +121,7 @@ def need_text(row: dict[str, Any], names: Sequence[str], source: str, why: str) 
     bad = [name for name in names if not isinstance(row.get(name), str)]
     if bad:
         present = ", ".join(map(str, row)) or "none"
-        raise ValueError(f"{source} has no text in {' and '.join(bad)}; {why} (Fields of this row: {present}.)")
+        raise ValueError(f"{source} has no text in {' and '.join(bad)}; {why} (Its fields: {present}.)")
 
 
 def split_of(file: Path) -> str | None:

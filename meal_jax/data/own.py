@@ -226,25 +226,26 @@ def read_answers(path: str | os.PathLike) -> list[tuple[tuple[tuple[str, str], .
     return out
 
 
-def read_turns(row: dict[str, Any], source: str) -> tuple[tuple[str, str], ...]:
+def read_turns(row: dict[str, Any], source: str, why: str = WHY) -> tuple[tuple[str, str], ...]:
     """The (role, text) turns of a row's prompt or messages.
 
     Raises:
-      ValueError: neither or both are there, or they are not of the form above; the message begins with `source`.
+      ValueError: neither or both are there, or they are not of the form above; the message begins with `source`, and `why`
+        says in it what is needed.
     """
     names = [name for name in ("prompt", "messages") if name in row]
     names = [name for name in names if row[name] is not None] or names  # a table has both columns, one of them empty
     if len(names) != 1:
-        raise ValueError(f"{source} must have one of prompt and messages; {WHY}")
+        raise ValueError(f"{source} must have one of prompt and messages; {why}")
     if names == ["prompt"]:
-        files.need_text(row, ("prompt",), source, WHY)
+        files.need_text(row, ("prompt",), source, why)
         messages = [{"role": "user", "content": row["prompt"]}]
     else:
         messages = row["messages"]
     if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
-        raise ValueError(f"{source} has no list of objects in messages; {WHY}")
+        raise ValueError(f"{source} has no list of objects in messages; {why}")
     for i, message in enumerate(messages):
-        files.need_text(message, ("role", "content"), f"{source}: messages[{i}]", WHY)
+        files.need_text(message, ("role", "content"), f"{source}: messages[{i}]", why)
     turns = tuple((m["role"], m["content"].strip()) for m in messages)
     if [role for role, _ in turns] != (["user", "assistant"] * len(turns))[: len(turns)] or len(turns) % 2 == 0:
         raise ValueError(
@@ -252,5 +253,5 @@ def read_turns(row: dict[str, Any], source: str) -> tuple[tuple[str, str], ...]:
             "user. A system message is the configuration's (config.data.system), the same for every prompt; leave it out."
         )
     if not turns[-1][1]:
-        raise ValueError(f"{source} has an empty prompt; {WHY}")
+        raise ValueError(f"{source} has an empty prompt; {why}")
     return turns

@@ -98,7 +98,8 @@ class Live:
           seed: of the draws.
           max_tokens: the answer is cut there; at most `max_new`.
           temperature, top_p, top_k: None as the run was evaluated.
-          watch: called with the text so far, each time that it has grown, from another thread.
+          watch: called with the text so far, each time that it has grown, from another thread. A text may change what an
+            earlier one ended with: bytes that spelt a character may turn out to spell none.
 
         Raises:
           ValueError: the prompt does not fit, or sampling cannot be so.
@@ -153,7 +154,7 @@ class _Growing:
         ids = np.array([self.tokens[i] for i in range(self.count)], np.int32)
         text = evaluate.readable_answer(self.task, ids, np.ones(len(ids), bool), ended=False)
         text = text.removesuffix(_begun(text, self.task.stop)).rstrip()
-        if len(text) > len(self.text) and text.startswith(self.text):
+        if len(text) > len(self.text):  # it is shorter where bytes still wait for the rest of their character
             self.text = text
             self.watch(text)
 

@@ -97,6 +97,7 @@ $("form").addEventListener("submit", async (event) => {
       if (choice && choice.delta.content) text.textContent += choice.delta.content;
       if (choice && choice.finish_reason === "length") notes.push("cut at its limit");
       if (chunk.meal) {
+        if (chunk.meal.text !== undefined) text.textContent = chunk.meal.text;  // the pieces could not be taken back
         notes.push(`proposed: ${named(chunk.meal.proposed)}`);
         const rewards = Object.entries(chunk.meal.rewards);
         if (rewards.length) notes.push(`rewards: ${rewards.map(([name, v]) => `${name} ${v === null ? "–" : v.toFixed(2)}`).join("   ")}`);

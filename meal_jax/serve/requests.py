@@ -1,7 +1,8 @@
 """Bodies of OpenAI's chat interface, in and out: what a request asks for, and the form of answers and errors.
 
 A request may have `preference`, a list of a weight per objective or a table of weights by objective, which the openai client
-sends by `extra_body`. Answers have the field `meal`: the preference, what the method proposed for it, and rewards.
+sends by `extra_body`. Answers have the field `meal`: the preference, what the method proposed for it, and rewards. A streamed
+answer's has `text` too, where bytes that had been sent as a character turned out to spell none: it is the whole answer.
 
 Letters: K objectives.
 """
@@ -30,6 +31,7 @@ UNSUPPORTED = {
     "response_format": ({"type": "text"},),
     "min_p": (0,), "repetition_penalty": (1,), "stop_token_ids": ([],), "min_tokens": (0,), "ignore_eos": (False,),
 }  # fmt: skip
+MESSAGE = 'a message is {"role": "user" or "assistant", "content": text or [{"type": "text", "text": text}, …]}.'
 
 
 class BadRequestError(ValueError):
@@ -111,7 +113,7 @@ def _turns(messages: Any) -> chats.Turns:
             "messages",
         )
     try:
-        return own.read_turns({"messages": plain}, "messages")
+        return own.read_turns({"messages": plain}, "The request", MESSAGE)
     except ValueError as error:
         raise BadRequestError(str(error), "messages") from None
 
@@ -172,9 +174,11 @@ class Chunks:
         """Of a text to append."""
         return self._body(({"role": "assistant"} if first else {}) | {"content": text}, None)
 
-    def last(self, answer: Answer) -> Iterator[dict[str, Any]]:
-        """After the answer's last piece: why it ended and its details; then, if asked for, its counts."""
-        yield self._body({}, _reason(answer)) | {"meal": _details(answer)}
+    def last(self, answer: Answer, sent: str) -> Iterator[dict[str, Any]]:
+        """After the answer's last piece: why it ended and its details, with its text where the pieces sent are another;
+        then, if asked for, its counts."""
+        corrected = {} if sent == answer.text else {"text": answer.text}
+        yield self._body({}, _reason(answer)) | {"meal": _details(answer) | corrected}
         if self.usage:
             yield self.head | {"choices": [], "usage": _usage(answer)}
 

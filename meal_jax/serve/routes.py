@@ -131,19 +131,27 @@ async def _answer(
 
 
 async def _events(first: Any, pieces: asyncio.Queue, chunks: requests.Chunks) -> AsyncIterator[str]:
-    """Server-sent events of a streamed answer."""
-    piece, sent = first, ""
+    """Server-sent events of a streamed answer: what each text adds to the one before."""
+    piece, text, sent = first, "", ""
     while isinstance(piece, str):
-        yield _event(chunks.piece(piece.removeprefix(sent), not sent))
-        sent, piece = piece, await pieces.get()
+        added = _added(text, piece)
+        yield _event(chunks.piece(added, not sent))
+        text, sent, piece = piece, sent + added, await pieces.get()
     if isinstance(piece, Exception):
         yield _event(requests.error(f"{type(piece).__name__}: {piece}", kind="server_error"))
         return
-    if piece.text.startswith(sent) and (piece.text != sent or not sent):
-        yield _event(chunks.piece(piece.text.removeprefix(sent), not sent))
-    for body in chunks.last(piece):
+    added = _added(text, piece.text)
+    if added or not sent:
+        yield _event(chunks.piece(added, not sent))
+    for body in chunks.last(piece, sent + added):
         yield _event(body)
     yield "data: [DONE]\n\n"
+
+
+def _added(before: str, text: str) -> str:
+    """What a text has behind all that it shares with the one before; what that had besides cannot be taken back."""
+    pairs = enumerate(zip(before, text, strict=False))
+    return text[next((i for i, (a, b) in pairs if a != b), len(before)) :]
 
 
 def _event(body: dict[str, Any]) -> str:

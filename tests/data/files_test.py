@@ -50,7 +50,7 @@ def test_a_line_that_is_no_object_is_named(write, tmp_path, bad, says):
 
 
 def test_missing_text_names_the_fields():
-    with pytest.raises(ValueError, match=r"f:3 has no text in b and c; why\. \(Fields of this row: a, c\.\)"):
+    with pytest.raises(ValueError, match=r"f:3 has no text in b and c; why\. \(Its fields: a, c\.\)"):
         files.need_text({"a": "x", "c": 1}, ("a", "b", "c"), "f:3", "why.")
 
 

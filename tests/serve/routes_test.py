@@ -135,6 +135,9 @@ def test_max_tokens_cuts_the_same_answer_and_the_default_is_equal_weights(client
         ({"messages": []}, "messages", "ends with a message of the role user"),
         ({"messages": [{"role": "system", "content": "x"}]}, "messages", "config.data.system"),
         ({"messages": ["x"]}, "messages", "no list of objects"),
+        (asked(""), "messages", 'The request has an empty prompt; a message is {"role": "user" or "assistant"'),
+        (asked([{"type": "image_url"}]), "messages", "The request: messages[0] has no text in content; a message is"),
+        (asked(None), "messages", '"text": text}, …]}. (Its fields: role, content.)'),
     ],
 )
 def test_a_bad_request_is_refused_in_openais_shape(client, body, field, says):
@@ -256,6 +259,27 @@ def test_text_grows_in_order_and_half_a_character_waits():
     for t, token in [(0, 0x61), (2, 0xA9), (1, 0xC3), (3, 0x62), (4, 9), (5, 0x63)]:
         grow(t, np.array([[token]]))
     assert seen == ["a", "aé", "aéb"]
+
+
+def test_a_text_that_changes_what_was_sent_goes_on_and_the_whole_answer_comes_last(client, live, monkeypatch):
+    """Llama 2's tokenizer shows a run of bytes that are not UTF-8 as a mark for each, those of a whole character too."""
+
+    shown = ["a", "a\ufffd", "aé", "a\ufffd\ufffd\ufffd", "a\ufffd\ufffd\ufffdb", "a\ufffd\ufffd\ufffdbc"]
+    task, texts = types.SimpleNamespace(end=0, stop=(), show=lambda ids: shown[len(ids) - 1]), []
+    grow = lives._Growing(task, 99, texts.append)
+    for t in range(len(shown)):
+        grow(t, np.array([[1]]))
+    assert texts == [shown[0], shown[2], *shown[4:]]
+
+    def answer(*_, watch=None, **__):
+        for text in texts if watch else ():
+            watch(text)
+        return lives.Answer(texts[-1], True, {}, {}, {}, 3, 6)
+
+    monkeypatch.setattr(live, "answer", answer)
+    chunks = events(client.post(CHAT, json=asked("< 3 7", stream=True)))
+    pieces = [c["choices"][0]["delta"].get("content", "") for c in chunks]
+    assert "".join(pieces) == "aé\ufffd\ufffd\ufffdbc" and chunks[-1]["meal"]["text"] == texts[-1]
 
 
 def test_no_part_of_a_stop_text_is_streamed_and_what_only_began_one_comes_with_the_next_token():
