@@ -33,23 +33,9 @@ from absl import flags
 
 from meal_jax import command
 from meal_jax.json_files import read_object
+from meal_jax.pareto.equal import BASES, Basis, cut
 from meal_jax.runtime import distributed
 
-
-class Basis(NamedTuple):
-    """What --equal means: the budget's name, its axis, and what is added to titles and names of files."""
-
-    spent: str
-    axis: str = "tokens sampled in training"
-    title: str = ""
-    ending: str = ""
-
-
-BASES = {
-    "steps": Basis("rollout_tokens"),
-    "tokens": Basis("rollout_tokens", title=", at equal tokens sampled", ending="_tokens"),
-    "updates": Basis("updates", "optimizer steps, of all models", ", at equal optimizer steps", "_updates"),
-}
 MEASURES = (
     "hypervolume", "share_of_true_hypervolume", "mean_inner_product", "sparsity", "spacing", "non_dominated", "monotonicity",
     "truncated", "repetitive", "log_likelihood", "distinct_2", "copied",
@@ -168,9 +154,8 @@ def run(
             if done is None:
                 return None
             task = task._replace(reference=np.array(done.get("reference", task.reference)))
-    results = read(folders, equal)
-    by_folder = {f: r for name, some in folders.items() for f, r in zip(some, results[name], strict=True)}
-    by_folder, reference = one_point.of_folders(by_folder)
+    by_folder = {f: read_object(f / "pareto.json") for some in folders.values() for f in some}
+    by_folder, reference = one_point.of_folders(cut(by_folder, equal))
     results = {name: [by_folder[f] for f in some] for name, some in folders.items()}
     summary = {
         "task": task.name,
@@ -195,34 +180,6 @@ def run(
     print(f"\n{table}\ntable: {root / f'compare{ending}.md'}\nfigures: {', '.join(map(str, drawn))}")
     report.write_and_say(root)
     return summary
-
-
-def read(folders: dict[str, list[Path]], equal: str) -> dict[str, list[dict[str, Any]]]:
-    """The runs' results, by variant and seed: their last, or those of the evaluation that `equal` (--equal) chooses.
-
-    Raises:
-      ValueError: a run has no evaluation so early, or a file is damaged.
-    """
-    runs = {name: [read_object(f / "pareto.json") for f in some] for name, some in folders.items()}
-    if equal == "steps":
-        return runs
-    spent = BASES[equal].spent
-    limit = min(run["budget"][spent] for some in runs.values() for run in some)
-
-    def cut(run: dict[str, Any], folder: Path) -> dict[str, Any]:
-        within = [h for h in run["history"] if h["budget"][spent] <= limit]
-        if not within:  # its earlier evaluations were set aside, as ones under other settings of config.eval
-            raise ValueError(
-                f"{folder} has no evaluation up to {limit:,} {BASES[equal].axis}, which is all that the thriftiest run took: "
-                "compare at the end of training (--equal=steps), or train it anew in another --workdir."
-            )
-        chosen = max(within, key=lambda h: h["step"])
-        evaluation = read_object(folder / "evals" / f"{chosen['step']:06d}.json")
-        whole = chosen["step"] == run["history"][-1]["step"]
-        seconds = run["seconds_training"] if whole else None  # of a part of a run it is not known
-        return run | evaluation | {"budget": chosen["budget"], "seconds_training": seconds}
-
-    return {name: [cut(*pair) for pair in zip(some, folders[name], strict=True)] for name, some in runs.items()}
 
 
 def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import numpy as np
 from meal_jax import config as defaults
 from meal_jax import methods
 from meal_jax.json_files import read_object, read_rows
+from meal_jax.pareto import equal as equals
 from meal_jax.pareto import one_point
 from meal_jax.rewards import sources
 from meal_jax.saved_run import fine_tuned, read_json, recorded_config
@@ -72,6 +73,11 @@ def find(workdir: Path) -> list[Entry]:
     return runs
 
 
+def read_equal(workdir: Path) -> str:
+    """At which point of training the report of a directory shows its runs, a key of `equal.BASES`: as its last comparison."""
+    return _newest_comparison(workdir).get("equal", "steps")
+
+
 def _newest_comparison(workdir: Path) -> dict[str, Any]:
     """What the last command of `meal_jax.compare` wrote here; {} for none. Each --equal has a file of its own."""
     paths = sorted(workdir.glob("compare*.json"), key=lambda path: path.stat().st_mtime_ns)
@@ -84,15 +90,20 @@ def _seeds(workdir: Path, seeds: Sequence[int] | None = None) -> list[Path]:
     return [workdir / str(seed) for seed in sorted(known)]
 
 
-def gather(entries: Sequence[Entry]) -> dict[str, Any]:
-    """The report's content as JSON values.
+def gather(entries: Sequence[Entry], equal: str = "steps") -> dict[str, Any]:
+    """The report's content as JSON values, of the point of training that `equal` chooses.
 
     Several seeds of a method are one front: its points are the seeds' means, without intervals. Answers, curves and
     configuration are those of the first seed. Hypervolumes are from one reference point; "note" says so if they were moved.
+
+    Raises:
+      FileNotFoundError, ValueError: a file is not there, or damaged; or a run has no evaluation so early.
     """
     first = entries[0].folders[0]
     results = {f: read_object(f / "pareto.json") for entry in entries for f in entry.folders}
-    results, reference = one_point.of_folders(results)
+    results, reference = one_point.of_folders(equals.cut(results, equal))
+    notes = [one_point.sentence(reference)] if reference is not None else []
+    notes += [equals.sentence(equal)] if equal != "steps" else []
     head = results[first]
     config = recorded_config(first) if (first / "config.json").exists() else None
     k = len(head["preferences"][0])
@@ -100,13 +111,13 @@ def gather(entries: Sequence[Entry]) -> dict[str, Any]:
     seeds = max(len(entry.folders) for entry in entries)
     task = head.get("task", "")
     return {
-        "title": f"{task}: {', '.join(entry.label for entry in entries)}",
+        "title": f"{task}: {', '.join(entry.label for entry in entries)}{equals.BASES[equal].title}",
         "task": task,
         "seeds": seeds,
         "objectives": list(objectives),
         "axes": list(sources.describe(config)) if config is not None else list(objectives),
         "methods": [_method(entry, results, objectives, config) for entry in entries],
-        "note": None if reference is None else one_point.sentence(reference),
+        "note": " ".join(notes) or None,
         "rule": toy_explanation.rule(objectives, config.sampling.max_new) if _own_toy(config) else None,
         "before": _front(head["before"]) if head.get("before") else None,
         "exact": _rounded(head["exact_points"]) if "exact_points" in head else None,
@@ -148,6 +159,9 @@ def _method(
     out["history"] = [[h["step"], _rounded(h["hypervolume"])] for h in head.get("history", [])]
     tables = [read_json(path) for path in sorted((entry.folders[0] / "evals").glob("*.json"))]
     tables = [table for table in tables if table and table.get("preferences") == head["preferences"]]
+    tables = [
+        table for table in tables if table["step"] <= head.get("step", table["step"])
+    ]  # of what is shown, or before
     out["proposed"] = [[table["step"], _rounded(table["proposals"])] for table in tables if "proposals" in table]
     # Of several seeds the report shows the mean front, which has no evaluations of its own.
     out["evaluations"] = [[table["step"], _rounded(table["points"])] for table in tables if len(runs) == 1]

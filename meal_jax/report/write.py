@@ -21,7 +21,7 @@ def write(workdir: str | os.PathLike) -> Path:
       OSError: the directory cannot be written to.
     """
     workdir = Path(workdir).expanduser()
-    text = page.render(content.gather(content.find(workdir)))
+    text = page.render(content.gather(content.find(workdir), content.read_equal(workdir)))
     path = workdir / NAME
     if not path.exists() or path.read_text() != text:
         write_text(path, text)

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from meal_jax.compare import BASES
 from meal_jax.json_files import read_object, read_rows
 from meal_jax.limits import is_interval
 from meal_jax.pareto import front, one_point, steadiness
+from meal_jax.pareto.equal import BASES
 
 # Name → label, and whether lower is better. Of an evaluation, so that they are compared at equal spending:
 EVALUATED = {

@@ -150,6 +150,25 @@ def test_a_comparisons_report_is_of_its_last_command(stored, tmp_path):
     assert [len(e.folders) for e in content.find(tmp_path)] == [3]
 
 
+def test_at_equal_tokens_the_report_is_of_the_evaluations_that_were_compared(stored, tmp_path):
+    for method in ("meal", "static"):
+        shutil.copytree(stored, tmp_path / "0" / method)
+    path = tmp_path / "0" / "static" / "pareto.json"
+    thrifty = json.loads(path.read_text())
+    spent = thrifty["budget"]["rollout_tokens"]
+    path.write_text(json.dumps(thrifty | {"budget": thrifty["budget"] | {"rollout_tokens": spent - 1}}))
+    runs = {"Meal": ["0/meal"]} | {"static targets": ["0/static"]}
+    (tmp_path / "compare_tokens.json").write_text(json.dumps({"methods": {}, "runs": runs, "equal": "tokens"}))
+    before = json.loads((stored / "evals" / "000000.json").read_text())
+    shown = json.loads(block(write.write(tmp_path).read_text()))
+    meal = shown["methods"][0]
+    assert meal["points"] == pytest.approx(np.round(before["points"], 12), rel=1e-4)
+    assert meal["budget"]["rollout_tokens"] == 0 and meal["seconds"] is None
+    assert [step for step, _ in meal["evaluations"]] == [0]
+    assert meal["samples"][0]["answers"][1]["response"] == before["samples"][0]["answers"][1]["response"]
+    assert shown["title"].endswith(", at equal tokens sampled") and "(--equal=tokens)" in shown["note"]
+
+
 def test_a_studys_report_is_of_its_own_seeds(stored, tmp_path):
     for seed in (0, 1, 10):
         shutil.copytree(stored, tmp_path / "meal" / str(seed))
