@@ -30,6 +30,12 @@ Turns = Sequence[tuple[str, str]]
 DATE = "2024-07-26"  # the date that Llama 3.1's template takes where it cannot ask
 CODES = ("%d", "%b", "%B", "%Y", "%m", "%y", "%A", "%a", "%H", "%M", "%S")  # of dates, in chat templates
 MARKS = (("user", "mark-one"), ("assistant", "mark-two"), ("user", "mark-three"))  # a template has to write each text
+# Before a template that takes a message's content as a list of parts alone, as those of image models do
+TEXTS = (
+    "{%- set parted = namespace(messages=[]) -%}{%- for message in messages -%}{%- if message['content'] is string -%}"
+    "{%- set message = dict(message, content=[{'type': 'text', 'text': message['content']}]) -%}{%- endif -%}"
+    "{%- set parted.messages = parted.messages + [message] -%}{%- endfor -%}{%- set messages = parted.messages -%}\n"
+)
 SPLITS = {"reward": 0.7, "policy": 0.15, "eval": 0.15}  # shares of first human turns; docs and heads files name them
 
 
@@ -65,7 +71,8 @@ def make(tokenizer, system: str | None = "", date: str = DATE) -> Chat:
     """Decides on the system message and finds the template's end-of-turn token.
 
     Args:
-      tokenizer: with a chat template; of several named ones, the default one is used.
+      tokenizer: with a chat template; of several named ones, the default one is used. One that takes lists of parts alone
+        gets a line before it that makes them of texts.
       system: text of the system message; "" for an empty one where the template would insert its own text; None for none.
       date: that the template is given for today's, YYYY-MM-DD.
 
@@ -79,13 +86,22 @@ def make(tokenizer, system: str | None = "", date: str = DATE) -> Chat:
     chat = Chat(tokenizer, -1, tokenizer.pad_token_id, system or None, date=date)
     text = "meal"
     turns = (("user", "x"), ("assistant", text))
+    if not _writes_every_turn(chat):
+        in_parts = copy.copy(tokenizer)
+        in_parts.chat_template = TEXTS + tokenizer.chat_template
+        if _writes_every_turn(chat._replace(tokenizer=in_parts)):
+            tokenizer, chat = in_parts, chat._replace(tokenizer=in_parts)
     try:
-        closed, marked = render(chat, turns, False), render(chat, MARKS, False)
+        closed, lost = render(chat, turns, False), _lost(chat)
     except Exception as error:  # templates raise whatever jinja2 and their authors like
         given = f"the system message {system!r}" if system else "a user's turn and an answer"
         advice = " A template without a system role needs config.data.system=''." if system else ""
         raise ValueError(f"The tokenizer's chat template fails on {given}: {error}.{advice}") from error
-    _need_every_turn(chat, marked)
+    if lost:  # different conversations would silently become equal prompts
+        raise ValueError(
+            "The tokenizer's chat template leaves out the text of some turns: of a conversation of three turns it does not "
+            f"write turn {', '.join(lost)}. Give the tokenizer a template that writes every turn."
+        )
     if system and system not in closed:
         raise ValueError(
             f"The tokenizer's chat template leaves the system message {system!r} out: set config.data.system=''."
@@ -126,31 +142,16 @@ def with_one_template(tokenizer):
     return tokenizer
 
 
-def _need_every_turn(chat: Chat, marked: str) -> None:
-    """Refuses a template that leaves out what was said: different conversations would silently become equal prompts.
+def _lost(chat: Chat) -> list[str]:
+    """The turns of MARKS whose text the template leaves out."""
+    marked = render(chat, MARKS, False)
+    return [f"{i} ({role})" for i, (role, text) in enumerate(MARKS, 1) if text not in marked]
 
-    Args:
-      chat: with the template.
-      marked: MARKS as the template writes them.
 
-    Raises:
-      ValueError: names the turns that are missing, or says that the template takes lists of parts.
-    """
-    lost = [f"{i} ({role})" for i, (role, text) in enumerate(MARKS, 1) if text not in marked]
-    if not lost:
-        return
-    parts, in_parts = [(role, [{"type": "text", "text": text}]) for role, text in MARKS], ""
-    with contextlib.suppress(Exception):  # a template that takes texts may fail on parts
-        in_parts = render(chat, parts, False)
-    if all(text in in_parts for _, text in MARKS):
-        raise ValueError(
-            "The tokenizer's chat template takes a message's content as a list of parts, as those of image models do, and "
-            "leaves out a content that is a text. Give the tokenizer a template that writes message['content'] itself."
-        )
-    raise ValueError(
-        "The tokenizer's chat template leaves out the text of some turns: of a conversation of three turns it does not write "
-        f"turn {', '.join(lost)}. Give the tokenizer a template that writes every turn."
-    )
+def _writes_every_turn(chat: Chat) -> bool:
+    with contextlib.suppress(Exception):  # a template that takes parts may fail on texts, and the other way round
+        return not _lost(chat)
+    return False
 
 
 def _closing(chat: Chat) -> str:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from meal_jax.data import chat as chats
+from meal_jax.export import chat_template
 
 TURNS = (("user", "yes please"), ("assistant", "no"), ("user", "thank you"))
 
@@ -105,7 +106,6 @@ LATER = "{% for m in messages %}{% if m['role'] != 'user' or loop.last %}{{ m['c
 @pytest.mark.parametrize(
     ("template", "says"),
     [
-        (LISTS, r"content as a list of parts.*writes message\['content'\] itself"),
         (
             LAST,
             r"does not write turn 1 \(user\), 2 \(assistant\)\. Give the tokenizer a template that writes every turn",
@@ -118,6 +118,30 @@ def test_a_template_that_leaves_out_what_was_said_is_refused(chat_tokenizer, mon
     monkeypatch.setattr(chat_tokenizer, "chat_template", template)
     with pytest.raises(ValueError, match=says):
         chats.make(chat_tokenizer, system)
+
+
+@pytest.mark.parametrize(
+    "refusal", ["", "{% if messages[0]['content'] is string %}{{ raise_exception('no') }}{% endif %}"]
+)
+@pytest.mark.parametrize("system", ["", "Be brief."])
+def test_a_template_that_takes_parts_is_given_texts(chat_tokenizer, monkeypatch, refusal, system):
+    own = refusal + LISTS + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    monkeypatch.setattr(chat_tokenizer, "chat_template", own)
+    chat = chats.make(chat_tokenizer, system)
+    messages = [{"role": "system", "content": system}] * bool(system)
+    messages += [{"role": role, "content": text} for role, text in TURNS]
+    parts = [m | {"content": [{"type": "text", "text": m["content"]}]} for m in messages]
+    ids = chat_tokenizer.apply_chat_template(parts, add_generation_prompt=True, return_dict=False)
+    assert chats.prompt_ids(chat, TURNS) + chats.tail_ids(chat) == ids and ids[-1] != chat.end
+    assert chats.make(chat.tokenizer, system).tokenizer.chat_template == chat.tokenizer.chat_template  # of an export
+    wrapped = chat_template.wrap(chat)  # which takes either
+    for given in (messages, parts):
+        assert (
+            chat_tokenizer.apply_chat_template(
+                given, chat_template=wrapped, add_generation_prompt=True, return_dict=False
+            )
+            == ids
+        )
 
 
 def test_formats_are_told_apart(chat, chat_tokenizer, monkeypatch):
