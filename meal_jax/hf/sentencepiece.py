@@ -28,6 +28,8 @@ PACKAGES = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}  # 
 READER = "sentencepiece.sentencepiece_model_pb2"
 # Classes of a tokenizer_config.json for which `legacy` is on where it says nothing; LlamaTokenizer's is off.
 WITHOUT_CLASS = (None, "PreTrainedTokenizerFast", "TokenizersBackend")
+# Types of models, of config.json, for which transformers takes one of these even if tokenizer_config.json names Llama's
+WITHOUT_LLAMAS = ("granite", "ministral", "mistral", "olmo2", "phi3")
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -98,14 +100,15 @@ def read_directory(directory: Path, file: str) -> tuple[tokenizers.Tokenizer, di
     added_tokens.json and tokenizer_config.json add tokens, each with an id; special_tokens_map.json and
     tokenizer_config.json name those with a role, the latter first. Its `add_bos_token` and `add_eos_token` say which of them
     surround a text: where it does not, only a begin token does. `legacy` is as transformers 5.24 takes it: by default off in
-    LlamaTokenizer, and on where no class is named.
+    LlamaTokenizer, and on where no class is named or the model's type, of config.json, has none of its own.
 
     Raises:
       ValueError: as `read_model`; or an added token cannot have the id that is written.
     """
-    names = ("special_tokens_map.json", "tokenizer_config.json", "added_tokens.json")
-    roles, configured, added = (read_json(directory / n) if (directory / n).exists() else {} for n in names)
-    legacy = configured.get("legacy", configured.get("tokenizer_class") in WITHOUT_CLASS)
+    names = ("special_tokens_map.json", "tokenizer_config.json", "added_tokens.json", "config.json")
+    roles, configured, added, model = (read_json(directory / n) if (directory / n).exists() else {} for n in names)
+    prefixed = configured.get("tokenizer_class") in WITHOUT_CLASS or model.get("model_type") in WITHOUT_LLAMAS
+    legacy = configured.get("legacy", prefixed)
     tokenizer, settings = read_model(directory / file, configured.get("add_prefix_space"), bool(legacy))
     named = {k: _text(v) for part in (roles, configured) for k, v in part.items() if k in NAMED and v}
     lists = [

@@ -809,6 +809,9 @@ def test_settings_beside_a_sentencepiece_file_are_followed(tmp_path):
     # By default it is on where no class is named, and off in Llama's.
     assert tokens(text) == tokens(text, tokenizer_class="TokenizersBackend") == tokens(text, legacy=True)
     assert tokens(text, tokenizer_class="LlamaTokenizer") == tokens(text, legacy=False) == tokens(text, legacy=None)
+    (tmp_path / "config.json").write_text('{"model_type": "mistral"}')  # which transformers reads without Llama's class
+    assert tokens(text, tokenizer_class="LlamaTokenizer") == tokens(text, legacy=True)
+    assert tokens(text, tokenizer_class="LlamaTokenizer", legacy=False) == tokens(text, legacy=False)
     assert tokens("the", legacy=True) == tokens("the", add_bos_token=True) == ["<s>", the]
     assert tokens("the", add_bos_token=False) == [the]
     assert tokens("the", add_eos_token=True) == ["<s>", the, "</s>"]
