@@ -76,9 +76,13 @@ def _import_torch():
 
 
 def _torch(source: str, rows, tokens: int) -> tuple[list[list[int]], np.ndarray]:
-    """Greedy continuations and their logits [B, T, V] by torch; each prompt alone, without padding."""
+    """Greedy continuations and their logits [B, T, V] by torch; each prompt alone, without padding.
+
+    Its cache keeps all keys, and the model's own mask says which are read. By itself transformers drops keys beyond
+    config.json's sliding_window for models that do not slide, such as Llama; their answers then are not their own.
+    """
     torch = _import_torch()
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, DynamicCache
 
     place, more = str(pretrained.resolve(source)), {}
     if source.endswith(".gguf"):
@@ -88,7 +92,7 @@ def _torch(source: str, rows, tokens: int) -> tuple[list[list[int]], np.ndarray]
     continuations, logits = [], []
     with torch.no_grad():
         for row in rows:
-            ids, step, past, chosen = [], torch.tensor([list(row)]), None, []
+            ids, step, past, chosen = [], torch.tensor([list(row)]), DynamicCache(), []
             for _ in range(tokens):
                 out = model(step, past_key_values=past, use_cache=True)
                 chosen.append(out.logits[0, -1].numpy())

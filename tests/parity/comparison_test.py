@@ -5,13 +5,14 @@ import sys
 
 import numpy as np
 import pytest
+import transformers
 from safetensors.numpy import load_file, save_file
 
 from meal_jax.hf import pretrained
 from meal_jax.parity import __main__ as command_line
 from meal_jax.parity import comparison
 
-pytest.importorskip("torch", reason="torch, the reference, is not installed")
+torch = pytest.importorskip("torch", reason="torch, the reference, is not installed")
 
 
 def run(model, *options):
@@ -40,6 +41,18 @@ def test_a_difference_is_shown_and_fails(chat_model, tmp_path, monkeypatch, caps
         run(chat_model)
     out = capsys.readouterr().out
     assert "DIFFERENT  " in out and "from token 0 on, here: " in out
+
+
+@pytest.mark.parametrize("windowed", [False, True])
+def test_a_window_is_kept_to_by_the_models_that_slide_alone(tmp_path, windowed):
+    """The entry sliding_window of a Llama's config.json is nobody's: transformers' own cache keeps to it all the same."""
+    torch.manual_seed(0)
+    kind = transformers.MistralConfig if windowed else transformers.LlamaConfig
+    sizes = dict(vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    config = kind(**sizes, num_key_value_heads=2, initializer_range=0.3, sliding_window=3)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    found = comparison.compare(str(tmp_path), [[5, 9, 3, 7, 11, 4]], 6)
+    assert found.difference < 1e-4 < found.scale and found.greedy == found.expected
 
 
 def test_without_torch_it_is_named(chat_model, monkeypatch):
