@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 CHUNK = 1024  # records fetched at a time
 
 
@@ -30,7 +32,7 @@ def records(path: str | os.PathLike, split: str | None = None) -> Iterator[tuple
 
     Raises:
       FileNotFoundError: no such split.
-      ValueError: the files are damaged.
+      ValueError: the files are damaged or of another kind, or a text is not UTF-8.
     """
     builder = _builder(path)
     names = sorted(builder.info.splits)
@@ -39,16 +41,21 @@ def records(path: str | os.PathLike, split: str | None = None) -> Iterator[tuple
     for name in names if split is None else [split]:
         try:
             source = builder.as_data_source(split=name)
-            for start in range(0, len(source), CHUNK):
-                stop = min(start + CHUNK, len(source))
-                for number, record in enumerate(source.__getitems__(list(range(start, stop))), start + 1):
-                    yield f"{builder.data_dir}/{name}:{number}", {key: _plain(value) for key, value in record.items()}
-        # array_record raises RuntimeError, IndexError
-        except (OSError, RuntimeError, ValueError, IndexError) as error:
+        except NotImplementedError:
             raise ValueError(
-                f"{builder.data_dir} is damaged ({error}). Run `python -m meal_jax.data.prepare` again: it writes again what "
-                "does not match its checksums."
-            ) from error
+                f"{builder.data_dir} is stored as {builder.info.file_format.value}, which TFDS reads with TensorFlow alone: "
+                "write it with file_format='array_record'."
+            ) from None
+        except Exception as error:
+            raise _damaged(builder.data_dir, error) from error
+        for start in range(0, len(source), CHUNK):
+            try:
+                chunk = source.__getitems__(list(range(start, min(start + CHUNK, len(source)))))
+            except Exception as error:  # array_record raises RuntimeError, IndexError
+                raise _damaged(builder.data_dir, error) from error
+            for number, record in enumerate(chunk, start + 1):
+                place = f"{builder.data_dir}/{name}:{number}"
+                yield place, {key: _plain(value, f"{place}: {key}") for key, value in record.items()}
 
 
 def _builder(path):
@@ -57,11 +64,32 @@ def _builder(path):
     prepared = directory(path)
     if prepared is None:
         raise FileNotFoundError(f"{path} is not a prepared data set: it has no dataset_info.json.")
-    return tfds.builder_from_directory(prepared)
+    if not (prepared / "features.json").exists():
+        raise ValueError(
+            f"{prepared} has a dataset_info.json and no features.json, so it is no data set of TFDS. What Hugging Face's "
+            "datasets saved is read as parquet: write it by Dataset.to_parquet."
+        )
+    try:
+        return tfds.builder_from_directory(prepared)
+    except Exception as error:  # protobuf's own among them
+        raise _damaged(prepared, error) from error
 
 
-def _plain(value: Any) -> Any:
-    return value.decode() if isinstance(value, bytes) else int(value)
+def _damaged(directory: str | os.PathLike, error: Exception) -> ValueError:
+    return ValueError(
+        f"{directory} is damaged ({error}). Run `python -m meal_jax.data.prepare` again: it writes again what does not match "
+        "its checksums."
+    )
+
+
+def _plain(value: Any, place: str) -> Any:
+    """A text or a number of Python; other values, which no reader here asks for, as they are."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{place} is not UTF-8 text (byte {error.start}: {error.reason}).") from None
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _version(name: str) -> list[int]:

@@ -151,8 +151,17 @@ def to_record(row: Comparison) -> dict[str, Any]:
 
 
 def from_record(record: dict[str, Any], source: str) -> Comparison:
-    """The row of such a record."""
-    record = dict(record)
+    """The row of such a record.
+
+    Raises:
+      ValueError: it is of another data set; names it.
+    """
+    record, names = dict(record), to_record(Comparison(*[("", "")] * len(Comparison._fields))).keys()
+    if record.keys() != names:
+        raise ValueError(
+            f"{source} is no row that `python -m meal_jax.data.prepare --dataset=summarize_from_feedback` wrote: it has the "
+            f"fields {', '.join(record)}."
+        )
     pairs = {
         field: (record.pop(f"{name}_0"), record.pop(f"{name}_1"))
         for name, field in (("summary", "summaries"), ("policy", "policies"))

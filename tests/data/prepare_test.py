@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from meal_jax.data import hh_rlhf, prepare, read_prepared
@@ -160,6 +161,46 @@ def test_damage_found_while_reading_is_named(source):
     shard.write_bytes(shard.read_bytes()[:200])
     with pytest.raises(ValueError, match=r"is damaged.*meal_jax\.data\.prepare"):
         sff.read_comparisons(directory)
+
+
+def test_data_sets_of_others_are_read_by_their_fields_or_named(tmp_path):
+    """As TFDS builders of one's own write them: more features, of other types, and texts that are none."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    tfds.disable_progress_bar()
+    text, many = tfds.features.Text(), tfds.features.Sequence(tfds.features.Scalar(np.int32))
+
+    def make(name, rows, **features):
+        features = tfds.features.FeaturesDict({"chosen": text, "rejected": text} | features)
+        methods = {
+            "_info": lambda self: tfds.core.DatasetInfo(builder=self, features=features),
+            "_split_generators": lambda self, _: {"train": iter(enumerate(rows))},
+            "_generate_examples": lambda self: None,
+        }
+        kind = type(name, (tfds.core.GeneratorBasedBuilder,), methods | {"VERSION": "1.0.0", "url_infos": None})
+        builder = kind(data_dir=tmp_path, file_format="array_record")
+        builder.download_and_prepare()
+        return Path(builder.data_dir)
+
+    more = {"score": tfds.features.Scalar(np.float32), "ranks": many, "by": {"name": text}}
+    extra = {"score": 0.5, "ranks": [1, 2], "by": {"name": "é"}}
+    foreign = make("Foreign", [pair(i) | extra for i in range(3)], **more)
+    assert [p.chosen for p in hh_rlhf.read_pairs(foreign).pairs] == ["0.", "1.", "2."]
+    assert next(read_prepared.records(foreign))[1]["score"] == 0.5
+    with pytest.raises(ValueError, match=r"train:1 is no row that .*summarize_from_feedback` wrote.*fields .*chosen"):
+        sff.read_comparisons(foreign)
+    latin = make("Latin", [{"chosen": b"\n\nHuman: \xe9\n\nAssistant: b", "rejected": "x"}])
+    with pytest.raises(ValueError, match=r"latin/1\.0\.0/train:1: chosen is not UTF-8 text \(byte 9: "):
+        hh_rlhf.read_pairs(latin)
+    info = latin / "dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(ValueError, match=r"is stored as tfrecord, .* file_format='array_record'"):
+        hh_rlhf.read_pairs(latin)
+    info.write_text("{")
+    with pytest.raises(ValueError, match="is damaged"):
+        hh_rlhf.read_pairs(latin)
+    (latin / "features.json").unlink()
+    with pytest.raises(ValueError, match=r"no data set of TFDS.*Dataset\.to_parquet"):
+        hh_rlhf.read_pairs(latin)
 
 
 def test_a_source_without_the_files_says_what_it_should_hold(tmp_path, write):
