@@ -36,7 +36,8 @@ class Lora:
       rank: R, the width of the bottleneck.
       alpha: the adapter's output is scaled by alpha / rank.
       dropout: probability of dropping an input feature of the adapter while training.
-      targets: regular expression, searched in the layer's path, e.g. "attention/(q|k|v|o)$" or "(q|v)$".
+      targets: regular expression, searched in the layer's path, e.g. "attention/(q|k|v|o)$" or "(q|v)$"; all layers of a
+        stack have one path, "transformer/layers/attention/q", where they are unstacked too.
     """
 
     rank: int = 16
@@ -49,6 +50,10 @@ class Lora:
             raise ValueError(
                 f"LoRA needs rank >= 1 and 0 <= dropout < 1, not rank={self.rank}, dropout={self.dropout}."
             )
+
+    def adapts(self, path: str) -> bool:
+        """Whether the linear layer at a path carries an adapter."""
+        return re.search(self.targets, re.sub(r"/layers_\d+/", "/layers/", path)) is not None
 
 
 class Linear(nn.Module):
@@ -81,7 +86,7 @@ class Linear(nn.Module):
             y *= self.get_variable("params", "kernel_scale")[0].astype(self.dtype)
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype).astype(self.dtype)
-        if self.lora is not None and re.search(self.lora.targets, "/".join(self.path)):
+        if self.lora is not None and self.lora.adapts("/".join(self.path)):
             rank = self.lora.rank
             a = self.param("lora_a", nn.initializers.variance_scaling(1.0, "fan_in", "uniform"), (x.shape[-1], rank))
             b = self.param("lora_b", nn.initializers.zeros, (rank, self.features))

@@ -125,6 +125,18 @@ def test_layers_apart_and_the_kernel_sample_what_stacked_layers_do(how, model, c
     np.testing.assert_allclose(actual.pooled, plain.pooled, rtol=2e-5, atol=2e-5)
 
 
+def test_adapters_named_by_their_stack_are_read_where_layers_are_apart():
+    """A pattern that names the stack, as error messages do, finds no layer called layers_0."""
+    run = tiny(adapters=Lora(2, targets="layers/attention/q$"), net=False)
+    theta = jax.tree.map(lambda x: x + 0.5, run.state.policy)
+    params = merge(theta, run.frozen.policy)
+    policy, apart = for_rollout(run.setup.policy, params, RolloutWeights(unstack_layers=True))
+    without = hidden(run.setup.policy, merge(run.state.policy, run.frozen.policy), run)
+    expected = hidden(run.setup.policy, params, run)
+    assert np.abs(expected - without).max() > 0.1
+    np.testing.assert_allclose(hidden(policy, apart, run), expected, rtol=2e-5, atol=2e-5)
+
+
 def test_layers_apart_are_sliced_outside_of_the_loop_over_tokens(run):
     """No program of the decoding loop takes a whole stack of kernels: what is apart stays apart."""
     setup = dataclasses.replace(run.setup, rollout_weights=RolloutWeights("merged", unstack_layers=True))
