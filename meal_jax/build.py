@@ -204,11 +204,6 @@ def init_policy(setup: Setup, task: Task, key: jax.Array, weights: PyTree | None
     theta, frozen = params, {}
     if task.transformer.lora is not None:
         theta, frozen = lora.split(params, lora.is_adapter)
-        if "transformer" not in theta:
-            raise ValueError(
-                f"config.policy.lora_targets={task.transformer.lora.targets!r} matches no layer, so nothing would be "
-                "trained. Layer paths end in attention/q, k, v, o and mlp/gate, up, down."
-            )
     base = None
     if setup.base is not None and task.transformer.lora is None:
         base, _ = lora.split(params, lambda path: not lora.is_adapter(path))

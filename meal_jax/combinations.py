@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import ml_collections
 
+from meal_jax import field_types
 from meal_jax.limits import is_interval
 
 Need = Callable[[bool, str], None]
@@ -94,6 +95,19 @@ def check_storage(config: ml_collections.ConfigDict, need: Need) -> None:
         p.lora_rank > 0 or p.param_dtype == "float32",
         f"config.policy.param_dtype={p.param_dtype!r} with config.policy.lora_rank=0, which trains all weights, would round "
         "most updates away: store them in float32 (config.policy.dtype may be bfloat16), or train adapters: they are float32.",
+    )
+
+
+def check_adapters(config: ml_collections.ConfigDict, need: Need) -> None:
+    """Adapters have a layer to stand beside."""
+    from meal_jax.models.lora import LAYERS, Lora
+
+    p = config.policy
+    field_types.need_pattern("config.policy.lora_targets", p.lora_targets)
+    need(
+        not p.lora_rank or any(map(Lora(targets=p.lora_targets).adapts, LAYERS)),
+        f"config.policy.lora_targets={p.lora_targets!r} matches no layer, so nothing would be trained. The paths of layers "
+        f"are {', '.join(LAYERS)}.",
     )
 
 

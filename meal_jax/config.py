@@ -336,7 +336,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         f"config.policy.attention={config.policy.attention!r} has no forward-mode derivative, which "
         f"config.meal.hypergradient={m.hypergradient!r} needs: take 'none', or config.policy.attention=plain.",
     )
-    field_types.need_pattern("config.policy.lora_targets", config.policy.lora_targets)
+    combinations.check_adapters(config, need)
     combinations.check_storage(config, need)
     combinations.check_conditioning(config, need)
     need(m.candidates >= 1, f"config.meal.candidates={m.candidates} must be at least 1.")

@@ -1,5 +1,6 @@
 """Configurations: every shipped one loads and passes its checks; each mistake gets its message."""
 
+import contextlib
 import importlib.util
 import itertools
 from pathlib import Path
@@ -252,6 +253,22 @@ def test_what_is_trained_is_stored_in_float32(stage):
     base.check(config)
     config.policy.lora_rank, config.policy.param_dtype = 0, "float32"
     base.check(config)
+
+
+@pytest.mark.parametrize(
+    ("targets", "fits"), [("nothing$", False), ("^layers", False), ("layers/mlp/up$", True), (".", True)]
+)
+def test_adapters_stand_beside_a_layer(targets, fits):
+    config = base.default()
+    config.policy.lora_targets = targets
+    base.check(config)  # there are none
+    config.policy.lora_rank = 4
+    with (
+        contextlib.nullcontext()
+        if fits
+        else pytest.raises(ValueError, match="matches no layer.*transformer/layers/mlp/up")
+    ):
+        base.check(config)
 
 
 def test_adapters_that_read_a_preference_have_a_rank_to_split_and_stay_apart():

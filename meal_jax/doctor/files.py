@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from meal_jax import methods, sft
-from meal_jax.data import hub, own, read_prepared
+from meal_jax.data import hub, own, read_prepared, templates
 from meal_jax.doctor.finding import GIB, Finding, fail, ok, warn
 from meal_jax.hf import pretrained
 from meal_jax.hf.storage import INDEX, SINGLE, read_json, weight_files
@@ -25,7 +25,7 @@ from meal_jax.rewards import formats, linear_heads, sources
 from meal_jax.rewards.sources import parse
 from meal_jax.runtime import distributed, identity
 from meal_jax.saved_run import finished, need_state, steps_done
-from meal_jax.tasks import BENCHMARKS
+from meal_jax.tasks import BENCHMARKS, language, stories
 from meal_jax.tasks.language import TUNED, need_weights
 
 HUB_SECONDS = 5.0  # that the hub may take to answer
@@ -34,10 +34,15 @@ READ_BYTES = 2**28  # of data that is read through
 
 def weights(config: Any) -> Iterator[Finding]:
     """The policy's weights and those of every reward model and judge: local, cached, or on the hub for this token."""
-    if not config.policy.source:
-        yield ok("policy", "drawn at random")
-    else:
+    if config.policy.source:
         yield reach("policy", str(config.policy.source), _decoder)
+    elif config.task in templates.PLAIN:
+        try:
+            need_weights("")
+        except FileNotFoundError as error:
+            yield fail("policy", f"config.policy.source is empty, and {config.task} has no other model", f"{error}")
+    else:
+        yield ok("policy", "drawn at random")
     if config.stage == "sft":
         return
     for objective, source in zip(config.objectives, map(sources.parse, config.reward.sources), strict=False):
@@ -48,9 +53,13 @@ def weights(config: Any) -> Iterator[Finding]:
             yield reach(f"reward {objective}", str(config.reward.judge), _decoder)
         else:
             yield ok(f"reward {objective}", source.kind if source.kind == "heads" else f"{source.kind}:{source.value}")
-    if config.policy.source and sources.own_objectives(config):
+    own_names = tuple(config.objectives[k] for k in sources.own_objectives(config))
+    if config.policy.source and own_names:
         try:
-            linear_heads.load(config.reward.heads)
+            if language.counts(config):
+                stories.need_rewards(own_names)
+            else:
+                linear_heads.load(config.reward.heads).select(own_names)
         except (FileNotFoundError, ValueError) as error:
             yield fail("heads", f"{error}", "See above.")
 

@@ -26,6 +26,10 @@ from flax import traverse_util
 
 PyTree = Any
 ADAPTER_LEAVES = ("lora_a", "lora_b")
+# Paths of a decoder's linear layers, which `Lora.targets` is searched in
+LAYERS = tuple(f"transformer/layers/{name}" for name in (
+    "attention/q", "attention/k", "attention/v", "attention/o", "mlp/gate", "mlp/up", "mlp/down",
+))  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

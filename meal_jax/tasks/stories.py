@@ -82,10 +82,17 @@ def build(config) -> Task:
 
 
 def counted(objectives: tuple[str, ...], chat: chats.Chat, vocabulary: int) -> language.Counted:
-    """The rewards of these objectives, by name.
+    """The rewards of these objectives, by name; errors as of `need_rewards`."""
+    need_rewards(objectives)
+    spellings = jnp.asarray(characters.spellings(chat.tokenizer, vocabulary))
+    return language.Counted(functools.partial(reward, objectives), {"spellings": spellings})
+
+
+def need_rewards(objectives: tuple[str, ...]) -> None:
+    """Refuses objectives that are no reward of this benchmark.
 
     Raises:
-      ValueError: one is none of REWARDS.
+      ValueError: names them, and REWARDS.
     """
     unknown = [name for name in objectives if name not in REWARDS]
     if unknown:
@@ -93,8 +100,6 @@ def counted(objectives: tuple[str, ...], chat: chats.Chat, vocabulary: int) -> l
             f"The benchmark stories has no reward {', '.join(unknown)}; it has {', '.join(REWARDS)}. Set config.objectives to "
             "some of these, or give the others a source in config.reward.sources: python:meal_jax.tasks.story_text:short."
         )
-    spellings = jnp.asarray(characters.spellings(chat.tokenizer, vocabulary))
-    return language.Counted(functools.partial(reward, objectives), {"spellings": spellings})
 
 
 def reward(objectives: tuple[str, ...], params: dict[str, jax.Array], batch, responses, hidden=None) -> jax.Array:

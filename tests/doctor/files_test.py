@@ -63,6 +63,19 @@ def test_what_is_not_there_is_a_failure_with_what_to_do(config, tmp_path, chat_m
     assert files.decoder(config) is None
 
 
+def test_a_benchmark_without_the_rewards_or_the_model_that_a_run_needs_is_a_failure(config):
+    """A newcomer's own objectives, and no config.reward.sources: the run ends in the same words."""
+    config.reward.sources, config.objectives = (), ("short", "polite")
+    [heads] = [f for f in files.weights(config) if f.status == "fail"]
+    assert "There is no reward head for short, polite" in heads.detail
+    config.task = "stories"
+    [counts] = [f for f in files.weights(config) if f.status == "fail"]
+    assert "The benchmark stories has no reward short, polite; it has dialogue" in counts.detail
+    config.policy.source = ""
+    [policy] = [f for f in files.weights(config) if f.status == "fail"]
+    assert policy.name == "policy" and "fetch_smollm2.sh" in policy.advice
+
+
 @pytest.mark.parametrize(
     ("kind", "status", "says"),
     [
