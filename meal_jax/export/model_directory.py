@@ -31,6 +31,7 @@ from flax import traverse_util
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from meal_jax import methods
 from meal_jax.export import card, chat_template, prompt_gap, rounding
 from meal_jax.hf import families, pretrained, rules
 from meal_jax.hf.storage import SINGLE, dense, write_index, write_json
@@ -67,14 +68,10 @@ def export(
       What merging adapters into that type lost; None where nothing was merged.
 
     Raises:
-      ValueError: see `check`; or the run's method answers otherwise than by one policy.
+      ValueError: see `check`.
     """
     out, task = Path(out).expanduser(), run.task
     check(run.config, out, kind, preference, dtype)
-    if run.method.answer is not meal.answer:
-        raise ValueError(
-            f"{run.method.label} answers a preference by more than telling one policy of it; export writes one policy."
-        )
     c, gap = task.conditioning, None
     baked = c.inserted == "prefix" and preference is not None
     tokenizer, slots = add_slots(run, task.conditioning.slots if baked else 0)
@@ -121,8 +118,14 @@ def check(
     """Refuses what cannot be exported, before anything is loaded.
 
     Raises:
-      ValueError: names what is asked for, and what would do.
+      ValueError: names what is asked for, and what would do; or the run's method answers otherwise than by one policy.
     """
+    method = methods.get(config.method)
+    if method.answer is not meal.answer:
+        raise ValueError(
+            f"{method.label} answers a preference by more than telling one policy of it, and an export is one policy: ask it "
+            "by `python -m meal_jax.generate` or `python -m meal_jax.serve`."
+        )
     reads = config.conditioning.kind
     scaled, needs_tokens = reads.startswith("adapter"), inserted(reads) == "prefix"
     if kind not in KINDS:

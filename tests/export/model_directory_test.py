@@ -409,6 +409,10 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_loaded(
     entries["policy"]["source"] = "base.gguf"
     (gguf / "config.json").write_text(json.dumps(entries))
     assert "GGUF file, which PEFT cannot load (base.gguf): --kind=merged" in refusal(gguf, out, "--kind=adapter")
+    soups = json.loads((toy_run / "config.json").read_text()) | {"method": "soups"}
+    soups["conditioning"]["kind"] = "none"
+    (gguf / "config.json").write_text(json.dumps(soups))  # not that it reads no preference: an export would not help
+    assert "by more than telling one policy of it" in refusal(gguf, out, "--preference=0.3,0.7")
     assert "has no config.json" in refusal(tmp_path, out)
     refusal(toy_run, out, "--kind=gguf")
     assert "invalid choice: 'gguf'" in capsys.readouterr().err
