@@ -68,6 +68,8 @@ def test_a_benchmark_without_the_rewards_or_the_model_that_a_run_needs_is_a_fail
     config.reward.sources, config.objectives = (), ("short", "polite")
     [heads] = [f for f in files.weights(config) if f.status == "fail"]
     assert "There is no reward head for short, polite" in heads.detail
+    config.task = "synthetic"  # whose rewards have any name
+    assert all(f.status == "ok" for f in files.weights(config))
     config.task = "stories"
     [counts] = [f for f in files.weights(config) if f.status == "fail"]
     assert "The benchmark stories has no reward short, polite; it has dialogue" in counts.detail
