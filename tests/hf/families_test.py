@@ -19,7 +19,7 @@ from meal_jax import train
 from meal_jax.data import chat as chats
 from meal_jax.export import model_directory
 from meal_jax.generate import answers
-from meal_jax.hf import families, pretrained
+from meal_jax.hf import families, pretrained, sentencepiece
 from meal_jax.parity import comparison
 from meal_jax.rollout.sampling import Sampling
 from meal_jax.saved_run import open_run
@@ -372,3 +372,11 @@ def test_decoders_that_compute_otherwise_are_refused_by_name(tmp_path, stem, ent
         c.pop("rope_parameters")
     with pytest.raises(ValueError, match=f"asks for what is not implemented: .*{says}"):
         families.parse(c | entries, tmp_path / "config.json")
+
+
+def test_transformers_takes_llamas_tokenizer_for_the_other_families_alone():
+    """Which decides whether `legacy` is on by default for a tokenizer.model."""
+    classes = transformers.models.auto.tokenization_auto.TOKENIZER_MAPPING_NAMES
+
+    without = {kind for kind in families.FAMILIES if classes.get(kind) in ("TokenizersBackend", "MistralCommonBackend")}
+    assert without == set(sentencepiece.WITHOUT_LLAMAS) & families.FAMILIES.keys()
