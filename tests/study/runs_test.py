@@ -56,13 +56,14 @@ def test_a_runs_command_asks_for_the_configuration_that_the_table_looks_for(stud
 
 
 def test_none_is_none_where_a_field_may_be_as_in_a_runs_command(study, tmp_path):
-    variant = Variant("v", "v", changes=("data.system=None", "meal.accept_share=0.3", "reward.judge=None"))
+    variant = Variant("v", "v", changes=("data.system=None", "meal.accept_share=0.3"))
     config = runs.configuration(study, variant)
     assert config.data.system is None and config.meal.accept_share == 0.3
     argv = ["main", *runs.arguments(study, variant, 0, tmp_path)[2:]]
     to_none = command._set_to_none(argv, command.read_config(argv))
-    assert "data.system" in to_none.values()
-    assert config.reward.judge == (None if "reward.judge" in to_none.values() else "None")
+    assert list(to_none.values()) == ["data.system"]
+    with pytest.raises(ValueError, match=r"variant w: config\.reward\.judge='None' is a text of four letters"):
+        runs.configuration(study, Variant("w", "w", changes=("reward.judge=None",)))
 
 
 def test_a_folder_of_another_run_is_refused(study, tmp_path):
