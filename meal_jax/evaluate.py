@@ -25,6 +25,7 @@ from meal_jax.rollout.sampling import Sampling
 from meal_jax.tasks.task import Task
 
 PyTree = Any
+BEGUN = 3  # bytes, and so at most tokens, that a character of UTF-8 may lack its end with
 
 
 def grid(config) -> np.ndarray:
@@ -276,9 +277,13 @@ def readable_prompt(task: Task, prompts: Prompts, row: int) -> str:
 
 def whole_answer(task: Task, tokens: np.ndarray, mask: np.ndarray, ended: bool) -> str:
     """All of a response [T] as text. One that was cut may end within a character, whose bytes no text can show: they are left
-    out."""
-    text = task.show(tokens[mask])
-    return text if ended else text.rstrip("\ufffd").rstrip()
+    out. Tokenizers that fall back to bytes mark whole characters before it too, and show them without its tokens."""
+    ids = tokens[mask]
+    text = task.show(ids)
+    if ended or not text.endswith("\ufffd"):
+        return text if ended else text.rstrip()
+    shorter = (task.show(ids[: len(ids) - begun]) for begun in range(1, min(BEGUN, len(ids)) + 1))
+    return max((t.rstrip("\ufffd").rstrip() for t in (text, *shorter)), key=len)
 
 
 def readable_answer(task: Task, tokens: np.ndarray, mask: np.ndarray, ended: bool) -> str:

@@ -4,6 +4,7 @@ import types
 
 import numpy as np
 import pytest
+from tokenizers import decoders
 
 from meal_jax import evaluate, fluency
 from meal_jax.data.prompts import Prompts
@@ -185,3 +186,16 @@ def test_half_a_character_at_a_cut_is_left_out():
     assert read("so é", 4, False) == "so" and read("so é", 5, False) == "so é"
     assert read("日本", 4, False) == "日" and read("日本", 5, False) == "日"
     assert read("so é", 4, True) == "so \ufffd"  # the policy ended there itself
+
+
+def test_half_a_character_takes_no_whole_ones_with_it():
+    """Tokens of a byte each, as of Llama 2: their decoder marks every byte of a run that has half a character in it."""
+    decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    task = types.SimpleNamespace(show=lambda tokens: decoder.decode([f"<0x{b:02X}>" for b in tokens]).strip(), stop=())
+    data = np.frombuffer("the é🙂".encode(), np.uint8)
+
+    def read(count, ended=False):
+        return evaluate.readable_answer(task, data, np.arange(len(data)) < count, ended)
+
+    assert [read(count) for count in (4, 5, 6, 7, 8, 9)] == ["the", "the", "the é", "the é", "the é", "the é"]
+    assert read(10) == "the é🙂" and read(7, ended=True).endswith("\ufffd")

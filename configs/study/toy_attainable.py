@@ -2,10 +2,8 @@
 
     python -m meal_jax.study --config=configs/study/toy_attainable.py --workdir=runs/study_attainable
 
-The question is the net against no net: beside adaptation, and alone. `net_loose` lets proposals leave the targets freely and `net_tight`
-hardly at all. `first_order` and `direct` ask what the hypergradient is worth where the net has something to say:
-
-    python -m meal_jax.study --config=configs/study/toy_attainable.py --workdir=runs/study_attainable --only=first_order,direct,direct_net
+The question is the net against no net: beside adaptation, and alone. `net_loose` lets proposals leave the targets freely and
+`net_tight` hardly at all. `first_order` and `direct` ask what the hypergradient is worth where the net has something to say.
 """
 
 from meal_jax.study import plan

@@ -85,7 +85,7 @@ def check(study: ml_collections.ConfigDict) -> None:
         double = sorted({name for name in entries if entries.count(name) > 1})
         if double:
             raise ValueError(f"the study has more than one {kind} of the name {', '.join(double)}.")
-    bad = [name for name in names if not name or not all(c.isalnum() or c in "_.-" for c in name) or name == "logs"]
+    bad = [n for n in names if not all(c.isalnum() or c in "_.-" for c in n) or n in ("", ".", "..", "logs")]
     if bad:
         raise ValueError(
             f"{', '.join(map(repr, bad))} cannot be a variant's name, which is that of a folder beside logs."

@@ -40,6 +40,7 @@ def test_only_takes_the_variants_that_its_questions_and_curves_need():
     [
         ("variants", (Variant("meal", "a"), Variant("meal", "b")), "more than one variant of the name meal"),
         ("variants", (Variant("a/b", "a"),), "'a/b' cannot be a variant's name"),
+        ("variants", (Variant("..", "a"),), "'..' cannot be a variant's name"),
         ("questions", (Question("q", "meal", "sttic", "hypervolume"),), "q names sttic, which is not a variant: meal"),
         ("drawn", ("nobody",), "drawn names nobody"),
         ("seeds", 0, "seeds=0 must be at least 1"),
