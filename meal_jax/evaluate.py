@@ -282,7 +282,7 @@ def whole_answer(task: Task, tokens: np.ndarray, mask: np.ndarray, ended: bool) 
     text = task.show(ids)
     if ended or not text.endswith("\ufffd"):
         return text if ended else text.rstrip()
-    shorter = (task.show(ids[: len(ids) - begun]) for begun in range(1, min(BEGUN, len(ids)) + 1))
+    shorter = (task.show(ids[: len(ids) - begun]) for begun in range(1, min(BEGUN + 1, len(ids))))
     return max((t.rstrip("\ufffd").rstrip() for t in (text, *shorter)), key=len)
 
 

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from meal_jax import answers_figure, compare, json_files
-from meal_jax.pareto import one_point
+from meal_jax import answers_figure, json_files
+from meal_jax.pareto import equal, one_point
+from meal_jax.report import content
 from meal_jax.study import measures, write
 
 DAMAGED = {
@@ -15,8 +16,9 @@ DAMAGED = {
     "no text": b'{"step": "\xff"}',
     "a list": b"[1]",
 }
+SPENT = {"budget": {"updates": 6}}
 READERS = {
-    "a run's results": ("pareto.json", lambda folder: compare.read({"a": [folder]}, "steps")),
+    "a report": ("pareto.json", lambda folder: content.gather([content.Entry("Meal", [folder])])),
     "a study's run": ("pareto.json", measures.read),
     "a figure of answers": (
         "pareto.json",
@@ -25,6 +27,10 @@ READERS = {
     "an evaluation": (
         "evals/000003.json",
         lambda folder: one_point.read_evaluations(folder, {"history": [{"step": 3}]}),
+    ),
+    "an evaluation at equal updates": (
+        "evals/000003.json",
+        lambda folder: equal.cut({folder: SPENT | {"history": [SPENT | {"step": 3}]}}, "updates"),
     ),
 }
 

@@ -159,9 +159,8 @@ def _method(
     out["history"] = [[h["step"], _rounded(h["hypervolume"])] for h in head.get("history", [])]
     tables = [read_json(path) for path in sorted((entry.folders[0] / "evals").glob("*.json"))]
     tables = [table for table in tables if table and table.get("preferences") == head["preferences"]]
-    tables = [
-        table for table in tables if table["step"] <= head.get("step", table["step"])
-    ]  # of what is shown, or before
+    # Of what is shown, or before
+    tables = [table for table in tables if table["step"] <= head.get("step", table["step"])]
     out["proposed"] = [[table["step"], _rounded(table["proposals"])] for table in tables if "proposals" in table]
     # Of several seeds the report shows the mean front, which has no evaluations of its own.
     out["evaluations"] = [[table["step"], _rounded(table["points"])] for table in tables if len(runs) == 1]
