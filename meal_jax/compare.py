@@ -113,6 +113,7 @@ def run(
     from meal_jax.rewards import sources
     from meal_jax.runtime import identity
     from meal_jax.saved_run import need_no_run, recorded_reference
+    from meal_jax.tasks import attach_rewards
 
     distributed.refuse_several("python -m meal_jax.compare")
     root = Path(workdir).expanduser()
@@ -136,6 +137,7 @@ def run(
         folder for folder, run_config in runs.items() if train.finished(folder, run_config) is None
     ]  # refuses other runs
     task = build.build_task(config)
+    attach_rewards.warn_of_reference(task, config)
     unknown = task.reference  # NaN where a run's first evaluation fixes it; then new runs take that of an earlier one
     for folder in runs:
         task = task._replace(reference=recorded_reference(folder, task.reference))

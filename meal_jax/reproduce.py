@@ -120,7 +120,7 @@ def figures() -> list[Figure]:
                 _compare("configs/reddit_small.py", METHODS, "--config.data.posts=POSTS.jsonl.gz"),
                 CPU,
                 Cost(None, "measured for Meal alone: 48 minutes on one core"),
-                "Meal, static targets, Rewarded Soups and RiC were run with two seeds: docs/reddit_small.md",
+                "Meal, static targets, Rewarded Soups and RiC were run with three seeds: docs/reddit_small.md",
             ),
             "full": _full_fronts("configs/reddit.py:summary,faithful"),
         },

@@ -91,6 +91,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
         for run_config in configs.values():
             build.mesh_of(run_config)  # before anything is read or written
     task = build.build_task(config)
+    attach_rewards.warn_of_reference(task, config)
     results = {}
     with contextlib.ExitStack() as at_exit:
         if not alone:

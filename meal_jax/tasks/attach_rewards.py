@@ -58,7 +58,7 @@ def attach(task: Task, config, load: Callable | None = None) -> Task:
     if any(source.kind != "heads" for source in sources):
         task = task._replace(truth=None)  # it was of the benchmark's own rewards
         if not config.eval.reference:
-            task = task._replace(reference=_reference(task, config, sources))
+            task = task._replace(reference=_reference(task, sources))
     attached = task._replace(
         reward=device,
         reward_reads_base=task.reward_reads_base and None in columns,
@@ -105,18 +105,26 @@ def cut_answers(task: Task) -> Task:
     )
 
 
-def _reference(task: Task, config, sources: Sequence[Source]) -> np.ndarray:
+def _reference(task: Task, sources: Sequence[Source]) -> np.ndarray:
     """The hypervolume's reference [K], NaN where the first evaluation fixes it: of rewards whose scale nobody knows yet."""
     unknown = [source.kind in CALLS or source.value == TRAINED for source in sources]
-    reference = np.where(unknown, np.nan, np.asarray(task.reference, np.float64))
-    sentence = "of {} is measured from {}, which the benchmark chose for its own rewards"
-    if any(unknown):
+    return np.where(unknown, np.nan, np.asarray(task.reference, np.float64))
+
+
+def warn_of_reference(task: Task, config) -> None:
+    """Says where hypervolumes are measured from, if that is not a point that was chosen for these rewards."""
+    if config.eval.reference or all(parse(source).kind == "heads" for source in config.reward.sources):
+        return
+    unknown = np.isnan(task.reference)
+    if unknown.any():
         named = ", ".join(name for name, new in zip(config.objectives, unknown, strict=True) if new)
         sentence = f"of {named} is measured from a point that the first evaluation fixes and records (field reference)"
     else:
-        sentence = sentence.format(", ".join(config.objectives), reference.tolist())
+        sentence = (
+            f"of {', '.join(config.objectives)} is measured from {task.reference.tolist()}, which the benchmark chose for its "
+            "own rewards"
+        )
     logging.warning("the hypervolume %s; config.eval.reference sets another point", sentence)
-    return reference
 
 
 def need_text(task: Task) -> None:

@@ -127,12 +127,16 @@ def test_the_scorer_reads_what_the_benchmark_shows(code, mesh):
 
 
 def test_the_truth_and_the_reference_are_of_the_benchmarks_own_rewards(code, caplog):
+    unknown, known = (configured("heads", f"python:{code}:words", **k) for k in ({}, {"eval__reference": (0.0, -3.0)}))
     with caplog.at_level(logging.WARNING, logger="absl"):
-        task = build.build_task(configured("heads", f"python:{code}:words"))
-    assert task.truth is None and "config.eval.reference" in caplog.text
-    caplog.clear()
-    with caplog.at_level(logging.WARNING, logger="absl"):
-        task = build.build_task(configured("heads", f"python:{code}:words", eval__reference=(0.0, -3.0)))
+        task = build.build_task(unknown)
+        assert task.truth is None and not caplog.text  # generation and exports build it too, and evaluate nothing
+        attach_rewards.warn_of_reference(task, unknown)
+        assert "of second is measured from a point that the first evaluation fixes" in caplog.text
+        caplog.clear()
+        task = build.build_task(known)
+        attach_rewards.warn_of_reference(task, known)
+        attach_rewards.warn_of_reference(build.build_task(configured()), configured())
     assert task.reference.tolist() == [0.0, -3.0] and not caplog.text
     with pytest.raises(ValueError, match="a point of 1"):
         build.build_task(configured(eval__reference=(0.0,)))
