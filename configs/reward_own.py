@@ -35,5 +35,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     d.name, d.licence = "own pairs", "as their owner says"
     d.limits = "A small model's reading of short answers: try it on answers that you can rank yourself."
     d.template = "chat"  # of prompts: chat, or plain for a base model, as config.data.template of the run
+    d.template_options = ()  # variables of the chat template, as config.data.template_options of the run
     d.task = "assistant"  # the run's config.task, whose plain template it is
     return c

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import ml_collections
 
 from meal_jax import field_types
+from meal_jax.data.template_text import parse_option
 from meal_jax.limits import is_interval
 
 Need = Callable[[bool, str], None]
@@ -82,6 +83,8 @@ def check_texts(config: ml_collections.ConfigDict, need: Need) -> None:
         datetime.date.fromisoformat(d.date)
     except ValueError:
         need(False, f"config.data.date={d.date!r} is not a date as YYYY-MM-DD, such as 2024-07-26.")
+    for option in d.template_options:
+        parse_option(option)
     need(
         d.stop is None or all(d.stop),
         f"config.data.stop={d.stop} must be texts, such as ('\\n\\nHuman:',), or None.",

@@ -232,6 +232,8 @@ def default() -> ml_collections.ConfigDict:
     c.data.template = "chat"  # prompt format: chat = the model's own template, plain = the benchmark's, for base models
     c.data.system = text("")  # system message: a text; "" = an empty one where the template would insert its own; None
     c.data.date = "2024-07-26"  # that a chat template writes for today's, YYYY-MM-DD
+    # Variables that a chat template reads, NAME=VALUE as in JSON: ("enable_thinking=false",) has Qwen 3 answer at once
+    c.data.template_options = ()
     # Texts that end an answer before it is scored; None = the published evaluation's under template=plain, else none
     c.data.stop = several()
     # Of the files at path: published = the benchmark's data set, own = one's own prompts (data/own.py)

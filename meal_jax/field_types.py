@@ -17,7 +17,7 @@ KINDS: dict[type, str] = {
 # What the fields of several values hold; None where `config.check` says more about them.
 ITEMS: dict[str, type | None] = {
     "compare_with": str, "objectives": None, "meal.gap": float, "sampling.compact": float, "eval.reference": float,
-    "profile_steps": int, "data.buckets": int, "data.stop": str, "reward.sources": str,
+    "profile_steps": int, "data.buckets": int, "data.stop": str, "data.template_options": str, "reward.sources": str,
 }  # fmt: skip
 SEVERAL = {str: "texts, such as ('a', 'b')", int: "whole numbers, such as (1, 2)", float: "numbers, such as (0.5, 1.0)"}
 

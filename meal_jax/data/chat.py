@@ -3,7 +3,8 @@
 Without a system message, many templates (SmolLM2's among them) insert a system text of their own, some twenty tokens per
 prompt. There `system=""` passes an empty system message, which takes that text's place. Where a template inserts nothing, an
 empty message would only change the prompt (Gemma 3) or is refused (Gemma 2), so none is passed. `system=None` never
-passes one. A template that writes today's date gets a fixed one, so prompts do not differ from day to day.
+passes one. A template that writes today's date gets a fixed one, so prompts do not differ from day to day. Its variables, such
+as Qwen 3's `enable_thinking`, are set in its own first line, so that every reader of it has them, an export's too.
 The generation prompt, which opens the answer, is separate, as the tail: the policy reads its preference between prompt and
 tail. Reward training and policy must use one format; `describe` names it.
 
@@ -15,27 +16,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import datetime
 import hashlib
-import json
-import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from meal_jax.data.prompts import Prompts
+from meal_jax.data.template_text import DATE, TEXTS, dated, with_one_template, with_options
 
 Turns = Sequence[tuple[str, str]]
-DATE = "2024-07-26"  # the date that Llama 3.1's template takes where it cannot ask
-CODES = ("%d", "%b", "%B", "%Y", "%m", "%y", "%A", "%a", "%H", "%M", "%S")  # of dates, in chat templates
 MARKS = (("user", "mark-one"), ("assistant", "mark-two"), ("user", "mark-three"))  # a template has to write each text
-# Before a template that takes a message's content as a list of parts alone, as those of image models do
-TEXTS = (
-    "{%- set parted = namespace(messages=[]) -%}{%- for message in messages -%}{%- if message['content'] is string -%}"
-    "{%- set message = dict(message, content=[{'type': 'text', 'text': message['content']}]) -%}{%- endif -%}"
-    "{%- set parted.messages = parted.messages + [message] -%}{%- endfor -%}{%- set messages = parted.messages -%}\n"
-)
 SPLITS = {"reward": 0.7, "policy": 0.15, "eval": 0.15}  # shares of first human turns; docs and heads files name them
 
 
@@ -67,7 +58,7 @@ class Chat(NamedTuple):
     closing: str = ""
 
 
-def make(tokenizer, system: str | None = "", date: str = DATE) -> Chat:
+def make(tokenizer, system: str | None = "", date: str = DATE, options: Sequence[str] = ()) -> Chat:
     """Decides on the system message and finds the template's end-of-turn token.
 
     Args:
@@ -75,14 +66,16 @@ def make(tokenizer, system: str | None = "", date: str = DATE) -> Chat:
         gets a line before it that makes them of texts.
       system: text of the system message; "" for an empty one where the template would insert its own text; None for none.
       date: that the template is given for today's, YYYY-MM-DD.
+      options: variables of the template, as `with_options` takes them.
 
     Raises:
-      ValueError: no chat template, or one that refuses the system message, or that leaves out the text of a turn, or that
-        ends a turn with plain text.
+      ValueError: no chat template, or one that lacks an option's variable, that refuses the system message, that leaves out
+        the text of a turn, or that ends a turn with plain text.
     """
     tokenizer = with_one_template(tokenizer)
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError("The tokenizer has no chat template: take an instruction-tuned model.")
+    tokenizer = with_options(tokenizer, options)
     chat = Chat(tokenizer, -1, tokenizer.pad_token_id, system or None, date=date)
     text = "meal"
     turns = (("user", "x"), ("assistant", text))
@@ -121,25 +114,6 @@ def make(tokenizer, system: str | None = "", date: str = DATE) -> Chat:
     opened = render(chat, (("user", "x"),), True)
     lead = closed.removeprefix(opened).partition(text)[0] if closed.startswith(opened) else ""
     return chat._replace(end=ids[0], lead=lead, opened=opened, closing=_closing(chat))
-
-
-def with_one_template(tokenizer):
-    """The tokenizer with its default chat template where it has several by name (a dict); a copy then.
-
-    Raises:
-      ValueError: none is named default.
-    """
-    templates = getattr(tokenizer, "chat_template", None)
-    if not isinstance(templates, dict):
-        return tokenizer
-    if "default" not in templates:
-        raise ValueError(
-            f"The tokenizer's chat templates are named {', '.join(sorted(templates))}, and none is named default: rename the "
-            "right one in tokenizer_config.json."
-        )
-    tokenizer = copy.copy(tokenizer)
-    tokenizer.chat_template = templates["default"]
-    return tokenizer
 
 
 def _lost(chat: Chat) -> list[str]:
@@ -367,23 +341,6 @@ def render(chat: Chat, turns: Turns, generation_prompt: bool) -> str:
         tokenize=False,
         add_generation_prompt=generation_prompt,
     )
-
-
-def dated(template: str, date: str) -> str:
-    """The chat template with a fixed date in place of today's, which `strftime_now(FORMAT)` would write.
-
-    In the text of the template, since transformers 5 turns functions among a template's variables into strings.
-    """
-    if "strftime_now" not in template:
-        return template
-    day = datetime.date.fromisoformat(date)
-    call = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
-    template = call.sub(lambda match: json.dumps(day.strftime(match[2])), template)
-    template = template.replace("strftime_now is defined", "true")
-    if "strftime_now" in template:  # called on a variable
-        codes = "".join(f" | replace({json.dumps(code)}, {json.dumps(day.strftime(code))})" for code in CODES)
-        template = f"{{%- macro strftime_now(format) -%}}{{{{- format{codes} -}}}}{{%- endmacro %}}\n{template}"
-    return template
 
 
 def name_of(turns: Turns) -> str:

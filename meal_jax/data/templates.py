@@ -26,6 +26,7 @@ import numpy as np
 from meal_jax.data import chat as chats
 from meal_jax.data.prompts import Prompts
 from meal_jax.data.summarize_from_feedback import Post
+from meal_jax.data.template_text import DATE
 
 TEMPLATES = ("chat", "plain")
 INSTRUCTION = "Generate a one-sentence summary of this post."
@@ -72,20 +73,29 @@ class Row(NamedTuple):
     text: str
 
 
-def make_chat(tokenizer, template: str, benchmark: str, system: str | None = "", date: str = chats.DATE) -> chats.Chat:
+def make_chat(
+    tokenizer,
+    template: str,
+    benchmark: str,
+    system: str | None = "",
+    date: str = DATE,
+    options: Sequence[str] = (),
+) -> chats.Chat:
     """The prompt format of a benchmark: the model's own chat template, or the benchmark's plain one.
 
-    `system` and `date` are as in `chats.make`; plain templates have neither.
+    `system`, `date` and `options` are as in `chats.make`; plain templates have none of them.
 
     Raises:
       ValueError: no such template, or the tokenizer cannot carry it.
     """
     if template == "chat":
-        return chats.make(tokenizer, system, date)
+        return chats.make(tokenizer, system, date, options)
     if template != "plain":
         raise ValueError(f"config.data.template={template!r} is not one of {', '.join(TEMPLATES)}.")
     if system:
         raise ValueError("config.data.template=plain has no system message: set config.data.system=''.")
+    if options:
+        raise ValueError("config.data.template=plain has no variables: set config.data.template_options=().")
     if tokenizer.eos_token is None:
         raise ValueError("config.data.template=plain ends an answer with the end token, and this tokenizer has none.")
     tokenizer = copy.copy(tokenizer)

@@ -97,7 +97,8 @@ def policy(config: Any, directory: Path) -> Iterator[Finding]:
     if config.task not in templates.PLAIN:
         return
     try:
-        chat = templates.make_chat(tokenizer, config.data.template, config.task, config.data.system, config.data.date)
+        d = config.data
+        chat = templates.make_chat(tokenizer, d.template, config.task, d.system, d.date, d.template_options)
         conditioning = Conditioning("none", tail=tuple(chats.tail_ids(chat)))
         if config.stage == "align":
             conditioning = language.make_conditioning(config.conditioning, chat, tuple(config.objectives))
@@ -141,7 +142,9 @@ def heads(config: Any, chat: chats.Chat) -> Iterator[Finding]:
     except FileNotFoundError:  # `files.weights` has told
         return
     except ValueError as error:
-        yield fail("heads", say(error), "Or set config.data.template, system and date to those of the heads.")
+        yield fail(
+            "heads", say(error), "Or set config.data.template, template_options, system and date to those of the heads."
+        )
 
 
 def prompts(config: Any, chat: chats.Chat, vocabulary: int) -> Finding:

@@ -73,7 +73,8 @@ def chat_of(config: Any) -> chats.Chat | None:
         directory = models.directory_of(str(config.policy.source))
         if directory is None:
             return None
-        return templates.make_chat(pretrained.load_tokenizer(directory), d.template, config.task, d.system, d.date)
+        tokenizer = pretrained.load_tokenizer(directory)
+        return templates.make_chat(tokenizer, d.template, config.task, d.system, d.date, d.template_options)
     except models.REFUSALS:
         return None
 

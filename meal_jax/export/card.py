@@ -203,6 +203,11 @@ def _format(run: Run) -> Iterator[str]:
             f"The policy was trained under the system message {chat.system!r} (`data.system`), which the chat template puts "
             "in front of a conversation that has none. Under another it is off what it was trained on."
         )
+    if run.config.data.template_options:
+        yield (
+            f"Training set {', '.join(run.config.data.template_options)} (`data.template_options`). The exported "
+            "chat template sets this itself, whatever a request gives."
+        )
     if "strftime_now" in chat.tokenizer.chat_template:
         yield (
             f"The base's chat template writes today's date. In training it wrote {chat.date} (`data.date`), and the exported "

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from meal_jax.data import chat as chats
 from meal_jax.data.chat import Chat
+from meal_jax.data.template_text import dated
 from meal_jax.models.policy import Conditioning
 
 EXAMPLE = (("user", "How are you?"), ("assistant", "Well, thank you."), ("user", "Good. Say no."))
@@ -26,7 +27,7 @@ def wrap(chat: Chat, conditioning: str = "") -> str:
       chat: format of the run's prompts.
       conditioning: Jinja source that prints what stands between conversation and generation prompt.
     """
-    own = _enclosed(chats.dated(chat.tokenizer.chat_template, chat.date))
+    own = _enclosed(dated(chat.tokenizer.chat_template, chat.date))
     turns = "messages"
     if chat.system is not None:
         system = f"[{{'role': 'system', 'content': {quote(chat.system)}}}]"

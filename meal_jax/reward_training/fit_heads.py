@@ -376,7 +376,10 @@ def _run(config: ml_collections.ConfigDict, out: Path) -> tuple[linear_heads.Hea
     objectives = tuple(config.objectives)
     need_weights(config.source)
     tokenizer, d = pretrained.load_tokenizer(config.source), config.data
-    chat = templates.make_chat(tokenizer, d.get("template", "chat"), d.get("task", "assistant"), d.system)
+    options = d.get("template_options", ())
+    chat = templates.make_chat(
+        tokenizer, d.get("template", "chat"), d.get("task", "assistant"), d.system, options=options
+    )
     rows, counts, held_out = read_encoded(config, chat)
     for name, count in counts.items():
         print(f"{name}: {count}")

@@ -9,7 +9,7 @@ import tokenizers
 
 from meal_jax import config as defaults
 from meal_jax.data import chat as chats
-from meal_jax.data import hh_rlhf, summarize_from_feedback, templates
+from meal_jax.data import hh_rlhf, summarize_from_feedback, template_text, templates
 from meal_jax.export import chat_template
 from meal_jax.hf import sentencepiece
 from meal_jax.models.policy import Conditioning
@@ -31,6 +31,13 @@ FOLDS = (
 DATED = (
     "{%- if strftime_now is defined -%}{%- set today = strftime_now('%d %b %Y') -%}{%- else -%}{%- set today = 'x' -%}"
     "{%- endif -%}{{ '<|im_start|>system\nToday: ' + today + '<|im_end|>\n' }}" + TURNS
+)
+# Qwen 3: an answer stands behind its thoughts, which `enable_thinking=false` closes before it begins
+THINKS = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if loop.last and m['role'] == 'assistant' %}"
+    "{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ m['content'] + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|im_start|>assistant\n' }}{% if enable_thinking is defined and enable_thinking is false %}"
+    "{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
 )
 HELLO = (("user", "Hello"),)
 
@@ -86,11 +93,50 @@ def test_the_date_is_a_field_and_not_todays(with_template):
     later = chats.make(with_template(DATED), None, "2025-01-02")
     assert "Today: 02 Jan 2025<" in chats.render(later, HELLO, False)
     assert chats.describe(later).endswith("date 2025-01-02")
-    assert defaults.default().data.date == chats.DATE
+    assert defaults.default().data.date == template_text.DATE
     config = defaults.default()
     config.data.date = "yesterday"
     with pytest.raises(ValueError, match=r"config\.data\.date='yesterday'"):
         defaults.check(config)
+
+
+def test_a_template_is_given_its_variables_in_training_and_in_an_export(with_template, chat_tokenizer):
+    thinking = chats.make(with_template(THINKS))
+    at_once = chats.make(with_template(THINKS), options=("enable_thinking=false",))
+    assert (thinking.opened[-10:], thinking.lead) == ("assistant\n", "<think>\n\n</think>\n\n")
+    assert (at_once.opened[-20:], at_once.lead) == ("\n<think>\n\n</think>\n\n", "")
+    assert chat_tokenizer.decode(chats.tail_ids(at_once)).endswith("assistant\n<think>\n\n</think>\n\n")
+    assert chats.prompt_ids(at_once, HELLO) == chats.prompt_ids(thinking, HELLO)
+    assert chats.describe(at_once) != chats.describe(thinking)  # heads that were fitted on the one are not the other's
+    assert chat_template.spells(at_once, chat_template.wrap(at_once), [])  # a request gives no variables
+    assert not chat_template.spells(thinking, chat_template.wrap(at_once), [])
+    as_text = templates.make_chat(with_template(THINKS), "chat", "assistant", options=("enable_thinking=false",))
+    assert chats.describe(as_text) == chats.describe(at_once)
+
+
+@pytest.mark.parametrize(
+    "value, written", [('"a \\"b\\""', 'a "b"'), ("null", "None"), ("true", "True"), ("0.5", "0.5")]
+)
+def test_a_variable_has_its_value_and_leaves_the_templates_blanks(with_template, value, written):
+    chat = chats.make(with_template("\n  {{ style }}" + TURNS), None, options=(f"style={value}",))
+    assert chats.render(chat, HELLO, False) == f"\n  {written}<|im_start|>user\nHello<|im_end|>\n"
+
+
+@pytest.mark.parametrize(
+    "option", ["style", "style=", "style=no", "style=[1]", "style=NaN", "messages=1", "two words=1", "=1", ""]
+)
+def test_an_option_is_a_variable_and_a_plain_value(option):
+    config = defaults.default()
+    config.data.template_options = (option,)
+    with pytest.raises(ValueError, match=r"config\.data\.template_options: .* is not NAME=VALUE"):
+        defaults.check(config)
+
+
+def test_a_variable_that_a_template_does_not_read_is_refused(with_template):
+    with pytest.raises(ValueError, match="reads no variable enable_thinking"):
+        chats.make(with_template(TURNS), options=("enable_thinking=false",))
+    with pytest.raises(ValueError, match="template=plain has no variables"):
+        templates.make_chat(with_template(TURNS), "plain", "assistant", options=("enable_thinking=false",))
 
 
 def test_an_evaluations_hash_covers_token_ids():

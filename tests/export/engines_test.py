@@ -19,6 +19,7 @@ import pytest
 from flax import traverse_util
 
 from meal_jax.data import chat as chats
+from meal_jax.data import template_text
 from meal_jax.export import chat_template, model_directory, runtimes
 from meal_jax.hf import pretrained
 from meal_jax.models.policy import Conditioning
@@ -85,7 +86,7 @@ def write_gguf(path, directory, params, config):
 
 def exported(tokenizer, base, reads):
     """A base's chat template as `export` writes it for a kind of conditioning."""
-    tokenizer = chats.with_one_template(tokenizer)
+    tokenizer = template_text.with_one_template(tokenizer)
     tokenizer.chat_template = base
     chat = chats.make(tokenizer)
     encode = functools.partial(tokenizer, add_special_tokens=False)

@@ -23,6 +23,7 @@ from meal_jax.hf import families, pretrained, sentencepiece
 from meal_jax.parity import comparison
 from meal_jax.rollout.sampling import Sampling
 from meal_jax.saved_run import open_run
+from tests.data.published_chat_test import THINKS
 
 torch = pytest.importorskip("torch", reason="torch, the reference, is not installed")
 transformers = pytest.importorskip("transformers")
@@ -160,7 +161,7 @@ FAMILIES = {
     "llama 3": ("Llama", dict(rope_theta=500.0), False, LLAMA3, LLAMA3_MARKS, LLAMA_3),
     "llama 3.1": ("Llama", dict(rope_parameters=ROPE), False, LLAMA3, LLAMA3_MARKS, LLAMA_31),
     "qwen 2.5": ("Qwen2", {}, False, QWEN, IM, with_own_system("You are a helpful assistant.")),
-    "qwen 3": ("Qwen3", dict(tie_word_embeddings=True), False, QWEN, IM, CHATML),
+    "qwen 3": ("Qwen3", dict(tie_word_embeddings=True), False, QWEN, IM, THINKS),
     "phi 4": ("Phi3", dict(sliding_window=12), False, QWEN, [*IM, "<|im_sep|>"], PHI_4),
     "smollm3": ("SmolLM3", dict(no_rope_layers=[0, 1], tie_word_embeddings=True), False, QWEN, IM, SMOLLM_3),
     "olmo 2": ("Olmo2", dict(num_key_value_heads=2), False, OLMO, [], OLMO_2),
@@ -244,6 +245,8 @@ def make_config(directory, tmp_path, reads):
         "data.prompt_length": 128, "eval.prompts": 2, "eval.batch_size": 2, "eval.divisions": 1, "eval.bootstrap": 10,
         "eval.samples": 1, "optim.lr": 0.1, "optim.warmup": 1, "tensorboard": False,
     }  # fmt: skip
+    if "enable_thinking" in str(pretrained.load_tokenizer(str(directory)).chat_template):
+        changes["data.template_options"] = ("enable_thinking=false",)
     c.update_from_flattened_dict(changes)
     return c
 
