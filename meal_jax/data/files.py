@@ -107,9 +107,15 @@ def rows(file: Path, column: str | None = None) -> Iterator[tuple[str, dict[str,
             )
         if "\\ud" in line or "\\uD" in line:  # escapes alone can spell half of a pair
             _refuse_halves(row, source)
-        if column is not None and column not in row:
-            raise ValueError(f"{source} has no column {column!r}; it has {', '.join(row) or 'none'}.")
+        if column is not None:
+            need_column(row, column, source)
         yield source, row
+
+
+def need_column(row: dict[str, Any], column: str, source: str) -> None:
+    """Refuses a row without the field: ValueError."""
+    if column not in row:
+        raise ValueError(f"{source} has no column {column!r}; it has {', '.join(row) or 'none'}.")
 
 
 def need_text(row: dict[str, Any], names: Sequence[str], source: str, why: str) -> None:

@@ -1,4 +1,4 @@
-"""Prompts or pairs of one's own, as JSON lines.
+"""Prompts or pairs of one's own, as JSON lines, parquet or a data set of TFDS.
 
     {"prompt": "Which tea?"}
     {"prompt": "Which tea?", "chosen": "Sencha.", "rejected": "No idea."}
@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
-from meal_jax.data import files, forms, hh_rlhf, hub
+from meal_jax.data import files, forms, hh_rlhf, hub, read_prepared
 from meal_jax.data.files import SPLIT_FIELD
 
 HINT = (
@@ -52,7 +52,8 @@ def read_rows(path: str | os.PathLike, split: str | None = None) -> hh_rlhf.Pair
     """Reads a file or all of a directory's in the order of their names.
 
     Args:
-      path: .jsonl, .jsonl.gz or .parquet file, or a directory of them; with `:COLUMN` also a data set's id.
+      path: .jsonl, .jsonl.gz or .parquet file, a directory of them or of a TFDS data set in array_record shards; with
+        `:COLUMN` also a data set's id.
       split: "train" or "test", the rows of this one alone; None takes all.
 
     Returns:
@@ -165,18 +166,41 @@ def _rows(path: str | os.PathLike) -> Iterator[tuple[Place, dict[str, Any]]]:
     """(place, row) of all that `path` names; rows of a column as a prompt or messages."""
     place, column = split_column(path)
     remote = hub_place(path)
+    prepared = None if remote else read_prepared.directory(place)
+    for at, row in _of_prepared(prepared) if prepared else _of_files(place, remote, column):
+        split = files.split_of(at.file) if remote else _given(row)  # train_sft, say, is one of a data set's splits
+        if column is not None:
+            files.need_column(row, column, at.source)
+            if (cell := row[column]) in (None, "", []) or (isinstance(cell, str) and not cell.strip()):
+                continue
+            row = _from_cell(cell, column, at.source)
+        yield at, forms.as_own(row | ({"split": split} if split else {}), at.source)
+
+
+def _of_files(place: str, remote: str | None, column: str | None) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """(place, row as it stands there) of a file, a directory's or those of a data set on the hub."""
     if not remote:
         _warn_of_unread(Path(place).expanduser())
     in_directory = bool(remote) or Path(place).expanduser().is_dir()
     for file in hub.download(remote) if remote else files.find(place, HINT):
         named = _split_of_name(file, in_directory)
         for source, row in files.rows(file, column):
-            split = files.split_of(file) if remote else _given(row)  # train_sft, say, is one of a data set's splits
-            if column is not None:
-                if (cell := row[column]) in (None, "", []) or (isinstance(cell, str) and not cell.strip()):
-                    continue
-                row = _from_cell(cell, column, source)
-            yield Place(file, source, named), forms.as_own(row | ({"split": split} if split else {}), source)
+            yield Place(file, source, named), row
+
+
+def _of_prepared(directory: Path) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """(place, row) of a TFDS data set, whose splits' names count as files' do."""
+    for split in read_prepared.splits(directory):
+        named = _split_of_name(directory / split, in_directory=False)
+        for source, row in read_prepared.records(directory, split):
+            yield Place(directory / split, source, named), {name: _as_list(value) for name, value in row.items()}
+
+
+def _as_list(value: Any) -> Any:
+    """A list of objects, where TFDS gives one: as an object of lists."""
+    if not isinstance(value, dict) or not all(isinstance(column, list) for column in value.values()):
+        return value
+    return [dict(zip(value, turn, strict=True)) for turn in zip(*value.values(), strict=True)]
 
 
 @functools.cache  # once per directory

@@ -1,4 +1,4 @@
-"""Reads the output of `meal_jax.data.prepare`: TFDS data sets of array_record shards, without TensorFlow."""
+"""Reads TFDS data sets of array_record shards without TensorFlow: those of `meal_jax.data.prepare`, and of one's own."""
 
 from __future__ import annotations
 
@@ -83,12 +83,16 @@ def _damaged(directory: str | os.PathLike, error: Exception) -> ValueError:
 
 
 def _plain(value: Any, place: str) -> Any:
-    """A text or a number of Python; other values, which no reader here asks for, as they are."""
+    """A text or a number of Python, and lists and objects of these; other values, such as arrays of numbers, as they are."""
     if isinstance(value, bytes):
         try:
             return value.decode()
         except UnicodeDecodeError as error:
             raise ValueError(f"{place} is not UTF-8 text (byte {error.start}: {error.reason}).") from None
+    if isinstance(value, dict):
+        return {name: _plain(part, f"{place}.{name}") for name, part in value.items()}
+    if isinstance(value, list) or (isinstance(value, np.ndarray) and value.dtype == object):  # of texts
+        return [_plain(part, place) for part in value]
     return value.item() if isinstance(value, np.generic) else value
 
 

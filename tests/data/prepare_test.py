@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from meal_jax.data import hh_rlhf, prepare, read_prepared
+from meal_jax.data import hh_rlhf, own, prepare, read_prepared
 from meal_jax.data import summarize_from_feedback as sff
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -186,6 +186,7 @@ def test_data_sets_of_others_are_read_by_their_fields_or_named(tmp_path):
     foreign = make("Foreign", [pair(i) | extra for i in range(3)], **more)
     assert [p.chosen for p in hh_rlhf.read_pairs(foreign).pairs] == ["0.", "1.", "2."]
     assert next(read_prepared.records(foreign))[1]["score"] == 0.5
+    assert next(read_prepared.records(foreign))[1]["by"] == {"name": "é"}
     with pytest.raises(ValueError, match=r"train:1 is no row that .*summarize_from_feedback` wrote.*fields .*chosen"):
         sff.read_comparisons(foreign)
     latin = make("Latin", [{"chosen": b"\n\nHuman: \xe9\n\nAssistant: b", "rejected": "x"}])
@@ -201,6 +202,43 @@ def test_data_sets_of_others_are_read_by_their_fields_or_named(tmp_path):
     (latin / "features.json").unlink()
     with pytest.raises(ValueError, match=r"no data set of TFDS.*Dataset\.to_parquet"):
         hh_rlhf.read_pairs(latin)
+
+
+def test_a_tfds_data_set_of_ones_own_gives_prompts_and_conversations(tmp_path):
+    """Rows as JSON lines have them, a sequence of messages too; splits by name, and columns."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    tfds.disable_progress_bar()
+    text = tfds.features.Text()
+    turn = {"role": text, "content": text}
+
+    def make(name, features, **splits):
+        methods = {
+            "_info": lambda self: tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features)),
+            "_split_generators": lambda self, _: {split: iter(enumerate(rows)) for split, rows in splits.items()},
+            "_generate_examples": lambda self: None,
+        }
+        kind = type(name, (tfds.core.GeneratorBasedBuilder,), methods | {"VERSION": "1.0.0", "url_infos": None})
+        builder = kind(data_dir=tmp_path, file_format="array_record")
+        builder.download_and_prepare()
+        return Path(builder.data_dir)
+
+    talk = [[("user", "a?"), ("assistant", "b."), ("user", f"c{i}?")] for i in range(3)]
+    talk.append([("user", "é?")])
+    rows = [{"messages": [{"role": r, "content": c} for r, c in turns], "n": 1} for turns in talk]
+    messages = {"messages": tfds.features.Sequence(turn), "n": tfds.features.Scalar(np.int32)}
+    path = make("Talks", messages, train_sft=rows[:2], test=rows[2:])
+    found = own.read_by_split(path.parent)  # the newest version
+    told = {split: set(pairs.prompts) for split, pairs in found.items()}  # TFDS shuffles what it writes
+    assert told == {"train": set(map(tuple, talk[:2])), "test": set(map(tuple, talk[2:]))}
+    assert {turns for turns, _ in own.read_prompts(f"{path}:messages")} == set(map(tuple, talk))
+    with pytest.raises(ValueError, match=r"talks/1\.0\.0/train_sft:1 has no column 'question'; it has messages, n"):
+        own.read_prompts(f"{path}:question")
+    pairs = make("Ranked", {"prompt": text, "chosen": text, "rejected": text}, harder=[
+        {"prompt": "Which?", "chosen": "This.", "rejected": "No."}
+    ])  # fmt: skip
+    ((only,),) = (found.pairs for found in own.read_by_split(pairs).values())
+    assert (only.turns, only.chosen, only.rejected) == ((("user", "Which?"),), "This.", "No.")
+    assert only.source == f"{pairs}/harder:1"
 
 
 def test_a_source_without_the_files_says_what_it_should_hold(tmp_path, write):
