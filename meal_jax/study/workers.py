@@ -148,6 +148,8 @@ def _passing_on_signals() -> Iterator[_Children]:
 
 def _train_one(run: Run, logs: Path, children: _Children) -> Outcome:
     path, began = logs / f"{run.variant}_{run.seed}.log", time.monotonic()
+    if children.stopping.is_set():  # before its log of an earlier call is emptied
+        return Outcome(run, "stopped", 0.0)
     with path.open("w") as log:
         process = children.start([sys.executable, *run.arguments, f"--stopped_status={STOPPED}"], log)
         if process is None:

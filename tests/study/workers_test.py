@@ -69,8 +69,11 @@ def test_a_signal_is_passed_on_and_nothing_more_begins(tmp_path):
     former = signal.getsignal(signal.SIGTERM)
     sender = threading.Thread(target=interrupt)
     sender.start()
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "v_1.log").write_text("of an earlier call")
     outcomes = workers.train([make(code), make("raise SystemExit(1)", seed=1)], 1, tmp_path / "logs", lambda _: None)
     sender.join()
+    assert (tmp_path / "logs" / "v_1.log").read_text() == "of an earlier call"
     assert [o.how for o in outcomes] == ["stopped", "stopped"] and outcomes[1].seconds == 0
     assert signal.getsignal(signal.SIGTERM) is former
 
