@@ -16,6 +16,15 @@ from meal_jax.data.template_text import parse_option
 from meal_jax.limits import is_interval
 
 Need = Callable[[bool, str], None]
+# Benchmark → fields that name files and that it does not read.
+TOY = ("policy.source", "data.path", "data.posts", "reward.heads")
+UNREAD = {
+    "toy": TOY,
+    "toy_attainable": TOY,
+    "synthetic": TOY[1:],
+    "assistant": ("data.posts",),
+    "stories": ("data.posts",),
+}
 # Preferences of an evaluation: of 1,001 in five objectives the hypervolume's intervals alone take nine minutes.
 LATTICE = 1_000
 
@@ -89,6 +98,18 @@ def check_texts(config: ml_collections.ConfigDict, need: Need) -> None:
         d.stop is None or all(d.stop),
         f"config.data.stop={d.stop} must be texts, such as ('\\n\\nHuman:',), or None.",
     )
+
+
+def check_read(config: ml_collections.ConfigDict, need: Need) -> None:
+    """Refuses models, data and heads that the benchmark would pass over."""
+    for name in UNREAD.get(config.task, ()):
+        section, field = name.split(".")
+        value = config[section][field]
+        need(
+            not value,
+            f"config.{name}={value!r} is not read by the task {config.task}: leave it empty. For a model, prompts and "
+            "rewards of your own begin with configs/own.py.",
+        )
 
 
 def check_storage(config: ml_collections.ConfigDict, need: Need) -> None:

@@ -385,6 +385,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     )
     track.check(config.track)
     combinations.check_texts(config, need)
+    combinations.check_read(config, need)
     k, names = len(config.objectives), config.objectives
     need(k >= 1, "config.objectives is empty: name the rewards.")
     need(

@@ -21,13 +21,13 @@ import ml_collections
 import numpy as np
 from absl import logging
 
+from meal_jax.data import templates
 from meal_jax.hf import pretrained, shapes
 from meal_jax.rewards import formats, linear_heads, sources
 from meal_jax.rewards.code_files import code_files
 from meal_jax.runtime import distributed, identity
 from meal_jax.saved_run import read_json, steps_done, write_json
 from meal_jax.tasks import language
-from meal_jax.tasks.task import Task
 
 NAME = "inputs.json"
 WHOLE, STRIDE, BLOCK = 2**25, 2**22, 2**16  # bytes
@@ -40,28 +40,28 @@ CODE = "code of reward"
 Digests = dict[str, dict[str, str]]
 
 
-def digests(config: ml_collections.ConfigDict, task: Task, rows: Mapping[str, Any]) -> Digests:
+def digests(config: ml_collections.ConfigDict, rows: Mapping[str, Any]) -> Digests:
     """The inputs of a run as they are now.
 
     Args:
-      config, task: of the run.
+      config: of the run.
       rows: what it trains on by name: tuples of arrays and texts.
     """
     out = {name: {"token ids and texts": of_rows(columns)} for name, columns in rows.items()}
     source = str(config.policy.source)
-    if task.weights is not None and source and not config.policy.pretrain and not source.startswith(shapes.RANDOM):
+    if source and not source.startswith(shapes.RANDOM):
         out["policy weights"], out["policy tokenizer"] = of_model(source)
     if config.stage == "sft":
         return out
     named = config.reward.sources or ("heads",) * len(config.objectives)
     for objective, reward in zip(config.objectives, map(sources.parse, named), strict=True):
-        out |= of_reward(reward, objective, config, task)
+        out |= of_reward(reward, objective, config)
     return out
 
 
-def of_reward(reward: sources.Source, objective: str, config: ml_collections.ConfigDict, task: Task) -> Digests:
+def of_reward(reward: sources.Source, objective: str, config: ml_collections.ConfigDict) -> Digests:
     """The files that one reward is computed with; {} where there are none but the policy's and meal_jax's own."""
-    if reward.kind == "heads" and task.chat is not None and not language.counts(config):
+    if reward.kind == "heads" and config.task in templates.PLAIN and not language.counts(config):
         path = linear_heads.locate(config.reward.heads)
         return {f"heads of reward {objective}": {path.name: of_file(path)}}
     place = config.reward.judge if reward.kind == "judge" else reward.directory  # of a model

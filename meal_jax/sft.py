@@ -121,7 +121,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | Non
                 "config.eval.prompts, or give this run a --workdir of its own."
             )
         data = {"training rows": rows, "held-out rows": held}
-        found = distributed.from_first(lambda: inputs.need_same(root, inputs.digests(config, task, data), config))
+        found = distributed.from_first(lambda: inputs.need_same(root, inputs.digests(config, data), config))
         checkpoints = checkpoint.open_checkpoints(root / "checkpoints", keep=config.checkpoint.keep)
         at_exit.callback(checkpoint.close, checkpoints)
         start, state, frozen, placed, meta = train.begin(config, setup, task, init, mesh, checkpoints)

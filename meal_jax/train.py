@@ -140,7 +140,7 @@ def train_and_evaluate(
         at_exit.enter_context(identity.hold(workdir))
         measured_otherwise = distributed.from_first(lambda: identity.measures_otherwise(need_same(workdir, config)))
         rows = {"training prompts": task.train}
-        found = distributed.from_first(lambda: inputs.need_same(workdir, inputs.digests(config, task, rows), config))
+        found = distributed.from_first(lambda: inputs.need_same(workdir, inputs.digests(config, rows), config))
         checkpoints = checkpoint.open_checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
         at_exit.callback(checkpoint.close, checkpoints)  # however the run ends, the save under way is finished
         start, state, frozen, placed, meta = begin(config, setup, task, method.init, mesh, checkpoints)

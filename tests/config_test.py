@@ -159,6 +159,25 @@ def test_mistakes_are_named_with_what_would_do(field, value, message):
     assert field.rpartition(".")[2] in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("task", "field"),
+    [
+        ("toy", "policy.source"),
+        ("toy_attainable", "data.path"),
+        ("synthetic", "reward.heads"),
+        ("assistant", "data.posts"),
+    ],
+)
+def test_files_that_a_benchmark_passes_over_are_refused(task, field):
+    config = base.default()
+    config.update_from_flattened_dict(
+        {"task": task, "policy.source": "" if field == "policy.source" else config.policy.source}
+    )
+    config.update_from_flattened_dict({field: "mine"})
+    with pytest.raises(ValueError, match=rf"config\.{field}='mine' is not read by the task {task}: leave it empty"):
+        base.check(config)
+
+
 def test_every_field_of_several_values_says_what_it_holds():
     several = {name for name, field in field_types._fields(base.default()) if field_types._kind(field)[0] is tuple}
     assert several == field_types.ITEMS.keys()

@@ -149,7 +149,7 @@ def test_heads_prompts_weights_and_tokenizer_of_a_run_on_text_are_told_apart(ass
 
     def now():
         task = build.build_task(config)
-        return inputs.digests(config, task, {"training prompts": task.train})
+        return inputs.digests(config, {"training prompts": task.train})
 
     before = now()
     assert before.keys() == {
