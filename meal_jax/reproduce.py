@@ -155,8 +155,8 @@ def _small_assistant() -> Recipe:
         _compare(config, METHODS, "--config.data.path=HH_RLHF"),
         CPU,
         Cost(None, "measured for Meal alone: 39 minutes"),
-        "run in 30 steps, Meal and static targets with four seeds, Rewarded Soups and RiC with three: "
-        "docs/assistant_small.md; all four with a prefix: docs/comparison_assistant_small.md; MORLHF and PARM not run",
+        "run in 30 steps, Meal and static targets with four seeds, Rewarded Soups and RiC with three, MORLHF with one: "
+        "docs/assistant_small.md; all four with a prefix: docs/comparison_assistant_small.md; PARM not run",
     )
 
 
