@@ -101,7 +101,7 @@ def figures() -> list[Figure]:
             name,
             f"{fronts}, on Helpful Assistant: {objectives.replace(',', ' and ')}",
             {
-                "toy": _toy_fronts(":k=3", "not run; all three pairs of objectives in one figure"),
+                "toy": _toy_fronts(":k=3", "run with one seed, all three pairs in one figure: docs/comparison_toy.md"),
                 "small": _small_assistant()
                 if name == "3a"
                 else Recipe("", ("the package has no small reward for humor",), "–", Cost(None, "–"), "not run"),
