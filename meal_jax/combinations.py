@@ -17,11 +17,11 @@ from meal_jax.limits import is_interval
 
 Need = Callable[[bool, str], None]
 # Benchmark → fields that name files and that it does not read.
-TOY = ("policy.source", "data.path", "data.posts", "reward.heads")
+FILES = ("data.path", "data.posts", "reward.heads")
 UNREAD = {
-    "toy": TOY,
-    "toy_attainable": TOY,
-    "synthetic": TOY[1:],
+    "toy": ("policy.source", *FILES),
+    "toy_attainable": ("policy.source", *FILES),
+    "synthetic": FILES,
     "assistant": ("data.posts",),
     "stories": ("data.posts",),
 }

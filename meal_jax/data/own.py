@@ -167,10 +167,9 @@ def _rows(path: str | os.PathLike) -> Iterator[tuple[Place, dict[str, Any]]]:
     place, column = split_column(path)
     remote = hub_place(path)
     prepared = None if remote else read_prepared.directory(place)
-    for at, row in _of_prepared(prepared) if prepared else _of_files(place, remote, column):
+    for at, row in _of_prepared(prepared, column) if prepared else _of_files(place, remote, column):
         split = files.split_of(at.file) if remote else _given(row)  # train_sft, say, is one of a data set's splits
         if column is not None:
-            files.need_column(row, column, at.source)
             if (cell := row[column]) in (None, "", []) or (isinstance(cell, str) and not cell.strip()):
                 continue
             row = _from_cell(cell, column, at.source)
@@ -188,11 +187,13 @@ def _of_files(place: str, remote: str | None, column: str | None) -> Iterator[tu
             yield Place(file, source, named), row
 
 
-def _of_prepared(directory: Path) -> Iterator[tuple[Place, dict[str, Any]]]:
+def _of_prepared(directory: Path, column: str | None) -> Iterator[tuple[Place, dict[str, Any]]]:
     """(place, row) of a TFDS data set, whose splits' names count as files' do."""
     for split in read_prepared.splits(directory):
         named = _split_of_name(directory / split, in_directory=False)
         for source, row in read_prepared.records(directory, split):
+            if column is not None:
+                files.need_column(row, column, source)
             yield Place(directory / split, source, named), {name: _as_list(value) for name, value in row.items()}
 
 

@@ -103,6 +103,12 @@ def make_chat(
     return chats.make(tokenizer, system=None)._replace(begins=True)
 
 
+def chat_of(config, tokenizer) -> chats.Chat:
+    """The prompt format of a run, with the tokenizer of its policy. Errors as of `make_chat`."""
+    d = config.data
+    return make_chat(tokenizer, d.template, config.task, d.system, d.date, d.template_options)
+
+
 def stop_of(config, benchmark: str) -> tuple[str, ...]:
     """Texts at which an answer is cut before it is scored: `config.data.stop`, or the published evaluation's."""
     if config.data.stop is not None:

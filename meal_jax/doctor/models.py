@@ -97,8 +97,7 @@ def policy(config: Any, directory: Path) -> Iterator[Finding]:
     if config.task not in templates.PLAIN:
         return
     try:
-        d = config.data
-        chat = templates.make_chat(tokenizer, d.template, config.task, d.system, d.date, d.template_options)
+        chat = templates.chat_of(config, tokenizer)
         conditioning = Conditioning("none", tail=tuple(chats.tail_ids(chat)))
         if config.stage == "align":
             conditioning = language.make_conditioning(config.conditioning, chat, tuple(config.objectives))

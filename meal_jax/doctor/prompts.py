@@ -68,13 +68,11 @@ def chat_of(config: Any) -> chats.Chat | None:
     """The policy's prompt format; None where its tokenizer is not on this machine or does not do, as `models.policy` tells."""
     if not config.policy.source or config.task not in templates.PLAIN:
         return None
-    d = config.data
     try:
         directory = models.directory_of(str(config.policy.source))
         if directory is None:
             return None
-        tokenizer = pretrained.load_tokenizer(directory)
-        return templates.make_chat(tokenizer, d.template, config.task, d.system, d.date, d.template_options)
+        return templates.chat_of(config, pretrained.load_tokenizer(directory))
     except models.REFUSALS:
         return None
 

@@ -109,15 +109,16 @@ class _Children:
         self.stopping = threading.Event()
         self.lock = threading.Lock()
 
-    def start(self, command: Sequence[str], log) -> subprocess.Popen | None:
+    def start(self, command: Sequence[str], log: Path) -> subprocess.Popen | None:
         """Starts a process, unless all are to stop; in a session of its own, so that a terminal's Ctrl-C comes from here."""
         with self.lock:
-            if self.stopping.is_set():
+            if self.stopping.is_set():  # the log of an earlier call stays
                 return None
-            process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment(),
-                start_new_session=True,
-            )  # fmt: skip
+            with log.open("w") as out:
+                process = subprocess.Popen(
+                    command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment(),
+                    start_new_session=True,
+                )  # fmt: skip
             self.running.add(process)
             if self.stopping.is_set():  # the signal came between the question and the start
                 process.send_signal(signal.SIGTERM)
@@ -148,14 +149,11 @@ def _passing_on_signals() -> Iterator[_Children]:
 
 def _train_one(run: Run, logs: Path, children: _Children) -> Outcome:
     path, began = logs / f"{run.variant}_{run.seed}.log", time.monotonic()
-    if children.stopping.is_set():  # before its log of an earlier call is emptied
+    process = children.start([sys.executable, *run.arguments, f"--stopped_status={STOPPED}"], path)
+    if process is None:
         return Outcome(run, "stopped", 0.0)
-    with path.open("w") as log:
-        process = children.start([sys.executable, *run.arguments, f"--stopped_status={STOPPED}"], log)
-        if process is None:
-            return Outcome(run, "stopped", 0.0)
-        status = process.wait()
-        children.running.discard(process)
+    status = process.wait()
+    children.running.discard(process)
     seconds = time.monotonic() - began
     if status == 0:
         return Outcome(run, "finished", seconds)

@@ -56,10 +56,7 @@ def build(config, name: str, load: Load, reference: float, counted: Callable[...
     # The heads' objectives are those that no other reward replaces; fine-tuning needs none.
     own_names = () if config.stage == "sft" else tuple(objectives[k] for k in sources.own_objectives(config))
     heads = linear_heads.load(config.reward.heads).select(own_names) if own_names and not counted else None
-    d = config.data
-    chat = templates.make_chat(
-        pretrained.load_tokenizer(p.source), d.template, name, d.system, d.date, d.template_options
-    )
+    chat = templates.chat_of(config, pretrained.load_tokenizer(p.source))
     if heads:
         linear_heads.check_format(heads, chats.describe(chat))
     train, test, evaluated = load(config, chat, tokenizers_in_play(config, chat))

@@ -163,33 +163,38 @@ def test_damage_found_while_reading_is_named(source):
         sff.read_comparisons(directory)
 
 
+def tfds_directory(folder, name, features, **splits):
+    """The directory of a TFDS data set as a builder of one's own writes it, from the rows of each split."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    tfds.disable_progress_bar()
+    methods = {
+        "_info": lambda self: tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features)),
+        "_split_generators": lambda self, _: {split: iter(enumerate(rows)) for split, rows in splits.items()},
+        "_generate_examples": lambda self: None,
+    }
+    kind = type(name, (tfds.core.GeneratorBasedBuilder,), methods | {"VERSION": "1.0.0", "url_infos": None})
+    builder = kind(data_dir=folder, file_format="array_record")
+    builder.download_and_prepare()
+    return Path(builder.data_dir)
+
+
 def test_data_sets_of_others_are_read_by_their_fields_or_named(tmp_path):
     """As TFDS builders of one's own write them: more features, of other types, and texts that are none."""
     tfds = pytest.importorskip("tensorflow_datasets")
-    tfds.disable_progress_bar()
     text, many = tfds.features.Text(), tfds.features.Sequence(tfds.features.Scalar(np.int32))
 
-    def make(name, rows, **features):
-        features = tfds.features.FeaturesDict({"chosen": text, "rejected": text} | features)
-        methods = {
-            "_info": lambda self: tfds.core.DatasetInfo(builder=self, features=features),
-            "_split_generators": lambda self, _: {"train": iter(enumerate(rows))},
-            "_generate_examples": lambda self: None,
-        }
-        kind = type(name, (tfds.core.GeneratorBasedBuilder,), methods | {"VERSION": "1.0.0", "url_infos": None})
-        builder = kind(data_dir=tmp_path, file_format="array_record")
-        builder.download_and_prepare()
-        return Path(builder.data_dir)
-
+    answers = {"chosen": text, "rejected": text}
     more = {"score": tfds.features.Scalar(np.float32), "ranks": many, "by": {"name": text}}
     extra = {"score": 0.5, "ranks": [1, 2], "by": {"name": "é"}}
-    foreign = make("Foreign", [pair(i) | extra for i in range(3)], **more)
+    foreign = tfds_directory(tmp_path, "Foreign", answers | more, train=[pair(i) | extra for i in range(3)])
     assert [p.chosen for p in hh_rlhf.read_pairs(foreign).pairs] == ["0.", "1.", "2."]
     assert next(read_prepared.records(foreign))[1]["score"] == 0.5
     assert next(read_prepared.records(foreign))[1]["by"] == {"name": "é"}
     with pytest.raises(ValueError, match=r"train:1 is no row that .*summarize_from_feedback` wrote.*fields .*chosen"):
         sff.read_comparisons(foreign)
-    latin = make("Latin", [{"chosen": b"\n\nHuman: \xe9\n\nAssistant: b", "rejected": "x"}])
+    latin = tfds_directory(
+        tmp_path, "Latin", answers, train=[{"chosen": b"\n\nHuman: \xe9\n\nAssistant: b", "rejected": "x"}]
+    )
     with pytest.raises(ValueError, match=r"latin/1\.0\.0/train:1: chosen is not UTF-8 text \(byte 9: "):
         hh_rlhf.read_pairs(latin)
     info = latin / "dataset_info.json"
@@ -207,33 +212,21 @@ def test_data_sets_of_others_are_read_by_their_fields_or_named(tmp_path):
 def test_a_tfds_data_set_of_ones_own_gives_prompts_and_conversations(tmp_path):
     """Rows as JSON lines have them, a sequence of messages too; splits by name, and columns."""
     tfds = pytest.importorskip("tensorflow_datasets")
-    tfds.disable_progress_bar()
     text = tfds.features.Text()
     turn = {"role": text, "content": text}
-
-    def make(name, features, **splits):
-        methods = {
-            "_info": lambda self: tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features)),
-            "_split_generators": lambda self, _: {split: iter(enumerate(rows)) for split, rows in splits.items()},
-            "_generate_examples": lambda self: None,
-        }
-        kind = type(name, (tfds.core.GeneratorBasedBuilder,), methods | {"VERSION": "1.0.0", "url_infos": None})
-        builder = kind(data_dir=tmp_path, file_format="array_record")
-        builder.download_and_prepare()
-        return Path(builder.data_dir)
 
     talk = [[("user", "a?"), ("assistant", "b."), ("user", f"c{i}?")] for i in range(3)]
     talk.append([("user", "é?")])
     rows = [{"messages": [{"role": r, "content": c} for r, c in turns], "n": 1} for turns in talk]
     messages = {"messages": tfds.features.Sequence(turn), "n": tfds.features.Scalar(np.int32)}
-    path = make("Talks", messages, train_sft=rows[:2], test=rows[2:])
+    path = tfds_directory(tmp_path, "Talks", messages, train_sft=rows[:2], test=rows[2:])
     found = own.read_by_split(path.parent)  # the newest version
     told = {split: set(pairs.prompts) for split, pairs in found.items()}  # TFDS shuffles what it writes
     assert told == {"train": set(map(tuple, talk[:2])), "test": set(map(tuple, talk[2:]))}
     assert {turns for turns, _ in own.read_prompts(f"{path}:messages")} == set(map(tuple, talk))
     with pytest.raises(ValueError, match=r"talks/1\.0\.0/train_sft:1 has no column 'question'; it has messages, n"):
         own.read_prompts(f"{path}:question")
-    pairs = make("Ranked", {"prompt": text, "chosen": text, "rejected": text}, harder=[
+    pairs = tfds_directory(tmp_path, "Ranked", {"prompt": text, "chosen": text, "rejected": text}, harder=[
         {"prompt": "Which?", "chosen": "This.", "rejected": "No."}
     ])  # fmt: skip
     ((only,),) = (found.pairs for found in own.read_by_split(pairs).values())
